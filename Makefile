@@ -1,0 +1,37 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# uv installs in parallel, but looks for local wheels only where it is told.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: demo test ui lint clean
+
+.venv/.installed: pyproject.toml infra/constraints.txt
+	@echo "setting up .venv (a minute or two, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet -c infra/constraints.txt torch uv 2>&1 | grep -v 'is ignored' || true
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[test]'
+	@touch $@
+
+demo: .venv/.installed  ## the whole line on real images, on this machine
+	@$(BIN)/python pipelines/workflow.py digits
+
+test: .venv/.installed-test lint  ## every test that this machine can run
+	@$(BIN)/python -m pytest --durations=10
+
+lint: .venv/.installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+ui: .venv/.installed  ## MLflow's page on the default store
+	@$(BIN)/python -m pipelines.tracking
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""The library: DDPM's mathematics, network, data, training and evaluation, without Ray and MLflow."""

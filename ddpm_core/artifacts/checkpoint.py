@@ -1,0 +1,200 @@
+"""The Checkpoint artifact: weights, EMA, optimizer and history in a folder, visible once state.json stands.
+
+    <run>/checkpoints/step-00001000/model.safetensors ema.safetensors optimizer.safetensors history.parquet state.json
+
+The tensors go first, state.json (with the sha256 of each file) last: no state.json, no checkpoint.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+
+from ddpm_core import storage
+from ddpm_core.types import Tensor
+
+FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+HistoryRow = dict[str, int | float]
+"""One logged point: step, images_seen, loss, grad_norm, images_per_s."""
+HISTORY = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("images_seen", pa.int64()),
+        ("loss", pa.float64()),
+        ("grad_norm", pa.float64()),
+        ("images_per_s", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything that a resume needs, in one place."""
+
+    step: int
+    """Completed steps; the next one to run has this number."""
+    images_seen: int
+    seed: int
+    dataset_digest: str
+    dataset_uri: str
+    config: dict[str, Any]
+    """The resolved recipe as JSON: model, schedule, training, and the shape of the images."""
+    versions: dict[str, str]
+    model: Tensors = field(repr=False)
+    ema: Tensors = field(repr=False)
+    optimizer: Tensors = field(repr=False)
+    history: list[HistoryRow] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a sampler needs of a checkpoint: the averaged weights and what they are."""
+
+    uri: str
+    step: int
+    sha256: str
+    config: dict[str, Any]
+    dataset_digest: str
+    dataset_uri: str
+    file: bytes = field(repr=False)
+    """The safetensors file whose sha256 names the weights."""
+
+    @property
+    def tensors(self) -> Tensors:
+        """The weights by name."""
+        tensors: Tensors = safetensors.torch.load(self.file)
+        return tensors
+
+
+def checkpoint_uri(run_uri: str, step: int) -> str:
+    """The folder of a run's checkpoint."""
+    return storage.join(run_uri, "checkpoints", f"step-{step:08d}")
+
+
+def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint and make it visible in one step.
+
+    Returns:
+        its URI. A checkpoint of that step that already stands is left as it is.
+    """
+    uri = checkpoint_uri(run_uri, checkpoint.step)
+    if storage.exists(storage.join(uri, "state.json")):
+        return uri
+    files = {
+        "model.safetensors": safetensors.torch.save(checkpoint.model),
+        "ema.safetensors": safetensors.torch.save(checkpoint.ema),
+        "optimizer.safetensors": safetensors.torch.save(checkpoint.optimizer),
+        "history.parquet": _history_bytes(checkpoint.history),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    tensors = ("model", "ema", "optimizer", "history")
+    state = {key: value for key, value in vars(checkpoint).items() if key not in tensors}
+    state["format_version"] = FORMAT_VERSION
+    state["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
+    return uri
+
+
+def read_checkpoint(uri: str) -> Checkpoint:
+    """Read a checkpoint and verify each file.
+
+    Raises:
+        FileNotFoundError: if no complete checkpoint is there.
+        ValueError: if a file does not have its recorded sha256, or the format is newer than this code.
+    """
+    state = _read_state(uri)
+    tensors = {
+        name: safetensors.torch.load(_read_verified(uri, f"{name}.safetensors", state))
+        for name in ("model", "ema", "optimizer")
+    }
+    history = pq.read_table(io.BytesIO(_read_verified(uri, "history.parquet", state))).to_pylist()
+    facts = {key: value for key, value in state.items() if key not in ("format_version", "sha256")}
+    return Checkpoint(**facts, **tensors, history=history)
+
+
+def read_weights(uri: str) -> Weights:
+    """Read the averaged weights of a checkpoint. Errors as in `read_checkpoint`."""
+    state = _read_state(uri)
+    data = _read_verified(uri, "ema.safetensors", state)
+    return Weights(
+        uri=uri,
+        step=state["step"],
+        sha256=state["sha256"]["ema.safetensors"],
+        config=state["config"],
+        dataset_digest=state["dataset_digest"],
+        dataset_uri=state["dataset_uri"],
+        file=data,
+    )
+
+
+def read_history(uri: str) -> list[HistoryRow]:
+    """The logged rows of a checkpoint: step, images_seen, loss, grad_norm, images_per_s."""
+    data = _read_verified(uri, "history.parquet", _read_state(uri))
+    rows: list[HistoryRow] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
+
+
+def list_checkpoints(run_uri: str) -> list[str]:
+    """URIs of a run's complete checkpoints, oldest first."""
+    pattern = re.compile(r"^(.*/step-\d{8})/state\.json$")
+    found = (pattern.match(uri) for uri, _ in storage.list_files(storage.join(run_uri, "checkpoints")))
+    return sorted(match.group(1) for match in found if match)
+
+
+def newest_checkpoint(run_uri: str) -> Checkpoint | None:
+    """The newest checkpoint whose files are all sound; a damaged one is named in a warning and the one before taken."""
+    for uri in reversed(list_checkpoints(run_uri)):
+        try:
+            return read_checkpoint(uri)
+        except (ValueError, FileNotFoundError) as error:
+            if "format_version" in str(error):
+                raise
+            logger.warning("skipping a damaged checkpoint: %s", error)
+    return None
+
+
+def delete_old_checkpoints(run_uri: str, keep_last: int) -> None:
+    """Delete all but the newest few; state.json goes first, so that none is ever half there."""
+    for uri in list_checkpoints(run_uri)[:-keep_last]:
+        storage.delete(storage.join(uri, "state.json"))
+        for file, _ in storage.list_files(uri):
+            storage.delete(file)
+
+
+def _read_state(uri: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "state.json")))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {uri}; expected a folder with state.json") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{uri}/state.json is not JSON ({error})") from None
+    if state["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{uri} has format_version {state['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
+        )
+    return state
+
+
+def _read_verified(uri: str, name: str, state: dict[str, Any]) -> bytes:
+    data = storage.read_bytes(storage.join(uri, name))
+    found, expected = hashlib.sha256(data).hexdigest(), state["sha256"][name]
+    if found != expected:
+        raise ValueError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
+    return data
+
+
+def _history_bytes(history: list[HistoryRow]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(history, schema=HISTORY), out)
+    return out.getvalue()

@@ -1,0 +1,44 @@
+"""What a Dataset is made from, and how."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """From raw images to shards.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    source: str = "digits"
+    """Raw images: `digits` (scikit-learn's), or a path or s3:// URI of idx files, a folder, tar or zip of images,
+    CIFAR-10's python batches, .npz or parquet."""
+    image_size: int = 8
+    """Pixels a side; larger and smaller images are cropped to their centre square and resized, antialiased."""
+    channels: int = 1
+    """1 for grey, 3 for colour; any colour mode is converted."""
+    heldout_fraction: float = 0.1
+    """Share of the images kept out of training, drawn from the seeded permutation."""
+    samples_per_shard: int = 1024
+    """Images in a shard; the last one of a split may hold fewer."""
+    seed: int = 0
+    """Seed of the permutation."""
+    max_image_pixels: int = 64_000_000
+    """A larger image is left out and listed as absurdly large."""
+    max_rejected_fraction: float = 0.01
+    """More images than this share left out is an error."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 4:
+            raise ValueError(f"data.image-size is {self.image_size}; expected 4 or more pixels")
+        if self.channels not in (1, 3):
+            raise ValueError(f"data.channels is {self.channels}; expected 1 (grey) or 3 (colour)")
+        if not 0 < self.heldout_fraction < 1:
+            raise ValueError(f"data.heldout-fraction is {self.heldout_fraction}; expected a share between 0 and 1")
+        if self.samples_per_shard < 1:
+            raise ValueError(f"data.samples-per-shard is {self.samples_per_shard}; expected 1 or more")
+        if self.max_image_pixels < 1:
+            raise ValueError(f"data.max-image-pixels is {self.max_image_pixels}; expected 1 or more")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise ValueError(f"data.max-rejected-fraction is {self.max_rejected_fraction}; expected a share in [0, 1]")

@@ -1,0 +1,17 @@
+"""scikit-learn's digits: 1,797 grey 8x8 pictures of real handwriting that need no download."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from ddpm_core.data.sources.base import ArraySource
+
+
+def open_digits() -> ArraySource:
+    """The digits, their grey values 0..16 stretched to 0..255."""
+    digits = load_digits()
+    return ArraySource(
+        images=np.rint(digits.images * (255 / 16)).astype(np.uint8),
+        labels=digits.target.astype(np.int64),
+        class_names=tuple(str(name) for name in digits.target_names),
+        stem="digits",
+    )

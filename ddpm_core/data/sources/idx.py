@@ -1,0 +1,100 @@
+"""idx files, MNIST's form: a big-endian header and raw bytes, gzipped or not."""
+
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm_core.data.sources.base import ArraySource, RawImage, checked_labels, numbered_classes
+from ddpm_core.data.sources.files import unpacked
+
+IMAGES_NAME = re.compile(r"(^|[-_.])images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
+_UNSIGNED_BYTE = 0x08
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedSource:
+    """Several arrays of images, end to end, as one source."""
+
+    parts: tuple[ArraySource, ...]
+    starts: tuple[int, ...]
+    num_images: int
+    class_names: tuple[str, ...]
+
+    def _part(self, index: int) -> tuple[ArraySource, int]:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part], index - self.starts[part]
+
+    def name(self, index: int) -> str:
+        part, place = self._part(index)
+        return part.name(place)
+
+    def read(self, index: int) -> RawImage:
+        part, place = self._part(index)
+        return part.read(place)
+
+
+def join_sources(parts: Sequence[ArraySource]) -> JoinedSource:
+    """The parts end to end; all of them name their classes alike, some may know fewer."""
+    sizes = [part.num_images for part in parts]
+    starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
+    names = max((part.class_names for part in parts), key=len)
+    return JoinedSource(parts=tuple(parts), starts=starts, num_images=sum(sizes), class_names=names)
+
+
+def is_idx(head: bytes) -> bool:
+    """Whether a file's first four bytes are those of an idx file of images."""
+    return len(head) >= 4 and head[:2] == b"\0\0" and head[2] == _UNSIGNED_BYTE and head[3] in (3, 4)
+
+
+def open_idx(files: Sequence[Path]) -> JoinedSource:
+    """Files of images with, beside each, the file of its labels if there is one; training files come first."""
+    ordered = sorted(files, key=lambda path: ("train" not in path.name, path.name))
+    return join_sources([_open_pair(path) for path in ordered])
+
+
+def label_names(images: str) -> tuple[str, str]:
+    """What the file of labels that goes with a file of images may be called: plain, or gzipped."""
+    name = re.sub(r"images?([-_.])idx[34]", r"labels\1idx1", images.removesuffix(".gz"))
+    return name, f"{name}.gz"
+
+
+def _open_pair(path: Path) -> ArraySource:
+    images = _read_idx(path)
+    if images.ndim not in (3, 4):
+        raise ValueError(f"{path} holds an array of {images.ndim} dimensions; expected images [n, h, w]")
+    candidates = [path.with_name(name) for name in label_names(path.name)]
+    beside = next((file for file in candidates if file != path and file.is_file()), None)
+    labels = None if beside is None else checked_labels(_read_idx(beside), len(images), str(beside))
+    return ArraySource(images=images, labels=labels, class_names=numbered_classes(labels), stem=path.name)
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array in an idx file, as a memory map; a gzipped one is unpacked into the cache first."""
+    plain = unpacked(path)
+    with open(plain, "rb") as file:
+        shape = _read_shape(file, path)
+    offset, expected = 4 + 4 * len(shape), int(np.prod(shape, dtype=object))
+    found = plain.stat().st_size - offset
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged: {found} bytes follow its header, which promises {list(shape)} = {expected}"
+        )
+    if expected == 0:
+        return np.zeros(shape, dtype=np.uint8)
+    return np.memmap(plain, dtype=np.uint8, mode="r", offset=offset, shape=shape)
+
+
+def _read_shape(file: BinaryIO, path: Path) -> tuple[int, ...]:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _UNSIGNED_BYTE or not 1 <= head[3] <= 4:
+        raise ValueError(f"{path} starts with the bytes {head.hex()}; expected 0000080N, an idx file of unsigned bytes")
+    sizes = file.read(4 * head[3])
+    if len(sizes) < 4 * head[3]:
+        raise ValueError(f"{path} is damaged: it ends inside its header")
+    return struct.unpack(f">{head[3]}I", sizes)

@@ -1,0 +1,242 @@
+"""Raw images -> Dataset: a plan, shards that can be written in any order and anywhere, and one commit.
+
+Which image goes to which shard follows from the seed and the number of images alone. An image that has to be left out
+leaves its shard one shorter and moves no other, so every shard can be written without knowing of the rest.
+"""
+
+import hashlib
+import json
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import webdataset
+from numpy.typing import NDArray
+
+from ddpm_core import storage
+from ddpm_core.artifacts.manifest import (
+    FORMAT_VERSION,
+    NO_LABEL,
+    ROW_SCHEMA,
+    DatasetIndex,
+    ShardEntry,
+    Split,
+    make_index,
+    write_index,
+)
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.pixels import BadImage, encode_png, to_pixels
+from ddpm_core.data.sources import Source
+from ddpm_core.random import Purpose, words
+
+QUARANTINE_NAME = "quarantine.json"
+_DATASET_STEP = (1 << 24) - 1  # the last one, so that no epoch's permutation is this one
+_NAMED_IN_ERROR = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One shard to be written."""
+
+    name: str
+    split: Split
+    indices: NDArray[np.int64]
+    """Places of its images in the source, in the order of the shard; [number of samples]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """An image that was left out."""
+
+    position: int
+    """Its place in the source."""
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """One shard as it was written."""
+
+    entry: ShardEntry
+    rows: pa.Table
+    """Of manifest.ROW_SCHEMA; the shard column is set at the commit."""
+    rejected: tuple[Rejected, ...]
+
+
+def plan_dataset(num_images: int, config: DataConfig) -> tuple[ShardPlan, ...]:
+    """Which images go to which shard: the held-out split is the head of a seeded permutation, training the rest.
+
+    Returns:
+        The training shards, then the held-out ones; each split has one image at the least.
+
+    Raises:
+        ValueError: if there are fewer than 2 images.
+    """
+    if num_images < 2:
+        raise ValueError(
+            f"{config.source} holds {num_images} image; expected 2 or more, to train on some and hold out some"
+        )
+    order = _permutation(num_images, config.seed)
+    num_heldout = min(max(round(num_images * config.heldout_fraction), 1), num_images - 1)
+    plans: list[ShardPlan] = []
+    splits: tuple[tuple[Split, NDArray[np.int64]], ...] = (
+        ("train", order[num_heldout:]),
+        ("heldout", order[:num_heldout]),
+    )
+    for split, indices in splits:
+        for start in range(0, len(indices), config.samples_per_shard):
+            name = f"shard-{len(plans):06d}.tar"
+            plans.append(ShardPlan(name=name, split=split, indices=indices[start : start + config.samples_per_shard]))
+    return tuple(plans)
+
+
+def _permutation(num_images: int, seed: int) -> NDArray[np.int64]:
+    """0..n-1 in the order of a keyed 64-bit word each; the same everywhere."""
+    drawn = words(seed, Purpose.PERMUTATION, torch.arange(num_images), 2, step=_DATASET_STEP).numpy().astype(np.uint64)
+    return np.argsort(drawn[:, 0] << np.uint64(32) | drawn[:, 1], kind="stable")
+
+
+def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -> ShardResult:
+    """Write one shard to the dataset's folder; a second time writes the same bytes.
+
+    Args:
+        plan: its name and images.
+        source: the raw images.
+        config: how they are to become pixels.
+        uri: the dataset's folder.
+
+    Returns:
+        What was written. If every image had to be left out the shard is empty, and no file is written.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddpm-shard-") as folder:
+        path = Path(folder) / plan.name
+        labels, rejected = _write_tar(path, plan, source, config)
+        rows = _read_back(path, labels)
+        if labels:
+            storage.upload(path, storage.join(uri, plan.name))
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        entry = ShardEntry(
+            name=plan.name,
+            split=plan.split,
+            num_samples=len(labels),
+            size_bytes=path.stat().st_size,
+            sha256=sha256,
+        )
+    return ShardResult(entry=entry, rows=rows, rejected=rejected)
+
+
+def _write_tar(
+    path: Path, plan: ShardPlan, source: Source, config: DataConfig
+) -> tuple[dict[str, int], tuple[Rejected, ...]]:
+    """Write the shard's images; the label of each by its key, and what was left out."""
+    labels: dict[str, int] = {}
+    rejected = []
+    with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
+        for position in plan.indices.tolist():
+            try:
+                raw = source.read(position)
+                pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
+            except BadImage as error:
+                rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
+                continue
+            key = f"{position:09d}"
+            labels[key] = NO_LABEL if raw.label is None else raw.label
+            label = {} if raw.label is None else {"cls": str(raw.label).encode()}
+            writer.write({"__key__": key, "png": encode_png(pixels), **label})
+    return labels, tuple(rejected)
+
+
+def _read_back(path: Path, labels: dict[str, int]) -> pa.Table:
+    """Where each PNG lies in the tar, as tarfile finds it, and its checksum."""
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        found = {name: member for member in tar if (name := member.name).endswith(".png")}
+    members = [found[f"{key}.png"] for key in labels]
+    ends = [(member.offset_data, member.offset_data + member.size) for member in members]
+    columns = {
+        "key": list(labels),
+        "shard": [0] * len(labels),
+        "offset": [start for start, _ in ends],
+        "size": [end - start for start, end in ends],
+        "label": list(labels.values()),
+        "crc32": [zlib.crc32(data[start:end]) for start, end in ends],
+    }
+    return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def commit_dataset(
+    uri: str, results: Sequence[ShardResult], config: DataConfig, class_names: Sequence[str]
+) -> DatasetIndex:
+    """Make the written shards a dataset: the list of what was left out, then the index, last.
+
+    Args:
+        uri: the dataset's folder.
+        results: of write_shard, in the order of the plan.
+        config: what they were written with.
+        class_names: of the source.
+
+    Raises:
+        ValueError: if too many images were left out, or a split is empty; then there is no dataset.
+    """
+    rejected = sorted((item for result in results for item in result.rejected), key=lambda item: item.position)
+    num_images = sum(result.entry.num_samples for result in results) + len(rejected)
+    if rejected:
+        _write_quarantine(uri, rejected, num_images)
+    check_rejected(len(rejected), num_images, config, rejected, storage.join(uri, QUARANTINE_NAME))
+    kept = [result for result in results if result.entry.num_samples]
+    for split in ("train", "heldout"):
+        if not any(result.entry.split == split for result in kept):
+            raise ValueError(f"no image of the {split} split could be used; see {storage.join(uri, QUARANTINE_NAME)}")
+    index = make_index(
+        uri,
+        image_size=config.image_size,
+        channels=config.channels,
+        class_names=class_names,
+        shards=[result.entry for result in kept],
+        num_rejected=len(rejected),
+    )
+    write_index(index, [_numbered(result.rows, number) for number, result in enumerate(kept)])
+    return index
+
+
+def check_rejected(
+    num_rejected: int, num_images: int, config: DataConfig, first: Sequence[Rejected] = (), listed: str = ""
+) -> None:
+    """Refuse a dataset of which too much is missing.
+
+    Raises:
+        ValueError: if more than config.max_rejected_fraction was left out; it names the first few and where all are.
+    """
+    if num_rejected <= config.max_rejected_fraction * num_images:
+        return
+    named = "; ".join(f"{item.name}: {item.reason}" for item in first[:_NAMED_IN_ERROR])
+    details = f" ({named})" if named else ""
+    where = f"; all are listed in {listed}" if listed else ""
+    raise ValueError(
+        f"{num_rejected} of {num_images} images ({num_rejected / num_images:.2%}) cannot be used{details}; at most "
+        f"{config.max_rejected_fraction:.2%} may be left out: mend them or raise --data.max-rejected-fraction{where}"
+    )
+
+
+def _write_quarantine(uri: str, rejected: Sequence[Rejected], num_images: int) -> None:
+    content = {
+        "format_version": FORMAT_VERSION,
+        "num_images": num_images,
+        "num_rejected": len(rejected),
+        "rejected": [{"position": item.position, "name": item.name, "reason": item.reason} for item in rejected],
+    }
+    storage.write_bytes(storage.join(uri, QUARANTINE_NAME), json.dumps(content, indent=1).encode())
+
+
+def _numbered(rows: pa.Table, number: int) -> pa.Table:
+    """The rows, their shard being this number in the index."""
+    shard = pa.array(np.full(len(rows), number, dtype=np.int32))
+    return rows.set_column(ROW_SCHEMA.get_field_index("shard"), "shard", shard)

@@ -1,0 +1,1 @@
+"""The paper's mathematics: schedules, process, losses, samplers."""

@@ -1,0 +1,30 @@
+"""What an evaluation measures and shows."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How many images are measured, and how many the report shows.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    num_images: int = 1_000
+    """Generated images that are measured. Figures compare only at the same number."""
+    num_shown: int = 64
+    """Images in the grid of real and in the grid of generated images."""
+    num_rows: int = 8
+    """Generated images shown on their way from noise, and with their neighbours."""
+    num_neighbours: int = 5
+    """Nearest training images shown beside each of those."""
+    batch_size: int = 256
+    """Images measured at once; no figure depends on it, but for the last digits."""
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
+        for name in ("num_shown", "num_rows", "num_neighbours", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluate.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")

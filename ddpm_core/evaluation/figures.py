@@ -1,0 +1,157 @@
+"""Pictures as PNG bytes: grids of images, the way from noise to image, nearest neighbours, the course of training."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ddpm_core.types import Tensor, UInt8
+
+_PAPER, _INK = "#ffffff", "#444444"
+_TEXT_SIZE = 12
+_LEGIBLE = 64
+"""Pixels a side to which smaller images are magnified."""
+
+
+def image_grid(
+    images: UInt8[Tensor, "n c h w"], columns: int | None = None, *, scale: int | None = None, padding: int = 2
+) -> bytes:
+    """Images side by side, row by row, on white.
+
+    Args:
+        images: n >= 1, grey or colour.
+        columns: by default as many as make the grid about square.
+        scale: each pixel becomes scale x scale; by default small images are magnified to about 64 pixels a side.
+        padding: pixels around each image.
+    """
+    count = len(images)
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    tiles = _magnified(images, scale)
+    height, width = tiles.shape[1] + padding, tiles.shape[2] + padding
+    canvas = Image.new("RGB", (columns * width + padding, rows * height + padding), _PAPER)
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        canvas.paste(Image.fromarray(tile), (padding + column * width, padding + row * height))
+    return _png(canvas)
+
+
+def denoising_strip(
+    frames: UInt8[Tensor, "rows columns c h w"], labels: Sequence[str], *, scale: int | None = None
+) -> bytes:
+    """Each row one image on its way from x_T (left) to x_0 (right); a label above each column.
+
+    Raises:
+        ValueError: if there is not one label a column.
+    """
+    if len(labels) != frames.shape[1]:
+        raise ValueError(f"{len(labels)} labels for {frames.shape[1]} columns; expected one each")
+    return _labelled(frames, [list(labels)], scale)
+
+
+def neighbours_grid(
+    queries: UInt8[Tensor, "q c h w"],
+    neighbours: UInt8[Tensor, "q k c h w"],
+    distances: NDArray[np.float64],
+    *,
+    scale: int | None = None,
+) -> bytes:
+    """Each row a generated image and then its k nearest training images, nearest first, their distances above."""
+    labels = [["generated", *(f"{distance:.2f}" for distance in row)] for row in distances]
+    return _labelled(torch.cat([queries[:, None], neighbours], dim=1), labels, scale)
+
+
+def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = False) -> bytes:
+    """Loss, its running mean and the gradient norm over the steps; transparent behind.
+
+    Args:
+        history: rows with step, loss and grad_norm, as a checkpoint keeps them; values that are not finite leave gaps.
+        dark: for a dark page.
+    """
+    ink, accent = ("#b9b6ae", "#e0a458") if dark else ("#5a5750", "#9a5b13")
+    figure = Figure(figsize=(8.4, 4.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    step = np.array([row["step"] for row in history], dtype=np.float64)
+    for axes, key, name in ((upper, "loss", "loss"), (lower, "grad_norm", "gradient norm")):
+        _draw_course(axes, step, np.array([row[key] for row in history], dtype=np.float64), accent)
+        axes.set_ylabel(name, color=ink)
+        axes.tick_params(colors=ink, which="both", labelsize=9)
+        axes.grid(color=ink, alpha=0.15, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(ink)
+    lower.set_xlabel("step", color=ink)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=True)
+    return out.getvalue()
+
+
+def _draw_course(axes: Axes, step: NDArray[np.float64], values: NDArray[np.float64], accent: str) -> None:
+    """The values, faint, under their running mean; on a log scale where they span more than a factor of ten."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    positive = finite[finite > 0]
+    if len(positive) and positive.max() > 10 * positive.min():
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.plot(step, finite, color=accent, alpha=0.3, linewidth=0.9, marker="." if len(step) == 1 else None)
+    axes.plot(step, _running_mean(finite, max(1, len(step) // 25)), color=accent, linewidth=1.8)
+
+
+def _running_mean(values: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+    """Mean over the finite ones of up to 2 radius + 1 values around each; the window shrinks at the ends."""
+    present = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(present, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(present)])
+    place = np.arange(len(values))
+    low, high = (place - radius).clip(min=0), (place + radius + 1).clip(max=len(values))
+    found = counts[high] - counts[low]
+    mean: NDArray[np.float64] = np.where(found > 0, (sums[high] - sums[low]) / found.clip(min=1), np.nan)
+    return mean
+
+
+def _labelled(rows: UInt8[Tensor, "rows columns c h w"], labels: list[list[str]], scale: int | None) -> bytes:
+    """Rows of images, with a line of labels above each row, or one above the first."""
+    count, columns = rows.shape[:2]
+    tiles = _magnified(rows.flatten(0, 1), scale)
+    font = ImageFont.load_default(_TEXT_SIZE)
+    widest = max(font.getlength(text) for line in labels for text in line)
+    side, gap, line = tiles.shape[1], 4, _TEXT_SIZE + 8
+    pitch = max(tiles.shape[2], math.ceil(widest)) + gap
+    height = gap + count * (side + gap) + len(labels) * line
+    canvas = Image.new("RGB", (gap + columns * pitch, height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    top = gap
+    for row in range(count):
+        if row < len(labels):
+            for column, text in enumerate(labels[row]):
+                centre = gap + column * pitch + (pitch - gap) / 2
+                draw.text((centre, top + line / 2), text, fill=_INK, font=font, anchor="mm")
+            top += line
+        for column in range(columns):
+            left = gap + column * pitch + (pitch - gap - tiles.shape[2]) // 2
+            canvas.paste(Image.fromarray(tiles[row * columns + column]), (left, top))
+        top += side + gap
+    return _png(canvas)
+
+
+def _magnified(images: UInt8[Tensor, "n c h w"], scale: int | None) -> UInt8[np.ndarray, "n H W 3"]:
+    """Colour images in HWC, each pixel a square; small ones at about 64 pixels a side unless told otherwise."""
+    scale = scale or max(1, round(_LEGIBLE / max(images.shape[2:])))
+    pixels = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()

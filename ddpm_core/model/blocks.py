@@ -1,0 +1,132 @@
+"""What the U-Net is made of (Ho, Jain, Abbeel 2020, Appendix B, and the published code where it says more)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddpm_core.random import kept
+from ddpm_core.types import Float, Int, Tensor
+
+_GROUPS = 32
+_GROUP_CHANNELS = 4
+_EPSILON = 1e-6
+
+
+class DropoutKey(NamedTuple):
+    """What dropout depends on: the seed, and the position of each sample in the stream (int64)."""
+
+    seed: int
+    index: Int[Tensor, " b"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm over 32 groups; in a network narrower than the paper's over fewer, each of 4 channels or more.
+
+    In a group of one channel the norm would take away the shift by the time embedding: the network would not see t.
+
+    Args:
+        channels: a multiple of 4.
+    """
+    return nn.GroupNorm(math.gcd(_GROUPS, channels // _GROUP_CHANNELS), channels, eps=_EPSILON)
+
+
+def time_embedding(t: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
+    """Sinusoids of t, first all sines, then all cosines, of frequencies from 1 down to 1/10,000; float32.
+
+    Args:
+        size: even, 4 or more.
+    """
+    half = size // 2
+    frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
+    angles = t[:, None].to(torch.float32) * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout that is a pure function of (seed, position of the sample in the stream, number of the layer).
+
+    Args:
+        p: the probability of 0, rounded to a multiple of 2^-16.
+        layer: this layer's number in the network.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        self.rate, self.layer = round(p * 2**16), layer
+
+    def forward(self, h: Float[Tensor, "b c h w"], key: DropoutKey | None) -> Float[Tensor, "b c h w"]:
+        """h, or without a key h itself."""
+        if key is None or self.rate == 0:
+            return h
+        keep = kept(key.seed, key.index, tuple(h.shape[1:]), self.rate, step=self.layer)
+        return h.masked_fill(~keep, 0) * (1 / (1 - self.rate / 2**16))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a shift by the time embedding, and a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, time_channels: int, dropout: KeyedDropout) -> None:
+        super().__init__()
+        self.norm_1 = group_norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time = nn.Linear(time_channels, channels)
+        self.norm_2 = group_norm(channels)
+        self.dropout = dropout
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b e"], key: DropoutKey | None
+    ) -> Float[Tensor, "b o h w"]:
+        h = self.conv_1(F.silu(self.norm_1(x)))
+        h = h + self.time(F.silu(time))[:, :, None, None]
+        out: Tensor = self.shortcut(x) + self.conv_2(self.dropout(F.silu(self.norm_2(h)), key))
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention of one head among the pixels, and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        h = self.norm(x)
+        query, key, value = (
+            project(h).flatten(2).transpose(1, 2)[:, None] for project in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2).reshape(x.shape)
+        out: Tensor = self.out(attended)
+        return x + out
+
+
+class Downsample(nn.Module):
+    """Half the size by a convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h//2 w//2"]:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Twice the size by repeating pixels, and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return out

@@ -1,0 +1,213 @@
+"""The U-Net that predicts the noise (Ho, Jain, Abbeel 2020, Appendix B, and the published code where it says more)."""
+
+import math
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddpm_core.model.blocks import (
+    Attention,
+    Downsample,
+    DropoutKey,
+    KeyedDropout,
+    ResBlock,
+    Upsample,
+    group_norm,
+    time_embedding,
+)
+from ddpm_core.random import Purpose, uniforms
+from ddpm_core.types import Float, Int, Tensor
+
+__all__ = ["DropoutKey", "UNet", "UNetConfig", "init_unet"]
+
+_NEAR_ZERO = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The network's form; the default is the paper's for CIFAR-10.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    base_channels: int = 128
+    """Channels at full size; a multiple of 4."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level as a multiple of base_channels; each level has half the size of the one before."""
+    num_res_blocks: int = 2
+    """Residual blocks of a level on the way down; one more on the way up."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Sizes in pixels of the feature maps with self-attention; the middle always has it."""
+    dropout: float = 0.1
+    """Probability with which a residual block zeroes a value in training."""
+
+    def __post_init__(self) -> None:
+        if self.base_channels < 4 or self.base_channels % 4:
+            raise ValueError(f"model.base-channels is {self.base_channels}; expected a multiple of 4, 4 or more")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(
+                f"model.channel-multipliers is {self.channel_multipliers}; expected one or more, each 1 or more"
+            )
+        if self.num_res_blocks < 1:
+            raise ValueError(f"model.num-res-blocks is {self.num_res_blocks}; expected 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; expected a probability in [0, 1)")
+
+
+class Down(nn.Module):
+    """A level on the way down: residual blocks, with or without attention; then half the size, but for the last."""
+
+    def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], shrink: Downsample | None) -> None:
+        super().__init__()
+        self.blocks, self.attentions, self.shrink = nn.ModuleList(blocks), nn.ModuleList(attentions), shrink
+
+    def forward(self, h: Tensor, time: Tensor, dropout: DropoutKey | None) -> list[Tensor]:
+        """Every feature map of the level, which the way up takes again; the last one goes on."""
+        outs = []
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(h, time, dropout))
+            outs.append(h)
+        return outs if self.shrink is None else [*outs, self.shrink(h)]
+
+
+class Up(nn.Module):
+    """A level on the way up: residual blocks, with or without attention; then twice the size, but for the first."""
+
+    def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], grow: Upsample | None) -> None:
+        super().__init__()
+        self.blocks, self.attentions, self.grow = nn.ModuleList(blocks), nn.ModuleList(attentions), grow
+
+    def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, dropout: DropoutKey | None) -> Tensor:
+        """Takes one of `skips` off its end for each block."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(torch.cat((h, skips.pop()), dim=1), time, dropout))
+        return h if self.grow is None else self.grow(h)
+
+
+class UNet(nn.Module):
+    """A Denoiser with weights: `init_unet` sets them, or a checkpoint does.
+
+    Args:
+        image_size: height and width in pixels.
+        channels: of an image.
+        num_outputs: channels of the output; None for as many as the image has.
+
+    Raises:
+        ValueError: if the image cannot be halved as often as there are levels, or attention is asked for at a size
+            that no level has.
+    """
+
+    def __init__(self, config: UNetConfig, *, image_size: int, channels: int, num_outputs: int | None = None) -> None:
+        super().__init__()
+        _check_sizes(config, image_size)
+        self.base_channels = base = config.base_channels
+        time_channels = 4 * base
+        layer = count()
+
+        def block(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, out_channels, time_channels, KeyedDropout(config.dropout, next(layer)))
+
+        def attention(size: int, width: int) -> nn.Module:
+            return Attention(width) if size in config.attention_resolutions else nn.Identity()
+
+        self.time_1 = nn.Linear(base, time_channels)
+        self.time_2 = nn.Linear(time_channels, time_channels)
+        self.conv_in = nn.Conv2d(channels, base, 3, padding=1)
+
+        widths = [base * multiplier for multiplier in config.channel_multipliers]
+        levels = list(zip(range(len(widths)), widths, _sizes(config, image_size), strict=True))
+        skips = [base]  # the channels of what the way up takes from the way down
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, width, size in levels:
+            last = level == len(widths) - 1
+            blocks = [block(i, width) for i in [skips[-1], *[width] * (config.num_res_blocks - 1)]]
+            attentions = [attention(size, width) for _ in blocks]
+            self.down.append(Down(blocks, attentions, None if last else Downsample(width)))
+            skips += [width] * (len(blocks) + (not last))
+
+        self.middle_1 = block(widths[-1], widths[-1])
+        self.middle_attention = Attention(widths[-1])
+        self.middle_2 = block(widths[-1], widths[-1])
+
+        below = widths[-1]
+        for level, width, size in reversed(levels):
+            blocks = [block(i + skips.pop(), width) for i in [below, *[width] * config.num_res_blocks]]
+            attentions = [attention(size, width) for _ in blocks]
+            self.up.append(Up(blocks, attentions, Upsample(width) if level > 0 else None))
+            below = width
+
+        self.norm_out = group_norm(below)
+        self.conv_out = nn.Conv2d(below, channels if num_outputs is None else num_outputs, 3, padding=1)
+
+    def forward(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], dropout: DropoutKey | None = None
+    ) -> Float[Tensor, "b o h w"]:
+        """Predict the noise in x_t.
+
+        Args:
+            t: steps in [0, T-1].
+            dropout: what the dropout of training is keyed by; None for no dropout.
+        """
+        time = time_embedding(t, self.base_channels).to(x_t.dtype)
+        time = self.time_2(F.silu(self.time_1(time)))
+        skips = [self.conv_in(x_t)]
+        for level in self.down:
+            skips += level(skips[-1], time, dropout)
+        h = self.middle_1(skips[-1], time, dropout)
+        h = self.middle_2(self.middle_attention(h), time, dropout)
+        for level in self.up:
+            h = level(h, skips, time, dropout)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
+def _sizes(config: UNetConfig, image_size: int) -> list[int]:
+    """Pixels along a side at each level."""
+    return [image_size >> level for level in range(len(config.channel_multipliers))]
+
+
+def _check_sizes(config: UNetConfig, image_size: int) -> None:
+    divisor = 2 ** (len(config.channel_multipliers) - 1)
+    if image_size < 1 or image_size % divisor:
+        raise ValueError(
+            f"the image size is {image_size}; expected a multiple of {divisor}, "
+            f"for the {len(config.channel_multipliers)} levels of model.channel-multipliers"
+        )
+    sizes = _sizes(config, image_size)
+    for resolution in config.attention_resolutions:
+        if resolution not in sizes:
+            expected = ", ".join(map(str, sizes))
+            raise ValueError(
+                f"model.attention-resolutions has {resolution}; expected sizes that the levels have: {expected}"
+            )
+
+
+@torch.no_grad()
+def init_unet(model: UNet, seed: int) -> None:
+    """Set every weight as the paper did, the same everywhere: a pure function of (seed, order of the weights).
+
+    Kernels are uniform with variance 1 / fan_avg; near zero where a residual branch or the network ends. Biases are 0.
+    """
+    ends = [model.conv_out]
+    for module in model.modules():
+        if isinstance(module, ResBlock):
+            ends.append(module.conv_2)
+        elif isinstance(module, Attention):
+            ends.append(module.out)
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for number, layer in enumerate(layers):
+        kernel, bias = layer.weight, layer.bias
+        fan_avg = (kernel.shape[0] + kernel.shape[1]) / 2 * kernel[0, 0].numel()
+        bound = math.sqrt(3 * (_NEAR_ZERO if layer in ends else 1) / fan_avg)
+        row = torch.zeros(1, dtype=torch.int64, device=kernel.device)
+        unit = uniforms(seed, Purpose.WEIGHTS, row, kernel.numel(), step=number)
+        kernel.copy_((bound * (2 * unit - 1)).view_as(kernel))
+        assert bias is not None
+        bias.zero_()
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.reset_parameters()

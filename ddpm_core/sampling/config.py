@@ -1,0 +1,35 @@
+"""What a request for samples says."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ddpm_core.diffusion.samplers import SamplerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Which images, and how they are computed. Neither `batch_size` nor the number of actors changes an image.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    num_images: int = 1024
+    """Images to generate, one a seed."""
+    first_seed: int = 0
+    """The seeds are first_seed, first_seed + 1, ..."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How x_T becomes x_0."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network while sampling."""
+    block_size: int = 64
+    """Seeds in a block, the unit in which images are stored and shared."""
+    batch_size: int = 64
+    """Images denoised at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "block_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sample.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.first_seed < 2**63 - self.num_images:
+            raise ValueError(f"sample.first-seed is {self.first_seed}; expected 0 to {2**63 - self.num_images - 1}")

@@ -1,0 +1,74 @@
+"""Seeds to images: image number 17 is the same image, whatever the batch, the actors, or who asked."""
+
+from collections.abc import Callable
+
+import torch
+
+from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.random import Purpose, normals
+from ddpm_core.types import Denoiser, Float, Int, Tensor, UInt8
+
+# An image is named by its seed alone: the seed is the counter's index, the key is this constant.
+_KEY = 0
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    seeds: Int[Tensor, " b"],
+    shape: tuple[int, int, int],
+    *,
+    on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> UInt8[Tensor, "b c h w"]:
+    """Sample one image a seed.
+
+    The noise of the reverse step from t is keyed by (seed, t); x_T by (seed, T).
+
+    Args:
+        seeds: int64, each in [0, 2^63).
+        shape: channels, height, width.
+        on_step: told t, x_t and x_0_hat at every step of the sampler.
+
+    Returns:
+        Images in 0..255.
+    """
+    x_T = normals(_KEY, Purpose.SAMPLING, seeds, shape, step=schedule.num_timesteps)
+
+    def noise(t: int) -> Float[Tensor, "b c h w"]:
+        return normals(_KEY, Purpose.SAMPLING, seeds, shape, step=t)
+
+    return to_uint8(sample(denoiser, schedule, sampler, x_T, noise, on_step=on_step))
+
+
+def to_uint8(x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """[-1, 1] to 0..255, rounded to the nearest level; values outside are clamped."""
+    return ((x.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def denoising_strip(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    seeds: Int[Tensor, " b"],
+    shape: tuple[int, int, int],
+    num_frames: int,
+) -> tuple[UInt8[Tensor, "b f c h w"], list[int]]:
+    """x_t on its way from x_T to x_0, evenly spaced over the sampler's steps.
+
+    Returns:
+        The frames, the last of them x_0, and the t of each (0 for x_0; T for x_T).
+    """
+    states: list[Tensor] = []
+    times: list[int] = []
+
+    def keep(t: int, x_t: Tensor, x_0_hat: Tensor) -> None:
+        states.append(to_uint8(x_t))
+        times.append(t + 1)
+
+    x_0 = generate(denoiser, schedule, sampler, seeds, shape, on_step=keep)
+    states, times = [*states, x_0], [*times, 0]
+    chosen = torch.linspace(0, len(states) - 1, min(num_frames, len(states))).round().int().tolist()
+    return torch.stack([states[i] for i in chosen], dim=1), [times[i] for i in chosen]

@@ -1,0 +1,160 @@
+"""URI -> bytes and files: local disk and S3 behind the same few functions.
+
+A URI is a local path (or file:///path) or s3://bucket/key. An absent file is a FileNotFoundError; any other failure a
+StorageError of one line. A file is there whole or not at all: readers never see half of one.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from ddpm_core.storage import local, s3, s3_file
+from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
+
+__all__ = [
+    "StorageError",
+    "absolute",
+    "check_store",
+    "create_bytes",
+    "delete",
+    "download",
+    "exists",
+    "fingerprint",
+    "is_s3",
+    "join",
+    "list_files",
+    "open_read",
+    "read_bytes",
+    "read_range",
+    "replace_bytes",
+    "size_bytes",
+    "upload",
+    "write_bytes",
+]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file."""
+    return s3.read_bytes(uri) if is_s3(uri) else local.read_bytes(local_path(uri))
+
+
+def read_range(uri: str, offset: int, size: int) -> bytes:
+    """The bytes [offset, offset + size); fewer where the file ends."""
+    return s3.read_range(uri, offset, size) if is_s3(uri) else local.read_range(local_path(uri), offset, size)
+
+
+def open_read(uri: str) -> BinaryIO:
+    """The file as a seekable stream; on S3 only the ranges that are read are fetched, all of one version."""
+    return s3_file.open_read(uri) if is_s3(uri) else local.open_read(local_path(uri))
+
+
+def exists(uri: str) -> bool:
+    """Whether a file (not a folder) stands at the URI."""
+    return _describe(uri) is not None
+
+
+def size_bytes(uri: str) -> int:
+    """Size of a file."""
+    state = _describe(uri)
+    if state is None:
+        raise FileNotFoundError(f"no file at {uri}")
+    return state[0]
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """(uri, size in bytes) of every file below a folder, at any depth, sorted; empty if there is no such folder."""
+    return [(name, size) for name, size, _ in _list(uri)]
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file, replacing what stood there; readers see the old one or the new one."""
+    if is_s3(uri):
+        s3.write_bytes(uri, data)
+    else:
+        local.write_bytes(local_path(uri), data)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a file if none stands there. Of several writers at once exactly one gets True.
+
+    On S3 this holds after a lost answer too if no two writers write the same bytes: what stands is then compared.
+    """
+    return s3.create_bytes(uri, data) if is_s3(uri) else local.create_bytes(local_path(uri), data)
+
+
+def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
+    """Replace a file if its content is `expected` (compare and swap); False, and nothing done, if it is not or is gone.
+
+    Safe against other replace_bytes and create_bytes; locally write_bytes does not wait for a swap under way.
+    """
+    if is_s3(uri):
+        return s3.replace_bytes(uri, data, expected)
+    return local.replace_bytes(local_path(uri), data, expected)
+
+
+def upload(path: Path | str, uri: str) -> None:
+    """Copy a local file to a URI; large files go up in parts. It appears whole or not at all."""
+    if is_s3(uri):
+        s3.upload(Path(path), uri)
+    else:
+        local.copy(Path(path), local_path(uri))
+
+
+def download(uri: str, path: Path | str) -> None:
+    """Copy a file to local disk; it appears whole or not at all."""
+    if not is_s3(uri):
+        local.copy(local_path(uri), Path(path))
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=local.TEMPORARY, dir=target.parent) as folder:
+        aside = Path(folder) / "download"
+        with open(aside, "wb") as file:
+            s3.download(uri, file)
+        aside.replace(target)
+
+
+def delete(uri: str) -> None:
+    """Remove a file; none there is no error."""
+    if is_s3(uri):
+        s3.delete(uri)
+    else:
+        local.delete(local_path(uri))
+
+
+def check_store(uri: str) -> None:
+    """Make sure that a store can be written, by writing and removing a probe; a local folder is made if missing.
+
+    Raises:
+        ValueError: one line: no such bucket, credentials missing or refused, server out of reach, not writable, a file.
+    """
+    if is_s3(uri):
+        s3.check_store(uri)
+    else:
+        local.check_store(local_path(uri))
+
+
+def fingerprint(uri: str) -> str:
+    """Identity of a file, or of all files below a folder, without reading them.
+
+    Returns:
+        sha256 (hex) over names (below the folder), sizes, and times of change (local) or ETags (S3).
+    """
+    base = absolute(uri)
+    state = _describe(base)
+    found = [(base, *state)] if state else _list(base)
+    if not found:
+        raise FileNotFoundError(f"no file or folder with files at {uri}")
+    parent = base.rpartition("/")[0] if state else base
+    names = [[name[len(parent) :].lstrip("/"), size, version] for name, size, version in found]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def _describe(uri: str) -> tuple[int, str] | None:
+    return s3.describe(uri) if is_s3(uri) else local.describe(local_path(uri))
+
+
+def _list(uri: str) -> list[tuple[str, int, str]]:
+    return s3.list_files(uri) if is_s3(uri) else local.list_files(local_path(uri))

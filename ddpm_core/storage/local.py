@@ -1,0 +1,166 @@
+"""Files on local disk. Whatever appears under its own name is whole: written aside, flushed, then moved into place."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ddpm_core.storage.uri import StorageError
+
+TEMPORARY = ".tmp-"
+"""Start of the names of files that are still being written; list_files passes over what a killed writer left."""
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """One line in place of the operating system's errors; FileNotFoundError keeps its type."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {path}") from None
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    with _errors(path), open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def read_bytes(path: Path) -> bytes:
+    with _errors(path):
+        return path.read_bytes()
+
+
+def open_read(path: Path) -> BinaryIO:
+    with _errors(path):
+        return open(path, "rb")
+
+
+def size_bytes(path: Path) -> int:
+    with _errors(path):
+        return path.stat().st_size
+
+
+def list_files(folder: Path) -> list[tuple[str, int, str]]:
+    """(path, size, version) of every file below the folder, the version being the time of its last change in ns."""
+    found = []
+    with _errors(folder):
+        for path in _walk(folder, set()) if folder.is_dir() else []:
+            state = describe(path)
+            if state is not None:  # else it went away meanwhile, or is a link to nothing
+                found.append((str(path), *state))
+    return sorted(found)
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Every file below the folder; links are followed, but no folder is entered twice."""
+    state = folder.stat()
+    if (state.st_dev, state.st_ino) in seen:
+        return
+    seen.add((state.st_dev, state.st_ino))
+    for entry in os.scandir(folder):
+        if entry.name.startswith(TEMPORARY):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        else:
+            yield Path(entry.path)
+
+
+def describe(path: Path) -> tuple[int, str] | None:
+    """(size, version) of one file; None if there is none."""
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_size, str(state.st_mtime_ns)
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    """A name in the same folder to write to; flushed to disk on leaving, and gone afterwards whatever happened."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with _errors(path), _written_aside(path) as aside:
+        aside.write_bytes(data)
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    with _errors(path), _written_aside(path) as aside:
+        aside.write_bytes(data)
+        _flush(aside)
+        try:
+            os.link(aside, path)  # unlike rename, refuses to replace, and the file is whole the moment it appears
+        except FileExistsError:
+            return False
+        _flush(path.parent)
+        return True
+
+
+def replace_bytes(path: Path, data: bytes, expected: bytes) -> bool:
+    with _errors(path):
+        if not path.is_file():
+            return False
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # one swap at a time in this folder; freed on closing
+            if not path.is_file() or path.read_bytes() != expected:
+                return False
+            write_bytes(path, data)
+            return True
+        finally:
+            os.close(folder)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file; the target appears whole or not at all."""
+    with _errors(source), open(source, "rb") as reading, _errors(target), _written_aside(target) as aside:
+        with open(aside, "wb") as writing:
+            shutil.copyfileobj(reading, writing, 1 << 20)
+        _flush(aside)
+        os.replace(aside, target)
+        _flush(target.parent)
+
+
+def delete(path: Path) -> None:
+    with _errors(path):
+        path.unlink(missing_ok=True)
+
+
+def check_store(path: Path) -> None:
+    """See ddpm_core.storage.check_store."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"the store {path} is a file; expected a folder or s3://bucket/prefix")
+    probe = path / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        write_bytes(probe, b"probe")
+        probe.unlink()
+    except OSError as error:
+        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
+        raise ValueError(f"the store {path} cannot be written: {reason}; name a folder that you may write to") from None

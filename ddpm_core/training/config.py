@@ -1,0 +1,71 @@
+"""What a training run is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The trajectory of training, and how often it is saved and shown. Nothing here follows from the number of workers.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    steps: int = 800_000
+    """Optimizer steps in all; raise it and run again to train further."""
+    batch_size: int = 128
+    """Images in a global batch, over all workers."""
+    learning_rate: float = 2e-4
+    """Adam's, after the warm-up."""
+    warmup_steps: int = 5_000
+    """Steps over which the learning rate rises linearly."""
+    grad_clip: float = 1.0
+    """Largest norm of the global gradient."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, from which images are sampled."""
+    flip: bool = True
+    """Mirror half of the images."""
+    seed: int = 0
+    """Of the initial weights, the data order, t, eps, flips and dropout."""
+    precision: Precision = "auto"
+    """auto: bfloat16 autocast on a GPU, float32 on a CPU."""
+    lanes: int = 8
+    """Fixed lanes of the data order, the most workers a run can ever have."""
+    window: int = 8
+    """Shards over which a lane shuffles."""
+    log_every: int = 50
+    """Steps between points of the loss curve."""
+    checkpoint_every: int = 5_000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """The newest ones that stay."""
+    preview_every: int = 5_000
+    """Steps between grids of sampled images."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "lanes",
+            "window",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "preview_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 1 or more")
+        for name in ("steps", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 0 or more")
+        for name in ("learning_rate", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected more than 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema-decay is {self.ema_decay}; expected a decay in [0, 1)")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

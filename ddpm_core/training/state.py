@@ -1,0 +1,85 @@
+"""The training state: network, averaged weights, optimizer, step; to and from tensors by name."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ddpm_core.artifacts.checkpoint import HistoryRow
+from ddpm_core.types import Tensor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainState:
+    """All that training changes."""
+
+    network: nn.Module
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Adam
+    step: int = 0
+    history: list[HistoryRow] = field(default_factory=list)
+
+
+def new_state(network: nn.Module, learning_rate: float) -> TrainState:
+    """The state before the first step; the averaged weights are a copy of the network's."""
+    # Adam's defaults are the paper's: betas 0.9, 0.999 and epsilon 1e-8.
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    return TrainState(network, {name: p.detach().clone() for name, p in network.named_parameters()}, optimizer)
+
+
+def network_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The network's weights, on the CPU."""
+    return {name: p.detach().cpu() for name, p in state.network.named_parameters()}
+
+
+def ema_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The averaged weights, on the CPU."""
+    return {name: p.cpu() for name, p in state.ema.items()}
+
+
+def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`; empty before the first step."""
+    return {
+        f"{moment}.{name}": state.optimizer.state[p][moment].cpu()
+        for name, p in state.network.named_parameters()
+        if p in state.optimizer.state
+        for moment in _MOMENTS
+    }
+
+
+def load_tensors(
+    state: TrainState, network: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor], step: int
+) -> None:
+    """Set the state to saved tensors.
+
+    Raises:
+        ValueError: if names or shapes are not this network's.
+    """
+    load_network(state.network, network)
+    for name, p in state.network.named_parameters():
+        state.ema[name] = ema[name].to(p.device, copy=True)
+        if optimizer:
+            moments = {moment: optimizer[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}
+            state.optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+    state.step = step
+
+
+def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy weights into a network.
+
+    Raises:
+        ValueError: naming the first weight that does not fit.
+    """
+    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"the weights are of another architecture: {name} has shape {found.get(name)}, "
+                f"the network expects {expected.get(name)}; use the recipe that the weights were trained with"
+            )
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.copy_(tensors[name])

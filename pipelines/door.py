@@ -1,0 +1,243 @@
+"""What all doors share: RECIPE and flags in, one line for a user's mistake, the plan on --dry-run, and what was made at the end."""
+
+import contextlib
+import difflib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+
+from ddpm_core import storage
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sources import check_source
+from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.model.unet import UNet
+from pipelines.cluster import check_resources
+from pipelines.models import to_json
+from pipelines.recipes import RECIPES, Recipe, SampleStage, make
+
+A = TypeVar("A")
+
+_DOMESTIC = ("ddpm_core", "pipelines")
+_EVERYWHERE = """\
+  --dry-run  print the resolved config and the plan, touch nothing
+  --json     print what was made as one JSON object, last line of stdout"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a door made."""
+
+    made: dict[str, str]
+    """What it is and where it lies, in the order to show."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Numbers for --json."""
+    next: str = ""
+    """The command that comes next."""
+    exit_code: int = 0
+    """1 if some of it failed, which was told already."""
+
+
+def open_door(
+    args_type: type[A],
+    about: str,
+    *,
+    plan: Callable[[A], list[str]],
+    run: Callable[[A], Outcome],
+    read: Callable[[type[A], list[str], str, str], A] | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """Parse the command line, check it, and run the stage.
+
+    Args:
+        args_type: the door's flags, a dataclass; fields named as the recipe's take their values from it.
+        about: the first lines of --help.
+        plan: checks all that can be checked before anything starts (ValueError, one line), and says what will be done.
+        run: does it.
+        read: makes the flags of the command line, as `parse` does, for a door without a recipe.
+
+    Exits:
+        0 when done, 2 for a user's mistake, 1 with a traceback for ours.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = f"python pipelines/{Path(sys.argv[0]).name}"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    as_json, dry_run = _take(argv, "--json"), _take(argv, "--dry-run")
+    try:
+        args = (read or parse)(args_type, argv, program, about)
+        lines = plan(args)
+    except (ValueError, OSError) as error:
+        sys.exit(_mistake(error))
+    if dry_run:
+        print(json.dumps(to_json(args), indent=2))
+        print("\n".join(lines))
+        return
+    try:
+        outcome = run(args)
+    except (ValueError, OSError) as error:
+        if not _raised_by_us(error):
+            raise
+        sys.exit(_mistake(error))
+    _show(outcome, as_json)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
+def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
+    """RECIPE and dotted flags to the door's arguments.
+
+    Raises:
+        ValueError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
+        SystemExit: with 0, after --help.
+    """
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
+    if name not in RECIPES:
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}"
+        )
+    recipe = make(name)
+    of_recipe = {f.name for f in fields(Recipe)}
+    default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
+    return parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+
+
+def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, about: str) -> A:
+    """Dotted flags to a dataclass; what they leave out is as in the default.
+
+    Raises:
+        ValueError: for a misspelt flag, or a value that is none; one line with the nearest match.
+        SystemExit: with 0, after --help.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed = tyro.cli(
+                args_type, args=argv, default=default, prog=program, description=f"{about}\n\n{_EVERYWHERE}"
+            )
+    except SystemExit as exit_:  # tyro ends the process; here the caller does
+        if exit_.code == 0:
+            raise
+        raise ValueError(_one_line(told.getvalue())) from None
+    return _anchored(parsed)
+
+
+def _anchored(args: A) -> A:
+    """The arguments with absolute paths: workers have other working directories."""
+    anchored: dict[str, Any] = {}
+    for f in fields(args):  # type: ignore[arg-type]
+        value = getattr(args, f.name)
+        if f.name == "store":
+            anchored["store"] = storage.absolute(value)
+        if isinstance(value, DataConfig) and value.source != "digits":
+            anchored[f.name] = replace(value, source=storage.absolute(value.source))
+    return replace(args, **anchored)  # type: ignore[type-var]
+
+
+def _recipes() -> str:
+    recipes = "\n".join(f"  {name:16} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
+    return f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}"
+
+
+def _one_line(box: str) -> str:
+    """tyro's box as one line: what, the value, what was expected, the nearest match."""
+    _title, inside = re.sub(r"^╰.*$|│", " ", box.strip(), flags=re.M).split("\n", 1)
+    parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
+    said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
+    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    rest = " ".join(more)
+    match = re.search(r"Perhaps you meant: (--[\w.-]+)", rest) or re.search(r"Argument helptext: (--[\w.-]+ \S+)", rest)
+    hint = ""
+    if match:
+        hint = f"; did you mean {match.group(1)}?" if "Perhaps" in rest else f"; expected {match.group(1)}"
+    return f"{said}{hint} (all flags: --help)"
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _take(argv: list[str], flag: str) -> bool:
+    found = flag in argv
+    if found:
+        argv.remove(flag)
+    return found
+
+
+def _mistake(error: Exception) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the error was worded by this project for a user; anything else deserves its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename) if frames else Path()
+    return any(part in _DOMESTIC for part in last.parts) and not os.environ.get("DDPM_TRACEBACK")
+
+
+def _show(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**outcome.made, **outcome.figures}))
+        return
+    width = max(map(len, outcome.made), default=0)
+    for what, where in outcome.made.items():
+        print(f"{what:{width}}  {where}")
+    if outcome.next:
+        print(f"{'next':{width}}  {outcome.next}")
+
+
+def as_recipe(door: Any) -> Recipe:
+    """The recipe behind a door's flags: its fields where the door has them, the recipe's own elsewhere."""
+    of_recipe = {f.name for f in fields(Recipe)}
+    return replace(make(door.recipe), **{f.name: getattr(door, f.name) for f in fields(door) if f.name in of_recipe})
+
+
+def check_store(store: str) -> None:
+    """Refuse a store that cannot be used, by really writing to it.
+
+    Raises:
+        ValueError: if it is no absolute URI, the bucket is missing, credentials are refused, or it is not writable.
+    """
+    storage.check_store(store)
+
+
+def check_common(recipe: Recipe) -> None:
+    """Refuse a source or a store that cannot be used.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_source(recipe.data.source)
+    check_store(recipe.store)
+
+
+def check_training(recipe: Recipe) -> None:
+    """Refuse more workers than there are CPUs or GPUs, and a network that cannot be built.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_resources("train.num-workers", recipe.train.num_workers, recipe.train.use_gpu)
+    make_schedule(recipe.schedule)
+    with torch.device("meta"):
+        UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
+
+
+def check_sampling(sample: SampleStage) -> None:
+    """Refuse more actors than there are CPUs or GPUs.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_resources("sample.num-actors", sample.num_actors, sample.use_gpu)

@@ -1,0 +1,61 @@
+"""Judge a model's samples against the images it was trained on: the Fréchet distance, neighbours, and a report to look at.
+
+examples:
+  python pipelines/evaluate.py                                     # models:/ddpm-digits@champion
+  python pipelines/evaluate.py mnist --model models:/ddpm-mnist@candidate --evaluate.num-images 2048
+"""
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from ddpm_core.artifacts.manifest import read_index
+from ddpm_core.evaluation.config import EvaluateConfig
+from pipelines.door import Outcome, as_recipe, check_sampling, check_store, open_door
+from pipelines.line import open_line
+from pipelines.recipes import SampleStage, default_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateDoor:
+    """Whose samples to judge, and how."""
+
+    recipe: tyro.conf.Suppress[str] = ""
+    store: str = field(default_factory=default_store)
+    """Where all artifacts go: a folder or s3://bucket/prefix."""
+    model: str | None = None
+    """Whose samples: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint or run.
+    Default: the recipe's champion."""
+    sample: SampleStage = field(default_factory=SampleStage)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.model is None and self.recipe:
+            object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
+
+
+def plan(door: EvaluateDoor) -> list[str]:
+    """Check store and actors."""
+    check_store(door.store)
+    check_sampling(door.sample)
+    return [
+        f"sample: {door.sample.num_images:,} images of {door.model}, unless they are there",
+        f"evaluate: the first {door.evaluate.num_images:,} of them against the model's dataset, into {door.store}",
+    ]
+
+
+def run(door: EvaluateDoor) -> Outcome:
+    """Sample what is not there yet, then evaluate."""
+    assert door.model is not None
+    with open_line(as_recipe(door)) as line:
+        weights = line.find_weights(door.model)
+        evaluated = line.evaluate(weights, line.sample(weights), read_index(weights.dataset_uri))
+    return Outcome(
+        made={"report": evaluated.page_uri},
+        figures=evaluated.figures,
+        next="make ui",
+    )
+
+
+if __name__ == "__main__":
+    open_door(EvaluateDoor, __doc__, plan=plan, run=run)

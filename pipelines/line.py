@@ -1,0 +1,162 @@
+"""The line: the stages in their order, each tracked as one MLflow run under one parent. A door opens the part it needs."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import Weights, read_weights
+from ddpm_core.artifacts.manifest import DatasetIndex
+from pipelines.cluster import check_cluster, session
+from pipelines.models import code_version, digest, find_weights, run_folder, to_json
+from pipelines.progress import Progress
+from pipelines.recipes import Recipe
+from pipelines.stages.evaluate import Evaluated, run_evaluate
+from pipelines.stages.sample import Sampled, run_sample
+from pipelines.stages.shard import run_shard
+from pipelines.stages.sweep import SweepConfig, Swept, run_sweep
+from pipelines.stages.train import Trained, run_name, run_train
+from pipelines.tracking import Promotion, RunHandle, Tracker, open_tracking, promote, register_model
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe's stages in one Ray session, tracked under one parent run."""
+
+    recipe: Recipe
+    tracker: Tracker
+    parent: RunHandle
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the registry keeps this recipe's models."""
+        return f"ddpm-{self.recipe.recipe}"
+
+    def shard(self) -> DatasetIndex:
+        """The dataset, made now or there already."""
+        data = self.recipe.data
+        key = digest(["shard", self.recipe.store, to_json(data)])
+        with self.tracker.run("shard", parent=self.parent, key=key, params={"data": to_json(data)}) as run:
+            shown: list[Progress] = []
+
+            def tell(done: int, total: int) -> None:
+                if not shown:
+                    shown.append(Progress("shard", total, "image"))
+                shown[0].set(done)
+
+            index = run_shard(data, self.recipe.store, name=self.recipe.recipe, on_progress=tell)
+            for bar in shown:
+                bar.close()
+            self._log_dataset(run, index)
+            counts = {split: index.num_samples(split) for split in ("train", "heldout")}
+            run.log_metrics([{"step": 0, **counts, "rejected": index.num_rejected}])
+        return index
+
+    def train(self, index: DatasetIndex, init_from: Weights | None = None) -> Trained:
+        """The trained model, from wherever its run was; its averaged weights are registered as the candidate."""
+        key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
+        params = {name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "train")}
+        with self.tracker.run("train", parent=self.parent, key=key, params=params) as run:
+            self._log_dataset(run, index)
+            trained = run_train(self.recipe, index, run, init_from)
+            self._register(run, read_weights(trained.checkpoint_uri))
+        return trained
+
+    def sample(self, weights: Weights) -> Sampled:
+        """The generated images, made now or there already."""
+        config = self.recipe.sample
+        key = digest(["sample", self.recipe.store, weights.sha256, to_json(config)])
+        params = {"sample": to_json(config), "weights_sha256": weights.sha256, "checkpoint": weights.uri}
+        with self.tracker.run("sample", parent=self.parent, key=key, params=params) as run:
+            sampled = run_sample(weights, config, self.recipe.store)
+            run.log_picture(storage.read_bytes(sampled.grid_uri), "samples/grid", step=weights.step)
+            if sampled.num_new:
+                run.log_metrics([{"step": weights.step, "images_per_s": sampled.images_per_s}])
+        return sampled
+
+    def evaluate(self, weights: Weights, sampled: Sampled, index: DatasetIndex) -> Evaluated:
+        """The report on a set of samples, against the dataset that its model was trained on."""
+        config = self.recipe.evaluate
+        key = digest(["evaluate", sampled.samples.set_uri, index.digest, to_json(config)])
+        params = {"evaluate": to_json(config), "samples": sampled.samples.set_uri, "weights_sha256": weights.sha256}
+        with self.tracker.run("evaluate", parent=self.parent, key=key, params=params) as run:
+            self._log_dataset(run, index)
+            evaluated = run_evaluate(weights, sampled.samples, index, self.recipe)
+            run.log_metrics([{"step": weights.step, **evaluated.figures}])
+            run.log_html(storage.read_bytes(evaluated.page_uri).decode())
+        return evaluated
+
+    def promote(self, weights: Weights, evaluated: Evaluated) -> tuple[int, Promotion]:
+        """The weights' version in the registry, and whether it is the champion now."""
+        key = digest(["promote", weights.sha256, evaluated.report_uri])
+        with self.tracker.run("promote", parent=self.parent, key=key) as run:
+            version = self._register(run, weights)
+            metric = evaluated.metric
+            promotion = promote(
+                self.tracker,
+                self.model_name,
+                version,
+                metric=metric,
+                value=evaluated.figures[metric],
+                reference=evaluated.reference,
+            )
+            run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
+        return version, promotion
+
+    def sweep(self, config: SweepConfig, index: DatasetIndex, name: str) -> Swept:
+        """The ranking of schedules, each trial a run under the sweep's."""
+        key = digest(["sweep", self.recipe.store, name])
+        with self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run:
+            self._log_dataset(run, index)
+            swept = run_sweep(self.recipe, config, index, name, self.tracker, run)
+            run.log_text(storage.read_bytes(swept.uri).decode(), "sweep.json")
+        return swept
+
+    def find_weights(self, model: str) -> Weights:
+        """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS."""
+        return find_weights(model, self.tracker)
+
+    def _register(self, run: RunHandle, weights: Weights) -> int:
+        training = {
+            "checkpoint_uri": weights.uri,
+            "step": weights.step,
+            "dataset_uri": weights.dataset_uri,
+            "dataset_digest": weights.dataset_digest,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights.safetensors"
+            path.write_bytes(weights.file)
+            return register_model(
+                self.tracker,
+                run,
+                name=self.model_name,
+                weights=path,
+                config={**weights.config, "training": training},
+                facts={**training, "code_version": code_version()},
+            )
+
+    def _log_dataset(self, run: RunHandle, index: DatasetIndex) -> None:
+        facts = {
+            "image_size": index.image_size,
+            "channels": index.channels,
+            "class_names": list(index.class_names),
+            "source": self.recipe.data.source,
+        }
+        name = self.recipe.recipe
+        run.log_dataset(name, index.digest, index.uri, index.num_samples("train"), index.num_samples("heldout"), facts)
+
+
+@contextmanager
+def open_line(recipe: Recipe) -> Iterator[Line]:
+    """A Ray session, checked against the recipe, and the parent run."""
+    tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
+    with session():
+        check_cluster(recipe.store, "train.num-workers", recipe.train.num_workers, recipe.train.use_gpu)
+        check_cluster(recipe.store, "sample.num-actors", recipe.sample.num_actors, recipe.sample.use_gpu)
+        plain = to_json(recipe)
+        key = digest(["line", recipe.store, recipe.name, plain["data"], plain["unet"], plain["schedule"]])
+        name = recipe.name or f"{recipe.recipe}-{key}"
+        with tracker.run(name, key=key, tags={"recipe": recipe.recipe, "store": recipe.store}) as parent:
+            yield Line(recipe, tracker, parent)

@@ -1,0 +1,124 @@
+"""Configs and weights to networks and schedules, and the names by which both are told apart."""
+
+import dataclasses
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+
+import ddpm_core
+from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.training.state import load_network
+from pipelines.recipes import Recipe
+from pipelines.tracking import Tracker, resolve_model
+
+_strict = cattrs.Converter(forbid_extra_keys=True)
+T = TypeVar("T")
+
+# Fields of the training config that may change without changing the trajectory.
+_FREE = {"steps", "num_workers", "use_gpu", "log_every", "checkpoint_every", "keep_checkpoints", "preview_every"}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as JSON types."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_json(kind: type[T], plain: dict[str, Any]) -> T:
+    """A config from JSON, read strictly.
+
+    Raises:
+        ValueError: if a key is unknown or a value is of the wrong type.
+    """
+    try:
+        return _strict.structure(plain, kind)
+    except cattrs.BaseValidationError as error:
+        raise ValueError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
+
+
+def trajectory(recipe: Recipe, index: DatasetIndex, init_from: str | None) -> dict[str, Any]:
+    """All that decides the weights of a run at a given step, as JSON."""
+    train = {key: value for key, value in to_json(recipe.train).items() if key not in _FREE}
+    return {
+        "image_size": index.image_size,
+        "channels": index.channels,
+        "model": to_json(recipe.unet),
+        "schedule": to_json(recipe.schedule),
+        "train": train,
+        "init_from": init_from,
+    }
+
+
+def digest(plain: Any, length: int = 12) -> str:
+    """The first hex digits of the sha256 over canonical JSON."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def build_network(config: dict[str, Any]) -> UNet:
+    """The network of a checkpoint's config, with no weights in it yet."""
+    return UNet(from_json(UNetConfig, config["model"]), image_size=config["image_size"], channels=config["channels"])
+
+
+def build_schedule(config: dict[str, Any]) -> NoiseSchedule:
+    """The schedule of a checkpoint's config."""
+    return make_schedule(from_json(ScheduleConfig, config["schedule"]))
+
+
+def build_denoiser(weights: Weights) -> UNet:
+    """The network with a checkpoint's averaged weights, ready to sample."""
+    network = build_network(weights.config)
+    load_network(network, weights.tensors)
+    return network.eval().requires_grad_(False)
+
+
+def find_weights(model: str, tracker: Tracker) -> Weights:
+    """The averaged weights of a model.
+
+    Args:
+        model: the URI of a checkpoint, or of a run (its newest checkpoint), or models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        ValueError: if there is none, in one line.
+    """
+    if model.startswith("models:/"):
+        found = resolve_model(tracker, model)
+        config = dict(found.config)
+        training = config.pop("training")
+        return Weights(
+            uri=training["checkpoint_uri"],
+            step=training["step"],
+            sha256=found.weights_sha256,
+            config=config,
+            dataset_digest=training["dataset_digest"],
+            dataset_uri=training["dataset_uri"],
+            file=found.weights.read_bytes(),
+        )
+    uri = storage.absolute(model)
+    complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
+    if not complete:
+        raise ValueError(f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run")
+    return read_weights(complete[-1])
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """A digest of the source tree; a submitted copy may have no .git."""
+    roots = [Path(ddpm_core.__file__).parent, Path(__file__).parent]
+    files = sorted((path.relative_to(root.parent).as_posix(), path) for root in roots for path in root.rglob("*.py"))
+    total = hashlib.sha256()
+    for name, path in files:
+        total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]
+
+
+def run_folder(store: str, name: str) -> str:
+    """Where a run's checkpoints and previews lie."""
+    return storage.join(store, "runs", name)

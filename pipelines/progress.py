@@ -1,0 +1,52 @@
+"""One progress bar on a terminal; plain lines, now and then, elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+_PLAIN_EVERY_S = 15.0
+
+
+class Progress:
+    """A count that grows to a total, with a few figures beside it."""
+
+    def __init__(self, what: str, total: int, unit: str, initial: int = 0) -> None:
+        self._what, self._total, self._unit, self._count = what, total, unit, initial
+        self._told = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def set(self, count: int, **figures: str) -> None:
+        """Show that `count` of the total are done, and the latest figures."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(count - self._bar.n)
+        elif time.monotonic() - self._told > _PLAIN_EVERY_S and count != self._count:
+            self._told = time.monotonic()
+            told = ", ".join(f"{name} {value}" for name, value in figures.items())
+            print(
+                f"{self._what}: {count:,} of {self._total:,} {self._unit}s{', ' + told if told else ''}",
+                file=sys.stderr,
+            )
+        self._count = count
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, initial: int = 0) -> Iterator[Progress]:
+    """A progress display for the time of a block."""
+    shown = Progress(what, total, unit, initial)
+    try:
+        yield shown
+    finally:
+        shown.close()

@@ -1,0 +1,209 @@
+"""The recipes: each a function that returns one complete, typed config. Dotted flags override its fields."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import platformdirs
+import tyro
+
+from ddpm_core.data.config import DataConfig
+from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.model.unet import UNetConfig
+from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.training.config import TrainConfig
+
+
+def default_store() -> str:
+    """The per-user folder that every door uses unless told otherwise; absolute, so that a job's folder may vanish."""
+    return str(platformdirs.user_data_path("ddpm"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(TrainConfig):
+    """Training, and the workers that do it."""
+
+    num_workers: int = 1
+    """Data-parallel workers, at most one a lane; the trajectory does not depend on them."""
+    use_gpu: bool = False
+    """One GPU a worker."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_workers < 1:
+            raise ValueError(f"train.num-workers is {self.num_workers}; expected 1 or more")
+        if self.num_workers > self.lanes:
+            raise ValueError(
+                f"train.num-workers is {self.num_workers} for {self.lanes} lanes; expected at most one worker a lane: "
+                "lower it, or raise --train.lanes before the run's first step"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleStage(SampleConfig):
+    """Sampling, and the actors that do it."""
+
+    num_actors: int = 1
+    """Ray actors that share the blocks; no image depends on them."""
+    use_gpu: bool = False
+    """One GPU an actor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_actors < 1:
+            raise ValueError(f"sample.num-actors is {self.num_actors}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run of the line needs to know."""
+
+    store: str = field(default_factory=default_store)
+    """Where all artifacts go: a folder or s3://bucket/prefix."""
+    recipe: tyro.conf.Suppress[str] = ""
+    name: str | None = None
+    """Name of the run; by default the recipe's name and a digest of what decides its weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainStage = field(default_factory=TrainStage)
+    sample: SampleStage = field(default_factory=SampleStage)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def digits() -> Recipe:
+    """scikit-learn's 1,797 handwritten digits, grey 8x8: the whole line in minutes on a laptop."""
+    return Recipe(
+        data=DataConfig(source="digits", image_size=8, channels=1, samples_per_shard=256),
+        unet=UNetConfig(
+            base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
+        ),
+        train=TrainStage(
+            steps=2_000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            ema_decay=0.995,
+            flip=False,
+            log_every=20,
+            checkpoint_every=500,
+            preview_every=500,
+            num_workers=2,
+        ),
+        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        evaluate=EvaluateConfig(num_images=512),
+    )
+
+
+def mnist() -> Recipe:
+    """MNIST, grey 28x28, from its four idx files: --data.source FOLDER."""
+    return Recipe(
+        data=DataConfig(source="mnist", image_size=28, channels=1, samples_per_shard=2_048),
+        unet=UNetConfig(
+            base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0
+        ),
+        train=TrainStage(
+            steps=4_000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            ema_decay=0.999,
+            flip=False,
+            checkpoint_every=1_000,
+            preview_every=1_000,
+            num_workers=2,
+        ),
+        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        evaluate=EvaluateConfig(num_images=512),
+    )
+
+
+def cifar10() -> Recipe:
+    """The paper's CIFAR-10 model: 35.7 M parameters, 800,000 steps of 128 images. Wants GPUs."""
+    return Recipe(
+        data=DataConfig(source="cifar-10-python.tar.gz", image_size=32, channels=3, samples_per_shard=2_048),
+        train=TrainStage(use_gpu=True),
+        sample=SampleStage(num_images=50_000, block_size=256, batch_size=256, use_gpu=True),
+        evaluate=EvaluateConfig(num_images=50_000),
+    )
+
+
+def cifar10_small() -> Recipe:
+    """A small model of 32x32 colour images that a laptop trains in minutes; it shows the line, not the state of the art."""
+    return Recipe(
+        data=DataConfig(source="cifar10", image_size=32, channels=3, samples_per_shard=2_048),
+        unet=UNetConfig(
+            base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), dropout=0.1
+        ),
+        train=TrainStage(
+            steps=2_000,
+            batch_size=64,
+            learning_rate=5e-4,
+            warmup_steps=200,
+            ema_decay=0.998,
+            checkpoint_every=500,
+            preview_every=500,
+            num_workers=2,
+        ),
+        sample=SampleStage(num_images=256, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        evaluate=EvaluateConfig(num_images=256),
+    )
+
+
+def _paper_256(source: str, steps: int) -> Recipe:
+    """The paper's 256x256 settings; its scripts sample with the small fixed variance."""
+    return Recipe(
+        data=DataConfig(source=source, image_size=256, channels=3, samples_per_shard=1_024),
+        unet=UNetConfig(channel_multipliers=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,), dropout=0.0),
+        train=TrainStage(steps=steps, batch_size=64, learning_rate=2e-5, use_gpu=True),
+        sample=SampleStage(
+            num_images=50_000, sampler=SamplerConfig(variance="fixed_small"), batch_size=16, use_gpu=True
+        ),
+        evaluate=EvaluateConfig(num_images=50_000),
+    )
+
+
+def celebahq256() -> Recipe:
+    """The paper's CelebA-HQ 256x256 model: 114 M parameters, 500,000 steps of 64 images."""
+    return _paper_256("celebahq256", 500_000)
+
+
+def lsun_church256() -> Recipe:
+    """The paper's LSUN Church 256x256 model: 114 M parameters, 1,200,000 steps of 64 images."""
+    return _paper_256("lsun_church256", 1_200_000)
+
+
+def lsun_cat256() -> Recipe:
+    """The paper's LSUN Cat 256x256 model: 114 M parameters, 1,800,000 steps of 64 images."""
+    return _paper_256("lsun_cat256", 1_800_000)
+
+
+def lsun_bedroom256() -> Recipe:
+    """The paper's LSUN Bedroom 256x256 model: 114 M parameters, 2,400,000 steps of 64 images."""
+    return _paper_256("lsun_bedroom256", 2_400_000)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        digits,
+        mnist,
+        cifar10,
+        cifar10_small,
+        celebahq256,
+        lsun_church256,
+        lsun_cat256,
+        lsun_bedroom256,
+    )
+}
+
+
+def make(name: str) -> Recipe:
+    """The recipe of this name, which it carries.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    return dataclasses.replace(RECIPES[name](), recipe=name)

@@ -1,0 +1,64 @@
+"""Generate images, each by its own seed: the same image whatever the batch size and the number of actors.
+
+examples:
+  python pipelines/sample.py                                       # from models:/ddpm-digits@champion
+  python pipelines/sample.py mnist --model models:/ddpm-mnist@champion --num-images 10000 --sample.num-actors 2
+  python pipelines/sample.py --model /path/to/checkpoints/step-00001000 --sample.sampler.name ancestral
+"""
+
+from dataclasses import dataclass, field, replace
+
+import tyro
+
+from pipelines.door import Outcome, as_recipe, check_sampling, check_store, open_door
+from pipelines.line import open_line
+from pipelines.recipes import SampleStage, default_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleDoor:
+    """Whose images, how many, and how."""
+
+    recipe: tyro.conf.Suppress[str] = ""
+    store: str = field(default_factory=default_store)
+    """Where all artifacts go: a folder or s3://bucket/prefix."""
+    model: str | None = None
+    """Whose images: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint or run. Default: the recipe's champion."""
+    num_images: int | None = None
+    """Images to generate, one a seed. Default: the recipe's number."""
+    sample: SampleStage = field(default_factory=SampleStage)
+
+    def __post_init__(self) -> None:
+        if self.num_images is not None:
+            object.__setattr__(self, "sample", replace(self.sample, num_images=self.num_images))
+            object.__setattr__(self, "num_images", None)
+        if self.model is None and self.recipe:
+            object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
+
+
+def plan(door: SampleDoor) -> list[str]:
+    """Check store, actors, and the model's URI."""
+    check_store(door.store)
+    check_sampling(door.sample)
+    sampler, first = door.sample.sampler, door.sample.first_seed
+    steps = sampler.num_steps or "all"
+    return [
+        f"sample: {door.sample.num_images:,} images of {door.model}, seeds from {first}, {sampler.name} in {steps} steps, "
+        f"on {door.sample.num_actors} actors, into {door.store}"
+    ]
+
+
+def run(door: SampleDoor) -> Outcome:
+    """Generate what is not there yet."""
+    assert door.model is not None
+    with open_line(as_recipe(door)) as line:
+        sampled = line.sample(line.find_weights(door.model))
+    return Outcome(
+        made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
+        figures={"images": door.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
+        next=f"python pipelines/evaluate.py {door.recipe} --store {door.store} --model {door.model}",
+    )
+
+
+if __name__ == "__main__":
+    open_door(SampleDoor, __doc__, plan=plan, run=run)

@@ -1,0 +1,34 @@
+"""Raw images in, a Dataset out: WebDataset tars with an index, sharded by parallel Ray tasks.
+
+examples:
+  python pipelines/shard.py                                        # scikit-learn's digits, into the default store
+  python pipelines/shard.py mnist --data.source /data/mnist
+  python pipelines/shard.py cifar10 --data.source s3://raw/photos.tar.gz --store s3://bucket/ddpm
+"""
+
+from pipelines.door import Outcome, check_common, open_door
+from pipelines.line import open_line
+from pipelines.recipes import Recipe
+from pipelines.stages.shard import plan_summary
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """Check source and store."""
+    check_common(recipe)
+    return [f"shard: {plan_summary(recipe.data)}, into {recipe.store}"]
+
+
+def run(recipe: Recipe) -> Outcome:
+    """Shard."""
+    with open_line(recipe) as line:
+        index = line.shard()
+    counts = {split: index.num_samples(split) for split in ("train", "heldout")}
+    return Outcome(
+        made={"dataset": index.uri},
+        figures={"digest": index.digest, **counts, "rejected": index.num_rejected},
+        next=f"python pipelines/train.py {recipe.recipe} --store {recipe.store} --data.source {recipe.data.source}",
+    )
+
+
+if __name__ == "__main__":
+    open_door(Recipe, __doc__, plan=plan, run=run)

@@ -1,0 +1,231 @@
+"""How a scheduled job is started and followed: by Ray's Jobs API where there is a cluster, else as a process here."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pipelines.cluster  # noqa: F401  sets Ray's environment before Ray is imported
+
+_TAIL = 1 << 16
+_GRACE_S = 10.0
+# What goes up with a job beside what .gitignore leaves out.
+_EXCLUDES = [".git", "tests", "docs"]
+
+
+class LaunchError(OSError):
+    """Ray's Jobs API failed or is out of reach; worth another try."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How a job ended."""
+
+    exit_code: int | None
+    output: str
+    """The end of its output."""
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """The last line that is a JSON object, as --json prints it; empty if there is none."""
+        for line in reversed(self.output.splitlines()):
+            if line.startswith("{"):
+                try:
+                    plain = json.loads(line)
+                except ValueError:
+                    continue
+                return plain if isinstance(plain, dict) else {}
+        return {}
+
+    @property
+    def last_line(self) -> str:
+        """The last line that says anything."""
+        return next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "")
+
+
+class Job(Protocol):
+    """A job under way."""
+
+    log: str
+    """Where its output lies."""
+
+    def poll(self) -> JobResult | None:
+        """How it ended; None while it runs."""
+
+    def leave(self) -> None:
+        """Let go of it: a process of this machine is ended, a job of a cluster goes on and can be found again."""
+
+
+class Launcher(Protocol):
+    """Starts jobs, and finds those that another scheduler started."""
+
+    def find(self, submission_id: str) -> Job | None:
+        """A job that runs or has succeeded."""
+
+    def start(self, submission_id: str, command: Sequence[str]) -> Job:
+        """Start a job, once: an id that was used already is that job."""
+
+
+def project_root() -> Path:
+    """The folder that holds pipelines/ and ddpm_core/."""
+    return Path(__file__).resolve().parents[2]
+
+
+def ray_address() -> str | None:
+    """The cluster that the environment names, as Ray reads it; `local` names none."""
+    given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    return None if given == "local" else given
+
+
+def local_arguments(command: Sequence[str]) -> list[str]:
+    """`python pipelines/...` with this Python and from this project."""
+    return [sys.executable, str(project_root() / command[1]), *command[2:]]
+
+
+def local_environment() -> dict[str, str]:
+    """This environment, with the project to be found by Python."""
+    paths = [str(project_root()), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+class LocalJobs:
+    """Processes of this machine. They end with their scheduler, unless that is killed outright."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+
+    def find(self, submission_id: str) -> Job | None:
+        """None: a process is known to its scheduler alone."""
+        return None
+
+    def start(self, submission_id: str, command: Sequence[str]) -> Job:
+        """Start a process, its output in a log of its own."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = self._logs / f"{submission_id}.log"
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                local_arguments(command),
+                cwd=project_root(),
+                env=local_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the scheduler, which then ends it
+            )
+        return _Process(process, log)
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._process, self._path, self.log = process, log, str(log)
+
+    def poll(self) -> JobResult | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        with open(self._path, "rb") as file:
+            file.seek(max(0, os.path.getsize(self._path) - _TAIL))
+            return JobResult(exit_code=code, output=file.read().decode(errors="replace"))
+
+    def leave(self) -> None:
+        """End it and whatever it started: asked first, then killed."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return  # all of it has ended
+
+
+class RayJobs:
+    """Jobs of a Ray cluster. They outlive their scheduler, and the next one finds them by their id."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def find(self, submission_id: str) -> Job | None:
+        """The job, if the cluster knows it and it has not failed."""
+        job = _RayJob(self._client, submission_id)
+        info = job.info()
+        return job if info is not None and info.status in {"PENDING", "RUNNING", "SUCCEEDED"} else None
+
+    def start(self, submission_id: str, command: Sequence[str]) -> Job:
+        """Submit it with a copy of the project; if the id is taken, that is the job."""
+        try:
+            self._client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=submission_id,
+                runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise LaunchError(f"Ray refused the job {submission_id}: {_last_line(error)}") from error
+        return _RayJob(self._client, submission_id)
+
+
+class _RayJob:
+    def __init__(self, client: Any, submission_id: str) -> None:
+        self._client, self._id = client, submission_id
+        self.log = f"ray job logs {submission_id}"
+
+    def info(self) -> Any:
+        """What the cluster knows of it; None if nothing."""
+        try:
+            return self._client.get_job_info(self._id)
+        except RuntimeError as error:
+            if "does not exist" in str(error):
+                return None
+            raise LaunchError(f"Ray cannot say how {self._id} is: {_last_line(error)}") from error
+
+    def poll(self) -> JobResult | None:
+        info = self.info()
+        if info is None:
+            return JobResult(exit_code=None, output="the cluster does not know the job any more")
+        if info.status in {"PENDING", "RUNNING"}:
+            return None
+        try:
+            output = str(self._client.get_job_logs(self._id))
+        except RuntimeError as error:  # its node may be gone, and the log with it
+            output = f"no log: {_last_line(error)}"
+        code = 0 if info.status == "SUCCEEDED" else info.driver_exit_code or None
+        return JobResult(exit_code=code, output=output[-_TAIL:] if output.strip() else str(info.message))
+
+    def leave(self) -> None:
+        """Nothing: it goes on."""
+
+
+def open_launcher(address: str | None, logs: Path) -> Launcher:
+    """Ray's Jobs API at the address; without one, processes of this machine.
+
+    Raises:
+        ValueError: one line, if no cluster answers there.
+    """
+    if not address:
+        return LocalJobs(logs)
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return RayJobs(JobSubmissionClient(address))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster takes jobs at {address} ({_last_line(error)}); "
+            "start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
+        ) from None
+
+
+def _last_line(error: Exception) -> str:
+    """The last line that says anything; the Jobs API answers with whole tracebacks."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

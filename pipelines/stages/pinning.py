@@ -1,0 +1,139 @@
+"""A scheduled command: checked when the schedule starts, pinned when a tick is claimed, which decides its output."""
+
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import list_checkpoints
+from pipelines.stages.launch import local_arguments, local_environment, project_root
+from pipelines.tracking import open_tracking, resolve_model
+
+SEEDS_PER_TICK = 1_000_000
+"""A tick's seeds start at its Unix minute times this: ticks are a minute apart or more, so no two share a seed."""
+DEFAULT_COMMAND = ("python", "pipelines/sample.py", "digits")
+
+_DOOR = "pipelines/sample.py"
+_MODEL, _STORE, _DRY, _JSON = ("--model",), ("--store",), ("--dry-run", "--help", "-h"), ("--json",)
+_SEED, _COUNT = ("--sample.first-seed",), ("--num-images", "--sample.num-images")
+
+
+def check_command(command: Sequence[str]) -> tuple[str, ...]:
+    """The command in the form that every machine understands: python pipelines/sample.py ...
+
+    Raises:
+        ValueError: one line, if it is another command, says what the schedule says, or asks for too many seeds.
+    """
+    given = " ".join(command) or "empty"
+    is_python = bool(command) and re.fullmatch(r"python[\d.]*", Path(command[0]).name)
+    if not is_python or len(command) < 2 or Path(command[1]).parts[-2:] != tuple(_DOOR.split("/")):
+        raise ValueError(
+            f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags]: only that may be scheduled"
+        )
+    arguments = list(command[2:])
+    for flags in (_STORE, _DRY):
+        if _find(arguments, flags) is not None:
+            raise ValueError(
+                f"the command after -- has {flags[0]}; expected it before --, among the schedule's own flags"
+            )
+    count = max((int(value) for flag in _COUNT if (value := _value(arguments, (flag,))).isdecimal()), default=0)
+    if count > SEEDS_PER_TICK and _find(arguments, _SEED) is None:
+        raise ValueError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED[0]} given")
+    return ("python", _DOOR, *arguments)
+
+
+def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Callable[[str], str]) -> tuple[str, ...]:
+    """The command with all that decides its output: the model's version, the store, the first seed of the tick.
+
+    Args:
+        command: as check_command returns it.
+        resolve: names the one model that a URI means now.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    start, arguments = list(command[:2]), list(command[2:])
+    model = _value(arguments, _MODEL) or f"models:/ddpm-{recipe_of(command)}@champion"  # as sample.py has it
+    arguments = [*_without(arguments, _MODEL), "--model", resolve(model), "--store", store]
+    if _find(arguments, _SEED) is None:
+        arguments += [_SEED[0], str(first_seed(tick))]
+    return (*start, *_without(arguments, _JSON, takes_value=False), "--json")
+
+
+def first_seed(tick: datetime) -> int:
+    """The Unix minute of a tick times SEEDS_PER_TICK."""
+    return int(tick.timestamp()) // 60 * SEEDS_PER_TICK
+
+
+def recipe_of(command: Sequence[str]) -> str:
+    """The recipe that a checked command names."""
+    return command[2] if len(command) > 2 and not command[2].startswith("-") else "digits"
+
+
+def model_resolver(store: str, recipe: str) -> Callable[[str], str]:
+    """A function that gives a model the name that it keeps: models:/NAME/VERSION, or its checkpoint's URI.
+
+    Its errors: ValueError if there is no such model, TrackingError if MLflow fails.
+    """
+
+    def resolve(model: str) -> str:
+        if model.startswith("models:/"):
+            found = resolve_model(open_tracking(store, f"ddpm-{recipe}"), model)
+            return f"models:/{found.name}/{found.version}"
+        uri = storage.absolute(model)
+        complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
+        if not complete:
+            raise ValueError(
+                f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run"
+            )
+        return complete[-1]
+
+    return resolve
+
+
+def rehearse(command: Sequence[str], ray_address: str | None) -> None:
+    """Let the command check itself with --dry-run, so that a mistake shows now and not at night.
+
+    Args:
+        ray_address: of the cluster that will do it; this machine's own size is then not asked.
+
+    Raises:
+        ValueError: with the command's own line.
+    """
+    environment = local_environment() | ({"RAY_ADDRESS": ray_address} if ray_address else {})
+    tried = subprocess.run(
+        [*local_arguments(command), "--dry-run"],
+        cwd=project_root(),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if tried.returncode:
+        said = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        raise ValueError(f"the command after -- was tried with --dry-run: {said.removeprefix('error: ')}")
+
+
+def _find(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
+    """Where one of the flags stands; an underscore is as good as a dash, as the doors have it."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-") and argument.partition("=")[0].replace("_", "-") in flags:
+            return place
+    return None
+
+
+def _value(arguments: Sequence[str], flags: Sequence[str]) -> str:
+    place = _find(arguments, flags)
+    if place is None:
+        return ""
+    _, equals, value = arguments[place].partition("=")
+    return value if equals else "".join(arguments[place + 1 : place + 2])
+
+
+def _without(arguments: Sequence[str], flags: Sequence[str], *, takes_value: bool = True) -> list[str]:
+    rest = list(arguments)
+    while (place := _find(rest, flags)) is not None:
+        del rest[place : place + (2 if takes_value and "=" not in rest[place] else 1)]
+    return rest

@@ -1,0 +1,198 @@
+"""From an evaluation to its report: pictures gathered by Ray tasks, the page rendered, the artifact written."""
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import ray
+import torch
+
+from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.report import write_report
+from ddpm_core.artifacts.sample_set import SampleSet, read_images
+from ddpm_core.data.loader import ImageReader
+from ddpm_core.data.pixels import decode_png
+from ddpm_core.evaluation import figures as draw
+from ddpm_core.evaluation.features import NAME, extractor_digest
+from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
+from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
+from ddpm_core.sampling.generate import denoising_strip
+from ddpm_core.types import Tensor
+from pipelines.cluster import shard_cache, versions
+from pipelines.models import build_denoiser, build_schedule, code_version, from_json
+from pipelines.recipes import Recipe, SampleStage
+
+_STRIP_FRAMES = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What the report shows."""
+
+    real: Tensor
+    generated: Tensor
+    denoising: Tensor
+    times: list[int]
+    """t of each column of the strip."""
+    neighbours: Neighbours
+
+
+def write(
+    uri: str,
+    weights: Weights,
+    samples: SampleSet,
+    index: DatasetIndex,
+    recipe: Recipe,
+    figures: dict[str, float],
+    reference: str,
+) -> None:
+    """Write the report of an evaluation."""
+    pictures = _gather(weights, samples, index, recipe)
+    rows = recipe.evaluate.num_rows
+    content = _content(weights, samples, index, recipe, figures, pictures)
+    near = pictures.neighbours
+    pngs = {
+        "real.png": draw.image_grid(pictures.real),
+        "generated.png": draw.image_grid(pictures.generated),
+        "denoising.png": draw.denoising_strip(pictures.denoising, list(content.denoising_labels)),
+        "neighbours.png": draw.neighbours_grid(pictures.generated[:rows], near.images, near.distances),
+    }
+    if content.history:
+        pngs["loss.png"] = draw.loss_curve(content.history)
+    facts = {"figures": figures, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
+    write_report(uri, facts, render_report(content), pngs)
+
+
+def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: Recipe) -> Pictures:
+    config = recipe.evaluate
+    seeds = list(range(samples.first_seed, samples.first_seed + min(config.num_rows, samples.num_images)))
+    shown = min(max(config.num_shown, config.num_rows), samples.num_images)
+    generated = decoded([png for _, png in islice(read_images(samples), shown)])
+    shared = ray.put(weights)
+    strip = _strip.remote(shared, samples.identity["sampler"], seeds)
+    starts, first = [], 0
+    sizes = index.shard_sizes("train")
+    for size in sizes:
+        starts.append(first)
+        first += int(size)
+    queries = generated[: config.num_rows]
+    parts = [
+        _shard_neighbours.remote(index, number, start, queries, config.num_neighbours)
+        for number, start in enumerate(starts)
+    ]
+    neighbours = ray.get(parts[0])
+    for part in parts[1:]:
+        neighbours = merge(neighbours, ray.get(part), config.num_neighbours)
+    denoising, times = ray.get(strip)
+    real = next(iter(ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(config.num_shown)))
+    return Pictures(
+        real=real, generated=generated[: config.num_shown], denoising=denoising, times=times, neighbours=neighbours
+    )
+
+
+def _content(
+    weights: Weights,
+    samples: SampleSet,
+    index: DatasetIndex,
+    recipe: Recipe,
+    figures: dict[str, float],
+    pictures: Pictures,
+) -> ReportContent:
+    name, sampler = recipe.recipe, samples.identity["sampler"]
+    counts = {split: f"{index.num_samples(split):,}" for split in ("train", "heldout")}
+    history = _history(weights)
+    rates = sorted(row["images_per_s"] for row in history)
+    steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
+    words = f"{sampler['name']}, {steps} steps, {_noise(sampler)}, {samples.identity['precision']}"
+    return ReportContent(
+        title=f"{name}: a DDPM after {weights.step:,} steps",
+        created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        dataset=DatasetFacts(
+            name=name,
+            uri=index.uri,
+            digest=index.digest,
+            image_size=index.image_size,
+            channels=index.channels,
+            num_train=index.num_samples("train"),
+            num_heldout=index.num_samples("heldout"),
+            num_rejected=index.num_rejected,
+            class_names=index.class_names,
+        ),
+        model=ModelFacts(
+            checkpoint_uri=weights.uri,
+            weights_sha256=weights.sha256,
+            num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
+            step=weights.step,
+            images_seen=weights.step * weights.config["train"]["batch_size"],
+            sampler=words,
+            first_seed=samples.first_seed,
+            num_images=recipe.evaluate.num_images,
+        ),
+        figures=(
+            FigureRow(
+                name=NAME,
+                of=f"{recipe.evaluate.num_images:,} generated images against {counts['train']} training images",
+                value=figures[NAME],
+            ),
+            FigureRow(
+                name=NAME,
+                of=f"{int(figures['num_heldout']):,} held-out images against {counts['train']} training images",
+                value=figures["floor"],
+                note="what real images reach that the model has not seen",
+            ),
+        ),
+        extractor_digest=extractor_digest(),
+        real=pictures.real,
+        generated=pictures.generated,
+        denoising=pictures.denoising,
+        denoising_labels=tuple(str(t) for t in pictures.times),
+        queries=pictures.generated[: recipe.evaluate.num_rows],
+        neighbours=pictures.neighbours,
+        history=history,
+        train_images_per_s=rates[len(rates) // 2] if rates else None,
+        sample_images_per_s=None,
+        commands=(f"python pipelines/evaluate.py {name} --store {recipe.store} --model {weights.uri}",),
+        versions={**versions(), "code": code_version()},
+    )
+
+
+def _noise(sampler: dict[str, Any]) -> str:
+    return (
+        f"eta {sampler['eta']:g}" if sampler["name"] == "ddim" else f"{sampler['variance'].replace('_', ' ')} variance"
+    )
+
+
+def _history(weights: Weights) -> list[HistoryRow]:
+    """The loss curve, where the checkpoint still stands; old ones are deleted by policy."""
+    try:
+        return read_history(weights.uri)
+    except FileNotFoundError:
+        return []
+
+
+def decoded(pngs: list[bytes]) -> Tensor:
+    """PNGs of one size to uint8 [n, c, h, w]."""
+    return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])
+
+
+@ray.remote(num_cpus=1)
+def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, queries: Tensor, count: int) -> Neighbours:
+    torch.set_num_threads(1)
+    found: Neighbours | None = None
+    for images in ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(1024, range(number, number + 1)):
+        near = nearest(queries, images, count, first_index=first_index)
+        found = merge(found, near, count) if found else near
+        first_index += len(images)
+    assert found is not None
+    return found
+
+
+@ray.remote(num_cpus=1)
+def _strip(weights: Weights, sampler: dict[str, Any], seeds: list[int]) -> tuple[Tensor, list[int]]:
+    torch.set_num_threads(1)
+    shape = (weights.config["channels"], weights.config["image_size"], weights.config["image_size"])
+    config = from_json(SampleStage, {"sampler": sampler}).sampler
+    network, schedule = build_denoiser(weights), build_schedule(weights.config)
+    return denoising_strip(network, schedule, config, torch.tensor(seeds), shape, _STRIP_FRAMES)

@@ -1,0 +1,122 @@
+"""Raw images -> Dataset, on Ray: one task a shard, the index last."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import ray
+
+from ddpm_core import storage
+from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
+from ddpm_core.data.writer import ShardPlan, ShardResult, check_rejected, commit_dataset, plan_dataset, write_shard
+
+_IDENTITY_FIELDS = ("image_size", "channels", "heldout_fraction", "samples_per_shard", "seed", "max_image_pixels")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def dataset_uri(config: DataConfig, store: str, name: str) -> str:
+    """Where the dataset of these images and settings lies: other images or settings, another folder.
+
+    Raises:
+        ValueError: if the name cannot be a folder's.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
+    identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
+    identity |= {"source": source_identity(config.source), "format_version": FORMAT_VERSION}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return storage.join(storage.absolute(store), "datasets", f"{name}-{digest[:12]}")
+
+
+def plan_summary(config: DataConfig) -> str:
+    """What sharding would do, in one line; nothing is written to the store."""
+    source = open_source(source_uri(config.source))
+    plans = plan_dataset(source.num_images, config)
+    train, heldout = (sum(len(plan.indices) for plan in plans if plan.split == split) for split in ("train", "heldout"))
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
+    return (
+        f"{source.num_images:,} images of {classes} in {config.source}: {train:,} to train on, {heldout:,} held out, "
+        f"in {len(plans):,} shards of up to {config.samples_per_shard:,}"
+    )
+
+
+def run_shard(
+    config: DataConfig, store: str, *, name: str, on_progress: Callable[[int, int], None] | None = None
+) -> DatasetIndex:
+    """Write the dataset, or find it written. Ray must be up.
+
+    Args:
+        config: what it is made from, and how.
+        store: where the artifacts lie.
+        name: the start of its folder's name.
+        on_progress: called with (images done, images in all) after every shard.
+
+    Raises:
+        ValueError: one line, for a source that cannot be used or too many bad images.
+        StorageError: if the store cannot be reached.
+    """
+    config = replace(config, source=source_uri(config.source))
+    uri = dataset_uri(config, store, name)
+    if storage.exists(index_uri(uri)):
+        index = read_index(uri)
+        num_images = index.num_samples("train") + index.num_samples("heldout") + index.num_rejected
+        check_rejected(index.num_rejected, num_images, config)
+        return index
+    source = open_source(config.source)
+    plans = plan_dataset(source.num_images, config)
+    results: dict[str, ShardResult] = {}
+    num_done = 0
+    for plan, result in _write_all(plans, config, uri):
+        results[plan.name] = result
+        num_done += len(plan.indices)
+        if on_progress is not None:
+            on_progress(num_done, source.num_images)
+    return commit_dataset(uri, [results[plan.name] for plan in plans], config, source.class_names)
+
+
+def _write_all(plans: Sequence[ShardPlan], config: DataConfig, uri: str) -> Iterator[tuple[ShardPlan, ShardResult]]:
+    """Shards as they are done; two for every core are under way, so that none waits and no more is held than needed."""
+    identity = source_identity(config.source)
+    waiting = iter(plans)
+    under_way: dict[ray.ObjectRef, ShardPlan] = {}
+    limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    try:
+        while True:
+            for plan in waiting:
+                under_way[_write_one.remote(plan, config, uri, identity)] = plan
+                if len(under_way) >= limit:
+                    break
+            if not under_way:
+                return
+            done, _ = ray.wait(list(under_way), num_returns=1)
+            yield under_way.pop(done[0]), _result(done[0])
+    finally:
+        for reference in under_way:
+            ray.cancel(reference)
+
+
+def _result(reference: ray.ObjectRef) -> ShardResult:
+    """A task's result; its error as it was raised there, without Ray's pages around it."""
+    try:
+        result: ShardResult = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return result
+
+
+def _write_task(plan: ShardPlan, config: DataConfig, uri: str, identity: str) -> ShardResult:
+    return write_shard(plan, _opened(config.source, identity), config, uri)
+
+
+_write_one = ray.remote(num_cpus=1, retry_exceptions=[storage.StorageError])(_write_task)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: str, identity: str) -> Source:
+    """A worker's source, opened once for all the shards that it writes."""
+    return open_source(source)

@@ -1,0 +1,221 @@
+"""The sweep stage: Ray Tune over noise schedules, early stopping by ASHA, ranked on a distance between images.
+
+The training loss cannot rank schedules: its scale changes with them. A trial is a run like any other: it lies where train.py
+would put it, so the winner needs no second training.
+"""
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from ddpm_core import storage
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.evaluation.features import NAME, extract
+from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
+from ddpm_core.training.loop import Events, Worker
+from ddpm_core.training.state import TrainState
+from pipelines.cluster import cpus_per_worker
+from pipelines.models import run_folder, to_json
+from pipelines.recipes import Recipe
+from pipelines.stages.evaluate import real_stats
+from pipelines.stages.train import instructions, preview_images, run_name, walk
+from pipelines.tracking import RunHandle, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Which schedules are tried, and how long.
+
+    Raises:
+        ValueError: if a field is out of its range.
+    """
+
+    num_trials: int = 8
+    """Schedules to draw and try."""
+    max_concurrent: int = 1
+    """Trials at the same time; they share the CPUs."""
+    num_rungs: int = 3
+    """Times that ASHA looks: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them."""
+    reduction_factor: int = 3
+    """f: of so many trials one goes on to the next rung."""
+    schedules: tuple[str, ...] = ("linear", "quadratic", "cosine")
+    """Names to draw from."""
+    beta_start: tuple[float, float] = (5e-5, 5e-4)
+    """Range of the first beta, drawn evenly in its logarithm; cosine has none."""
+    beta_end: tuple[float, float] = (5e-3, 5e-2)
+    """Range of the last beta, likewise."""
+    num_images: int = 256
+    """Images that are generated and measured at each rung."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_trials", 1),
+            ("max_concurrent", 1),
+            ("num_rungs", 1),
+            ("reduction_factor", 2),
+            ("num_images", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"sweep.{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
+        for name in ("beta_start", "beta_end"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < 1:
+                raise ValueError(
+                    f"sweep.{name.replace('_', '-')} is {low} {high}; expected two betas, 0 < low <= high < 1"
+                )
+        for schedule in self.schedules:
+            ScheduleConfig(name=schedule)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What a sweep found."""
+
+    uri: str
+    """sweep.json, with the whole ranking."""
+    ranking: list[dict[str, Any]]
+    """Best first: schedule, step reached, distance, run."""
+
+
+def run_sweep(
+    recipe: Recipe, config: SweepConfig, index: DatasetIndex, name: str, tracker: Tracker, parent: RunHandle
+) -> Swept:
+    """Try schedules and rank them; run again, it goes on where it was."""
+    folder = storage.join(recipe.store, "sweeps", name)
+    reference = real_stats(index, "train", recipe.evaluate, recipe.store)
+    tuner = _tuner(recipe, config, index, reference, folder, _ChildRuns(tracker, parent, name))
+    results = tuner.fit()
+    failed = [str(error) for error in results.errors]
+    if len(failed) == config.num_trials:
+        raise RuntimeError(f"all {config.num_trials} trials failed; the first: {failed[0]}")
+    ranking = sorted((_row(result) for result in results if result.metrics and NAME in result.metrics), key=_rank)
+    uri = storage.join(folder, "sweep.json")
+    facts = {"metric": NAME, "dataset": index.digest, "sweep": to_json(config), "ranking": ranking, "failed": failed}
+    storage.write_bytes(uri, json.dumps(facts, indent=2).encode())
+    return Swept(uri=uri, ranking=ranking)
+
+
+def _rank(row: dict[str, Any]) -> tuple[int, float]:
+    """Trials that went further stand above those that were stopped; among equals the smaller distance."""
+    return -int(row["step"]), float(row[NAME])
+
+
+def _row(result: Any) -> dict[str, Any]:
+    return {"schedule": _schedule_fields(result.config), **{key: result.metrics[key] for key in ("step", NAME, "run")}}
+
+
+def _tuner(
+    recipe: Recipe,
+    config: SweepConfig,
+    index: DatasetIndex,
+    reference: FeatureStats,
+    folder: str,
+    callback: tune.Callback,
+) -> tune.Tuner:
+    rung = max(1, recipe.train.steps // config.reduction_factor ** (config.num_rungs - 1))
+    train = replace(recipe.train, num_workers=1, checkpoint_every=rung, preview_every=rung)
+    gpu = int(train.use_gpu)
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            _trial, recipe=replace(recipe, train=train, name=None), sweep=config, index=index, reference=reference
+        ),
+        {"CPU": cpus_per_worker(config.max_concurrent), "GPU": gpu},
+    )
+    records = storage.join(folder, "ray")
+    if tune.Tuner.can_restore(records):
+        return tune.Tuner.restore(records, trainable, resume_errored=True)
+    asha = ASHAScheduler(
+        time_attr="step",
+        max_t=max(recipe.train.steps, 1),
+        grace_period=rung,
+        reduction_factor=config.reduction_factor,
+    )
+    return tune.Tuner(
+        trainable,
+        param_space={
+            "name": tune.choice(list(config.schedules)),
+            "beta_start": tune.loguniform(*config.beta_start),
+            "beta_end": tune.loguniform(*config.beta_end),
+        },
+        tune_config=tune.TuneConfig(
+            metric=NAME,
+            mode="min",
+            num_samples=config.num_trials,
+            max_concurrent_trials=config.max_concurrent,
+            scheduler=asha,
+            search_alg=BasicVariantGenerator(random_state=config.seed),
+        ),
+        run_config=tune.RunConfig(name="ray", storage_path=folder, verbose=0, callbacks=[callback]),
+    )
+
+
+def _trial(
+    drawn: dict[str, Any], recipe: Recipe, sweep: SweepConfig, index: DatasetIndex, reference: FeatureStats
+) -> None:
+    """Train one schedule; at every rung generate, measure, report."""
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    schedule = replace(recipe.schedule, **_schedule_fields(drawn))
+    recipe = replace(recipe, schedule=schedule)
+    name = run_name(recipe, index, None)
+    told = instructions(recipe, index, run_folder(recipe.store, name), None)
+
+    def measure(state: TrainState) -> None:
+        seeds = range(sweep.num_images)
+        batches = (preview_images(state, told["config"], seeds[i : i + 64]) for i in range(0, len(seeds), 64))
+        generated = FeatureStats.from_features(extract(torch.cat(list(batches))))
+        tune.report({"step": state.step, NAME: frechet_distance(generated, reference), "run": name})
+
+    device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
+    events = Events(logged=lambda row: None, saved=lambda uri: None, preview=measure)
+    walk(told, Worker(rank=0, num_workers=1, device=device), events)
+
+
+def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:
+    """The drawn fields that the schedule has: cosine has no betas of its own."""
+    return {"name": drawn["name"]} if drawn["name"] == "cosine" else dict(drawn)
+
+
+class _ChildRuns(tune.Callback):  # type: ignore[misc]
+    """Shows each trial as an MLflow run under the sweep; in the driver, where Tune's loop runs."""
+
+    def __init__(self, tracker: Tracker, parent: RunHandle, name: str) -> None:
+        self._tracker, self._parent, self._name = tracker, parent, name
+        self._open: dict[str, tuple[ExitStack, RunHandle]] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log the figure of a rung."""
+        self._handle(trial).log_metrics([{"step": result["step"], NAME: result[NAME]}])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """End the trial's run."""
+        self._handle(trial)
+        self._open.pop(trial.trial_id)[0].close()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """End the trial's run, and say that it failed."""
+        self._handle(trial).set_tags({"error": "the trial failed; see Ray's logs"})
+        self._open.pop(trial.trial_id)[0].close()
+
+    def _handle(self, trial: Any) -> RunHandle:
+        if trial.trial_id not in self._open:
+            stack = ExitStack()
+            run = self._tracker.run(
+                f"trial {trial.config['name']}",
+                parent=self._parent,
+                key=f"{self._name}-{trial.trial_id}",
+                params={"schedule": _schedule_fields(trial.config)},
+            )
+            self._open[trial.trial_id] = (stack, stack.enter_context(run))
+        return self._open[trial.trial_id][1]

@@ -1,0 +1,60 @@
+"""Try noise schedules and rank them by the Fréchet distance of their samples, stopping the hopeless ones early.
+
+examples:
+  python pipelines/sweep.py
+  python pipelines/sweep.py mnist --data.source /data/mnist --sweep.num-trials 16 --sweep.max-concurrent 2
+  python pipelines/sweep.py digits --sweep.schedules linear cosine --train.steps 1500
+"""
+
+from dataclasses import dataclass, field
+
+from ddpm_core.evaluation.features import NAME
+from pipelines.cluster import check_resources
+from pipelines.door import Outcome, check_common, check_training, open_door
+from pipelines.line import open_line
+from pipelines.models import digest, to_json
+from pipelines.recipes import Recipe
+from pipelines.stages.shard import plan_summary
+from pipelines.stages.sweep import SweepConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepDoor(Recipe):
+    """A recipe, and which schedules to try on it."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+def plan(door: SweepDoor) -> list[str]:
+    """Check source, store, and that the trials fit."""
+    check_common(door)
+    check_training(door)
+    check_resources("sweep.max-concurrent", door.sweep.max_concurrent, door.train.use_gpu)
+    sweep = door.sweep
+    return [
+        f"shard: {plan_summary(door.data)}, unless it is there",
+        f"sweep: {sweep.num_trials} of {', '.join(sweep.schedules)}, up to {door.train.steps:,} steps each, "
+        f"{sweep.max_concurrent} at a time, ranked by {NAME}; into {door.store}",
+    ]
+
+
+def run(door: SweepDoor) -> Outcome:
+    """Shard unless it is done, then sweep."""
+    with open_line(door) as line:
+        index = line.shard()
+        name = door.name or f"{door.recipe}-{digest([to_json(door), index.digest])}"
+        swept = line.sweep(door.sweep, index, name)
+    for place, row in enumerate(swept.ranking, 1):
+        schedule = " ".join(f"{key} {value:.3g}" if key != "name" else value for key, value in row["schedule"].items())
+        print(f"{place:3}  {NAME} {row[NAME]:8.4g}  step {row['step']:6,}  {schedule}  {row['run']}")
+    best = swept.ranking[0]["schedule"]
+    flags = " ".join(f"--schedule.{key.replace('_', '-')} {value}" for key, value in best.items())
+    return Outcome(
+        made={"sweep": swept.uri},
+        figures={"ranking": swept.ranking},
+        next=f"python pipelines/workflow.py {door.recipe} --store {door.store} {flags}",
+    )
+
+
+if __name__ == "__main__":
+    open_door(SweepDoor, __doc__, plan=plan, run=run)

@@ -1,0 +1,211 @@
+"""The model registry: versions named by their weights, a candidate, and a champion that only a better one replaces."""
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+
+from pipelines.tracking.outage import TrackingError, refused
+from pipelines.tracking.packaging import CONFIG, WEIGHTS, log_model
+from pipelines.tracking.runs import RunHandle
+from pipelines.tracking.tracker import Tracker
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+class Promotion(NamedTuple):
+    """Whether the alias `champion` now points at the version, and why."""
+
+    promoted: bool
+    reason: str
+
+
+class ResolvedModel(NamedTuple):
+    """A registered version, with its files on local disk."""
+
+    name: str
+    version: int
+    weights: Path
+    """safetensors."""
+    config: dict[str, Any]
+    weights_sha256: str
+    checkpoint_uri: str
+    """Where the weights were trained to; empty if it was not told."""
+    model_id: str
+    """MLflow's id of the logged model, for figures that belong to it."""
+
+
+def register_model(
+    tracker: Tracker,
+    run: RunHandle,
+    *,
+    name: str,
+    weights: Path,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> int:
+    """Register weights as a new version of a model, with the alias `candidate`. The same weights stay the same version.
+
+    Args:
+        run: the run that trained them.
+        weights: a safetensors file: the averaged weights.
+        config: JSON; `model`, `schedule`, `image_size` and `channels` are what serving reads.
+        facts: tags of the version: `checkpoint_uri`, step, dataset digest, code version.
+
+    Raises:
+        TrackingError: if MLflow fails.
+        ValueError: if it refuses the name.
+    """
+    client, digest = tracker.client, _sha256(weights)
+    with refused(f"registering {name}"):
+        found = client.search_model_versions(f"name = '{_quotable(name)}' and tags.`weights_sha256` = '{digest}'")
+        if found:
+            version = min(int(each.version) for each in found)
+            if CANDIDATE not in client.get_registered_model(name).aliases:
+                client.set_registered_model_alias(name, CANDIDATE, str(version))
+            return version
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="Denoising diffusion model; see each version's tags.")
+        model = log_model(tracker, run.open(), name=name, weights=weights, config=config)
+        tags = {
+            "weights_sha256": digest,
+            "model_id": model.model_id,
+            **{key: str(value) for key, value in facts.items()},
+        }
+        created = client.create_model_version(name, model.source, run.open(), tags, model_id=model.model_id)
+        # By this tag MLflow's pages link a logged model to its versions.
+        versions = json.dumps([{"name": name, "version": created.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
+        client.set_registered_model_alias(name, CANDIDATE, created.version)
+        return int(created.version)
+
+
+def promote(tracker: Tracker, name: str, version: int, *, metric: str, value: float, reference: str) -> Promotion:
+    """Record a version's figure, and make it the champion if there is none or the figure is better; lower is better.
+
+    Figures against different references are never compared; a champion without a figure of this metric gives way.
+
+    Args:
+        metric: name of a distance, as `fd_inception`.
+        reference: what the figure was measured against and how: reference set, extractor, number of images.
+    """
+    client = tracker.client
+    with refused(f"promoting {name} version {version}"):
+        champion = _champion(client, name)
+        theirs = dict(champion.tags) if champion else {}
+        if math.isfinite(value):
+            client.set_model_version_tag(name, str(version), f"figure.{metric}", repr(float(value)))
+            client.set_model_version_tag(name, str(version), f"reference.{metric}", reference)
+        if champion and int(champion.version) == version:
+            return Promotion(True, f"version {version} is the champion already")
+        verdict = _compare(theirs, metric, value, reference, champion.version if champion else None)
+        if verdict.promoted:
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+        return verdict
+
+
+def _compare(theirs: Mapping[str, str], metric: str, value: float, reference: str, champion: str | None) -> Promotion:
+    if not math.isfinite(value):
+        return Promotion(False, f"{metric} is {value}")
+    if champion is None:
+        return Promotion(True, f"the first champion, with {metric} {value:.4g}")
+    if f"figure.{metric}" not in theirs:
+        return Promotion(True, f"the champion, version {champion}, has no {metric}")
+    if theirs.get(f"reference.{metric}") != reference:
+        return Promotion(
+            False,
+            f"not compared: the champion's {metric} (version {champion}) was measured against "
+            f"{theirs.get(f'reference.{metric}')}, this one against {reference}",
+        )
+    best = float(theirs[f"figure.{metric}"])
+    better = value < best
+    sign = "<" if better else ">="
+    return Promotion(better, f"{metric} {value:.4g} {sign} {best:.4g} of the champion, version {champion}")
+
+
+def resolve_model(tracker: Tracker, uri: str) -> ResolvedModel:
+    """A registered version by models:/NAME@ALIAS or models:/NAME/VERSION, its files fetched once and checked.
+
+    Raises:
+        ValueError: one line, naming the nearest that there is.
+        TrackingError: if MLflow or the artifact store fails, or the weights are not those that were registered.
+    """
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise ValueError(f"{uri} names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    with refused(uri):
+        version = _find(tracker.client, uri, match["name"], match["alias"], match["version"])
+        source = tracker.client.get_model_version_download_uri(version.name, version.version)
+        return _fetch(tracker, version, source)
+
+
+def _find(client: Any, uri: str, name: str, alias: str | None, number: str | None) -> Any:
+    models = {model.name: model for model in client.search_registered_models(max_results=1000)}
+    if name not in models:
+        near = difflib.get_close_matches(name, models, n=1, cutoff=0.0)
+        hint = f"the nearest is {near[0]!r}" if near else "train one first"
+        raise ValueError(f"{uri}: no model {name!r} is registered; {hint}")
+    aliases = dict(models[name].aliases)
+    versions = {int(each.version): each for each in client.search_model_versions(f"name = '{_quotable(name)}'")}
+    wanted = aliases.get(alias) if alias else number
+    if wanted is not None and int(wanted) in versions:
+        return versions[int(wanted)]
+    there = [f"{name}@{each}" for each in aliases] + [f"{name}/{each}" for each in sorted(versions)]
+    raise ValueError(f"{uri}: no such version; there are {', '.join(there) or 'none'}")
+
+
+def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
+    digest = version.tags["weights_sha256"]
+    folder = _files(tracker, f"{source}/artifacts", digest)
+    weights = folder / WEIGHTS
+    if _sha256(weights) != digest:
+        raise TrackingError(f"{weights} is not what was registered as {version.name} version {version.version}")
+    return ResolvedModel(
+        name=version.name,
+        version=int(version.version),
+        weights=weights,
+        config=json.loads((folder / CONFIG).read_text()),
+        weights_sha256=digest,
+        checkpoint_uri=version.tags.get("checkpoint_uri", ""),
+        model_id=version.tags.get("model_id", ""),
+    )
+
+
+def _files(tracker: Tracker, uri: str, digest: str) -> Path:
+    """The folder of a model's files: a local store's own, else a cache of this user."""
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith(("file:", "/")):
+        return Path(download_artifacts(uri, tracking_uri=tracker.uri))
+    folder = platformdirs.user_cache_path("ddpm") / "models" / digest
+    if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            got = Path(download_artifacts(uri, dst_path=aside, tracking_uri=tracker.uri))
+            for part in (CONFIG, WEIGHTS):  # the weights last: where they are, all is
+                (got / part).replace(folder / part)
+    return folder
+
+
+def _champion(client: Any, name: str) -> Any:
+    number = client.get_registered_model(name).aliases.get(CHAMPION)
+    return client.get_model_version(name, str(number)) if number else None
+
+
+def _quotable(name: str) -> str:
+    if "'" in name:
+        raise ValueError(f"a model's name is {name!r}; expected one without quotes")
+    return name
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

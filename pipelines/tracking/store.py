@@ -1,0 +1,101 @@
+"""Where MLflow keeps its records, and how they are opened."""
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ddpm_core import storage
+from pipelines.tracking.outage import one_line
+
+# Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, a dead server
+# noticed in seconds (MLflow's own defaults retry for minutes). A uv.lock in the working directory is not our model's.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+}
+_SQLITE = "sqlite:///"
+
+
+def tracking_uri(store: str) -> str:
+    """MLFLOW_TRACKING_URI if set; else SQLite in the store's folder, or in the per-user one for a store on S3."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    folder = platformdirs.user_data_path("ddpm") if storage.is_s3(store) else Path(storage.absolute(store))
+    return f"{_SQLITE}{folder / 'mlflow.db'}"
+
+
+def artifact_location(store: str, uri: str) -> str | None:
+    """Where a new experiment's artifacts go: <store>/mlflow, or the place of a server that may not see that folder."""
+    if storage.is_s3(store):
+        return storage.join(storage.absolute(store), "mlflow")
+    return None if is_server(uri) else (Path(storage.absolute(store)) / "mlflow").as_uri()
+
+
+def is_server(uri: str) -> bool:
+    """Whether an MLflow server answers at this URI, rather than a database."""
+    return uri.startswith(("http://", "https://"))
+
+
+def quiet_environment() -> None:
+    """Keep MLflow to itself; must come before it is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Leave out what MLflow 3.17's own code is warned of, and nothing else."""
+    with warnings.catch_warnings():
+        # Its SQLAlchemy models use a loader strategy that SQLAlchemy calls deprecated.
+        warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
+        # Its own chat agents' type hints.
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+        # Its way of writing an input example, beside pandas 3.
+        warnings.filterwarnings("ignore", "Operation with range is deprecated", DeprecationWarning)
+        yield
+
+
+def open_client(uri: str) -> Any:
+    """An MlflowClient whose store answers; a new SQLite store is created by one process while others wait.
+
+    Raises:
+        ValueError: one line, if the store cannot be opened.
+    """
+    quiet_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with lock(uri), quiet_warnings():
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    except (MlflowException, OSError) as error:
+        remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
+        raise ValueError(f"MLflow at {uri} cannot be opened ({one_line(error)}); check {remedy}") from error
+    return client
+
+
+@contextmanager
+def lock(uri: str) -> Iterator[None]:
+    """Hold a SQLite store for oneself against other drivers on this machine; a server needs no such thing."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,55 @@
+"""Train a DDPM on a recipe's images, on as many workers as there are; run it again and it goes on where it was.
+
+examples:
+  python pipelines/train.py
+  python pipelines/train.py mnist --data.source /data/mnist --train.num-workers 2
+  python pipelines/train.py digits --name tuned --init-from models:/ddpm-digits@champion --train.steps 500
+  ray job submit --working-dir . -- python pipelines/train.py
+"""
+
+from dataclasses import dataclass
+
+from pipelines.door import Outcome, check_common, check_training, open_door
+from pipelines.line import open_line
+from pipelines.recipes import Recipe
+from pipelines.stages.shard import plan_summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDoor(Recipe):
+    """A recipe, and where its weights begin."""
+
+    init_from: str | None = None
+    """Start from these weights instead of noise: the URI of a checkpoint or run, or models:/NAME@ALIAS."""
+
+
+def plan(door: TrainDoor) -> list[str]:
+    """Check source, store, workers."""
+    check_common(door)
+    check_training(door)
+    train = door.train
+    return [
+        f"shard: {plan_summary(door.data)}, unless it is there",
+        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {door.store}",
+    ]
+
+
+def run(door: TrainDoor) -> Outcome:
+    """Shard unless it is done, then train."""
+    with open_line(door) as line:
+        weights = line.find_weights(door.init_from) if door.init_from else None
+        trained = line.train(line.shard(), weights)
+        name = line.model_name
+    return Outcome(
+        made={
+            "checkpoint": trained.checkpoint_uri,
+            "previews": f"{trained.run_uri}/samples",
+            "model": f"models:/{name}@candidate",
+        },
+        figures={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
+        next=f"python pipelines/sample.py {door.recipe} --store {door.store} --model {trained.checkpoint_uri}",
+    )
+
+
+if __name__ == "__main__":
+    open_door(TrainDoor, __doc__, plan=plan, run=run)

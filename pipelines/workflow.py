@@ -1,0 +1,81 @@
+"""The whole line in one go: shard, train, sample, evaluate, promote. What is there already is skipped; killed, it goes on.
+
+examples:
+  python pipelines/workflow.py                                     # digits, in minutes
+  python pipelines/workflow.py mnist --data.source /data/mnist
+  python pipelines/workflow.py digits --store s3://bucket/ddpm
+"""
+
+import time
+
+from pipelines.door import Outcome, check_common, check_sampling, check_training, open_door
+from pipelines.line import Line, open_line
+from pipelines.recipes import Recipe
+from pipelines.stages.shard import plan_summary
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """Check everything that any stage will need."""
+    check_common(recipe)
+    check_training(recipe)
+    check_sampling(recipe.sample)
+    train, sample = recipe.train, recipe.sample
+    return [
+        f"shard: {plan_summary(recipe.data)}",
+        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers",
+        f"sample: {sample.num_images:,} images on {sample.num_actors} actors",
+        f"evaluate: the Fréchet distance to the training images, and a report; then promote, all in {recipe.store}",
+    ]
+
+
+def run(recipe: Recipe) -> Outcome:
+    """Run the line."""
+    with open_line(recipe) as line:
+        return _run(line)
+
+
+def _run(line: Line) -> Outcome:
+    took: dict[str, float] = {}
+    clock = [time.perf_counter()]
+
+    def done(stage: str, what: str) -> None:
+        took[f"{stage}_s"] = round(time.perf_counter() - clock[0], 1)
+        clock[0] = time.perf_counter()
+        print(f"{stage:9} {took[f'{stage}_s']:7.1f} s   {what}", flush=True)
+
+    index = line.shard()
+    done(
+        "shard",
+        f"{index.num_samples('train'):,} + {index.num_samples('heldout'):,} images, {index.num_rejected} left out",
+    )
+    trained = line.train(index)
+    done("train", f"{trained.step:,} steps, {trained.images_per_s:,.0f} images/s")
+    weights = line.find_weights(trained.checkpoint_uri)
+    sampled = line.sample(weights)
+    done("sample", f"{sampled.samples.num_images:,} images, {sampled.num_new:,} of them new")
+    evaluated = line.evaluate(weights, sampled, index)
+    done(
+        "evaluate",
+        f"{evaluated.metric} {evaluated.figures[evaluated.metric]:.4g} (held-out images: {evaluated.figures['floor']:.4g})",
+    )
+    version, promotion = line.promote(weights, evaluated)
+    done("promote", f"version {version}: {promotion.reason}")
+    return Outcome(
+        made={
+            "report": evaluated.page_uri,
+            "grid": sampled.grid_uri,
+            "model": f"models:/{line.model_name}/{version}",
+            "MLflow": f"{line.tracker.uri}   (make ui shows it)",
+        },
+        figures={
+            **evaluated.figures,
+            **took,
+            "promoted": promotion.promoted,
+            "train_images_per_s": trained.images_per_s,
+        },
+        next=f"python pipelines/sample.py {line.recipe.recipe} --num-images 4096",
+    )
+
+
+if __name__ == "__main__":
+    open_door(Recipe, __doc__, plan=plan, run=run)

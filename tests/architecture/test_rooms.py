@@ -1,0 +1,73 @@
+"""The plan of the house, held against the code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = sorted((ROOT / "ddpm_core").rglob("*.py"))
+DOORS = ["shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule"]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_library_imports_where_ray_mlflow_and_webdataset_are_missing() -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in LIBRARY if path.stem != "__init__"]
+    blocked = "import sys\nfor name in ('ray', 'mlflow', 'webdataset'): sys.modules[name] = None\n"
+    found = run(blocked + "\n".join(f"import {module}" for module in modules))
+    assert found.returncode == 0, found.stderr
+
+
+def test_mathematics_network_and_step_import_with_torch_alone() -> None:
+    absent = ("numpy", "jaxtyping", "boto3", "pyarrow", "PIL", "sklearn", "safetensors", "cattrs", "tyro")
+    code = f"""
+import sys
+import torch
+for name in list(sys.modules):
+    if name.split('.')[0] in {absent!r}:
+        del sys.modules[name]
+for name in {absent!r}:
+    sys.modules[name] = None
+import ddpm_core.random, ddpm_core.diffusion.samplers, ddpm_core.diffusion.losses, ddpm_core.model.unet
+import ddpm_core.sampling.generate, ddpm_core.model.ema
+"""
+    found = run(code)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_pickle_where_a_strangers_file_can_reach(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not {"pickle", "cloudpickle", "dill", "joblib"} & {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in {"pickle", "cloudpickle", "dill", "joblib"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_hidden_generator_state(path: Path) -> None:
+    """Every random number is keyed: nothing draws from torch's, numpy's or Python's global generators."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            drawn = ("torch.rand", "torch.normal", "torch.bernoulli", "torch.multinomial", "np.random", "random.random")
+            assert not name.startswith(drawn), f"line {node.lineno}: {name}"
+            assert name not in ("nn.Dropout", "F.dropout", "functional.dropout"), f"line {node.lineno}: {name}"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_helps_without_starting_anything(door: str, tmp_path: Path) -> None:
+    path = ROOT / "pipelines" / f"{door}.py"
+    found = subprocess.run(
+        [sys.executable, str(path), "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] in found.stdout  # type: ignore[union-attr]
+    assert not list(tmp_path.iterdir())

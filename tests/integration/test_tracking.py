@@ -1,0 +1,523 @@
+"""Real MLflow on a temporary SQLite store: runs continued by key, nothing twice, only the better model promoted."""
+
+import base64
+import dataclasses
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from ddpm_core.data.pixels import encode_png
+from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
+from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.sampling.generate import generate
+from pipelines import tracking
+from pipelines.tracking import outage
+from pipelines.tracking.runs import flatten
+from pipelines.tracking.ui import ENVIRONMENT, free_port, server_command, wait_until_up
+
+MODEL = UNetConfig(
+    base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
+)
+SCHEDULE = ScheduleConfig(num_timesteps=20)
+CONFIG = {
+    "image_size": 8,
+    "channels": 1,
+    "model": json.loads(json.dumps(dataclasses.asdict(MODEL))),
+    "schedule": dataclasses.asdict(SCHEDULE),
+}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite file, made once, as it takes seconds: by two drivers at once, who may not disturb each other."""
+    store = tmp_path_factory.mktemp("empty")
+    code = (
+        "import sys; from pipelines.tracking import open_tracking; assert 'mlflow' not in sys.modules; "
+        f"open_tracking({str(store)!r}, 'ddpm')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    drivers = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for driver in drivers:
+        out, err = driver.communicate(timeout=120)
+        assert (driver.returncode, out, err) == (0, b"", b"")  # and none of MLflow's own lines on the terminal
+    return store / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    # Spaces, as in macOS's folder of application data.
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+    return str(folder)
+
+
+@pytest.fixture
+def tracker(store: str) -> tracking.Tracker:
+    return tracking.open_tracking(store, "digits")
+
+
+def _png(level: int) -> bytes:
+    return encode_png(np.full((8, 8, 1), level, dtype=np.uint8))
+
+
+def _weights(folder: Path, seed: int) -> Path:
+    network = UNet(MODEL, image_size=8, channels=1)
+    init_unet(network, seed)
+    path = folder / f"ema-{seed}.safetensors"
+    safetensors.torch.save_file({name: p.detach() for name, p in network.named_parameters()}, path)
+    return path
+
+
+def _register(tracker: tracking.Tracker, folder: Path, seed: int = 0, name: str = "digits") -> int:
+    with tracker.run("train", key=f"run-{seed}") as run:
+        return tracking.register_model(
+            tracker,
+            run,
+            name=name,
+            weights=_weights(folder, seed),
+            config=CONFIG,
+            facts={"checkpoint_uri": f"/runs/{seed}", "step": 100},
+        )
+
+
+# --- the store
+
+
+def test_the_store_of_a_folder_is_in_it_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.tracking_uri("here") == f"sqlite:///{tmp_path}/here/mlflow.db"
+    assert tracking.tracking_uri("s3://bucket/x").startswith("sqlite:////")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.tracking_uri("here") == "http://127.0.0.1:5000"
+
+
+def test_two_drivers_may_create_the_store_at_once(tracker: tracking.Tracker) -> None:
+    names = [experiment.name for experiment in tracker.client.search_experiments()]
+    assert sorted(names) == ["Default", "ddpm", "digits"]  # MLflow's own, theirs, the fixture's
+
+
+def test_an_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9 cannot be opened .*check MLFLOW_TRACKING_URI") as caught:
+        tracking.open_tracking(store, "digits")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deleted_experiment_is_one_line(tracker: tracking.Tracker, store: str) -> None:
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(ValueError, match=r"was deleted; restore it: .* --experiment-id"):
+        tracking.open_tracking(store, "digits")
+
+
+# --- runs
+
+
+def test_a_run_is_continued_by_its_key(tracker: tracking.Tracker, store: str) -> None:
+    with tracker.run("workflow", key="w") as parent:
+        with pytest.raises(RuntimeError), tracker.run("train", key="t", parent=parent, tags={"a": "1"}) as first:
+            raise RuntimeError
+        assert tracker.client.get_run(first.run_id).info.status == "FAILED"
+        with pytest.raises(KeyboardInterrupt), tracker.run("train", key="t", parent=parent) as second:
+            raise KeyboardInterrupt
+        assert tracker.client.get_run(second.run_id).info.status == "KILLED"
+        # Another driver, after a kill -9 that left the run RUNNING.
+        tracker.client.update_run(second.run_id, status="RUNNING")
+        again = tracking.open_tracking(store, "digits")
+        with again.run("train", key="t", tags={"a": "2"}) as third, again.run("train", key="other") as other:
+            assert tracker.client.get_run(third.run_id).info.status == "RUNNING"
+    assert first.run_id == second.run_id == third.run_id != other.run_id
+    run = tracker.client.get_run(third.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert (run.data.tags["ddpm.key"], run.data.tags["a"]) == ("t", "2")
+
+
+def test_no_point_stands_twice(tracker: tracking.Tracker) -> None:
+    rows = [{"step": step, "loss": 1 / (step + 1), "speed": 2.0} for step in range(1500)]
+    with tracker.run("train", key="t") as run:
+        run.log_metrics(rows[:1200])
+        run.log_metrics(reversed(rows[1100:1300]))
+    with tracker.run("train", key="t") as run:  # went back to a checkpoint at 1000
+        run.log_metrics(rows[1000:])
+        run.log_metrics([{"step": 700, "heldout": 0.5}, {"fd": 3.0}])
+    history = tracker.client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in sorted(history, key=lambda p: p.step)] == [
+        (row["step"], row["loss"]) for row in rows
+    ]
+    assert [point.step for point in tracker.client.get_metric_history(run.run_id, "heldout")] == [700]
+    assert [point.step for point in tracker.client.get_metric_history(run.run_id, "fd")] == [0]
+
+
+def test_params_stay_as_they_were_first_logged(tracker: tracking.Tracker) -> None:
+    with tracker.run("train", key="t", params={"train": {"steps": 100, "betas": (0.9, 0.999)}, "note": "x" * 9000}):
+        pass
+    with tracker.run("train", key="t", params={"train": {"steps": 200, "seed": 3}}) as run:
+        run.log_params({f"many.{i}": i for i in range(250)})
+    params = tracker.client.get_run(run.run_id).data.params
+    assert (params["train.steps"], params["train.betas"], params["train.seed"]) == ("100", "[0.9, 0.999]", "3")
+    assert params["many.249"] == "249"
+    assert params["note"] == "x" * 6000
+
+
+def test_flatten_keeps_an_empty_mapping_as_a_value() -> None:
+    assert flatten({"a": {}, "b": {"c": {"d": None}}}) == {"a": "{}", "b.c.d": "None"}
+
+
+def test_a_picture_a_step_in_the_image_grid(tracker: tracking.Tracker) -> None:
+    with tracker.run("train", key="t") as run:
+        run.log_picture(_png(0), "samples/ema", 500)
+        run.log_picture(_png(0), "samples/ema", 500)
+        run.log_picture(_png(9), "grid")
+    with tracker.run("train", key="t") as run:
+        run.log_picture(_png(7), "samples/ema", 500)
+        run.log_picture(_png(77), "samples/ema", 1000)
+    names = [Path(each.path).name for each in tracker.client.list_artifacts(run.run_id, "images")]
+    shown = sorted(name for name in names if name.endswith(".png"))
+    assert [name.split("+timestamp")[0] for name in shown] == ["samples~ema+step+1000", "samples~ema+step+500"]
+    assert tracker.client.get_run(run.run_id).data.tags["mlflow.loggedImages"] == "True"
+    with Image.open(tracker.client.download_artifacts(run.run_id, f"images/{shown[0]}")) as image:
+        assert np.asarray(image).tolist() == [[77] * 8] * 8
+    assert [each.path for each in tracker.client.list_artifacts(run.run_id)] == ["grid.png", "images"]
+
+
+def test_files_and_the_dataset_of_a_run(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    digest = "0123456789abcdef" * 4
+    (tmp_path / "f.txt").write_text("file")
+    for _ in range(2):
+        with tracker.run("train", key="t") as run:
+            run.log_dataset("digits", digest, "/data/digits", 1600, 197, {"image_size": 8})
+            run.log_file(tmp_path / "f.txt", "more")
+            run.log_dict({"fd": 1}, "report.json")
+            run.log_html("<p>hello</p>")
+    (given,) = tracker.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.tags[0].value) == ("digits", digest[:36], "training")
+    assert json.loads(given.dataset.source) == {"uri": "/data/digits"}
+    assert json.loads(given.dataset.profile) == {
+        "num_train": 1600,
+        "num_heldout": 197,
+        "digest": digest,
+        "image_size": 8,
+    }
+    assert Path(tracker.client.download_artifacts(run.run_id, "report.html")).read_text() == "<p>hello</p>"
+    assert Path(tracker.client.download_artifacts(run.run_id, "more/f.txt")).read_text() == "file"
+
+
+# --- outages
+
+
+class _Down:
+    """A client whose server is away for as long as `down` holds."""
+
+    def __init__(self, client: object) -> None:
+        self.client = client
+        self.down = True
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> object:
+        def call(*args: object, **kwargs: object) -> object:
+            from mlflow.exceptions import MlflowException
+
+            self.calls += 1
+            if self.down:
+                raise MlflowException("API request failed: connection refused\nmore")
+            return getattr(self.client, name)(*args, **kwargs)
+
+        return call
+
+
+def test_an_outage_is_one_line_and_the_stage_goes_on(
+    tracker: tracking.Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = tracker.client
+    tracker.client = server = _Down(real)
+    with caplog.at_level(logging.WARNING), tracker.run("train", key="t", params={"steps": 3}) as run:
+        run.log_metrics([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+        run.log_picture(_png(0), "samples", 1)
+        run.set_tags({"a": "b"})
+        assert [record.message for record in caplog.records] == [
+            f"MLflow at {tracker.uri} fails, the work goes on without it: API request failed: connection refused"
+        ]
+        assert server.calls == 1  # the dead server was left alone after that
+    assert [record.message for record in caplog.records[1:]] == [
+        "MLflow run train misses: params (1), pictures (1), points (2), status (1), tags (1); "
+        "run the same again to fill it in"
+    ]
+    assert real.search_runs([tracker.experiment_id]) == []
+
+
+def test_what_waited_is_written_when_the_server_is_back(
+    tracker: tracking.Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = tracker.client
+    tracker.client = server = _Down(real)
+    with caplog.at_level(logging.WARNING), tracker.run("train", key="t", params={"steps": 3}) as run:
+        run.log_metrics([{"step": 1, "loss": 1.0}])
+        server.down = False
+        run.log_metrics([{"step": 2, "loss": 0.5}])
+    assert len(caplog.records) == 1
+    data = real.get_run(run.run_id)
+    assert (data.info.status, data.data.params) == ("FINISHED", {"steps": "3"})
+    assert [point.step for point in real.get_metric_history(run.run_id, "loss")] == [1, 2]
+
+
+def test_a_run_deleted_in_the_ui_does_not_stop_the_stage(
+    tracker: tracking.Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracker.run("train", key="t") as run:
+        tracker.client.delete_run(run.run_id)
+        run.log_metrics([{"step": 1, "loss": 1.0}])
+    assert "fails, the work goes on without it" in caplog.records[0].message
+
+
+def test_our_own_mistakes_still_raise(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    with tracker.run("train", key="t") as run:
+        with pytest.raises(ValueError, match="metric's name is 'lo#s'"):
+            run.log_metrics([{"lo#s": 1.0}])
+        with pytest.raises(FileNotFoundError):
+            run.log_file(tmp_path / "none")
+        with pytest.raises(Image.UnidentifiedImageError):
+            run.log_picture(b"no png", "x", 1)
+        with pytest.raises(ValueError, match="run's key is"):
+            tracker.run("x", key="it's").__enter__()
+    assert not outage.is_outage(TypeError("x"))
+
+
+# --- the registry
+
+
+def test_the_same_weights_are_the_same_version(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    assert [_register(tracker, tmp_path, seed) for seed in (0, 0, 1, 0)] == [1, 1, 2, 1]
+    model = tracker.client.get_registered_model("digits")
+    assert {alias: int(version) for alias, version in model.aliases.items()} == {"candidate": 2}
+    one = tracker.client.get_model_version("digits", "1")
+    assert one.tags["checkpoint_uri"] == "/runs/0"
+    logged = tracker.client.get_logged_model(one.tags["model_id"])
+    assert (logged.status, logged.source_run_id) == ("READY", one.run_id)
+    assert logged.tags["mlflow.modelVersions"] == '[{"name": "digits", "version": 1}]'
+
+
+def test_nothing_of_this_machine_stands_in_the_model(tracker: tracking.Tracker, tmp_path: Path, store: str) -> None:
+    _register(tracker, tmp_path)
+    source = tracker.client.get_model_version("digits", "1").source
+    files = [path for path in _local(source).rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"MLmodel", "serving_model.py", "weights.safetensors", "config.json"}
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt")]
+    here = [str(Path(__file__).parents[2]), str(tmp_path), "/tmp", str(Path.home())]
+    for path in files:
+        if path.suffix != ".safetensors":
+            assert not [word for word in here if word in path.read_text()], path
+
+
+def test_a_loaded_model_predicts_what_is_sampled(
+    tracker: tracking.Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+    import pandas as pd
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    _register(tracker, tmp_path)
+    model = mlflow.pyfunc.load_model(tracker.client.get_model_version("digits", "1").source)
+    answer = model.predict(pd.DataFrame({"seed": [17, 2**40, 17]}), params={"num_steps": 5})
+
+    network = UNet(MODEL, image_size=8, channels=1)
+    init_unet(network, 0)
+    sampler = SamplerConfig(name="ddim", num_steps=5)
+    seeds = torch.tensor([17, 2**40])
+    expected = generate(network.eval(), make_schedule(SCHEDULE), sampler, seeds, (1, 8, 8))
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in answer["png"]]
+    assert np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[1])
+    for image, wanted in zip(images[:2], expected.numpy()[:, 0], strict=True):
+        difference = np.abs(image.astype(int) - wanted.astype(int))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02  # one pixel of 64 may round the other way
+
+
+def test_resolve_a_model(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    _register(tracker, tmp_path, 0)
+    _register(tracker, tmp_path, 1)
+    found = tracking.resolve_model(tracker, "models:/digits/1")
+    assert found == tracking.resolve_model(tracker, "models:/digits/1")
+    assert (found.name, found.version, found.config, found.checkpoint_uri) == ("digits", 1, CONFIG, "/runs/0")
+    assert found.weights.read_bytes() == _weights(tmp_path, 0).read_bytes()
+    assert tracking.resolve_model(tracker, "models:/digits@candidate").version == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("models:/digts@candidate", "no model 'digts' is registered; the nearest is 'digits'"),
+        ("models:/digits@champion", "no such version; there are digits@candidate, digits/1"),
+        ("models:/digits/7", "no such version; there are digits@candidate, digits/1"),
+        ("models:/digits", "names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+)
+def test_an_unknown_model_is_one_line(tracker: tracking.Tracker, tmp_path: Path, uri: str, said: str) -> None:
+    _register(tracker, tmp_path)
+    with pytest.raises(ValueError, match=r"^models:/") as caught:
+        tracking.resolve_model(tracker, uri)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_changed_weights_are_refused(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    _register(tracker, tmp_path)
+    weights = tracking.resolve_model(tracker, "models:/digits/1").weights
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(tracking.TrackingError, match="is not what was registered"):
+        tracking.resolve_model(tracker, "models:/digits/1")
+
+
+def test_only_a_better_figure_against_the_same_reference_makes_a_champion(
+    tracker: tracking.Tracker, tmp_path: Path
+) -> None:
+    for seed in range(4):
+        _register(tracker, tmp_path, seed)
+
+    def promote(version: int, value: float, reference: str = "heldout", metric: str = "fd_x") -> tuple[bool, str]:
+        return tracking.promote(tracker, "digits", version, metric=metric, value=value, reference=reference)
+
+    def champion() -> int:
+        return int(tracker.client.get_registered_model("digits").aliases.get("champion", 0))
+
+    assert promote(1, float("nan")) == (False, "fd_x is nan")
+    assert champion() == 0
+    assert promote(1, 5.0)[0]
+    assert champion() == 1
+    assert promote(1, 5.0) == (True, "version 1 is the champion already")
+    assert promote(2, 5.0) == (False, "fd_x 5 >= 5 of the champion, version 1")
+    assert promote(2, 1.0, reference="other") == (
+        False,
+        "not compared: the champion's fd_x (version 1) was measured against heldout, this one against other",
+    )
+    assert champion() == 1
+    assert promote(3, 4.5) == (True, "fd_x 4.5 < 5 of the champion, version 1")
+    assert champion() == 3
+    assert promote(4, 99.0, metric="fd_y") == (True, "the champion, version 3, has no fd_y")
+    assert champion() == 4
+    tags = tracker.client.get_model_version("digits", "3").tags
+    assert (tags["figure.fd_x"], tags["reference.fd_x"]) == ("4.5", "heldout")
+
+
+def test_a_name_that_mlflow_refuses_is_one_line(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="registering a/b"):
+        _register(tracker, tmp_path, name="a/b")
+
+
+# --- elsewhere than on this disk
+
+
+def test_artifacts_of_a_store_on_s3_lie_on_s3(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, value in {"ENDPOINT_URL_S3": endpoint, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path)
+        monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+        shutil.copy(empty_store, tmp_path / "mlflow.db")
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        tracker = tracking.open_tracking("s3://bucket/store", "digits")
+        _register(tracker, tmp_path)
+        found = tracking.resolve_model(tracker, "models:/digits@candidate")
+        assert found.weights.read_bytes() == _weights(tmp_path, 0).read_bytes()
+        assert found.weights.is_relative_to(tmp_path / "cache")
+        found.weights.write_bytes(b"cut short")
+        assert tracking.resolve_model(tracker, "models:/digits@candidate") == found  # fetched anew
+        keys = [item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket="bucket")["Contents"]]
+        assert [key for key in keys if key.endswith("weights.safetensors") and key.startswith("store/mlflow/models/")]
+    finally:
+        server.stop()
+
+
+def test_a_server_serves_and_dies(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    port = free_port(None)
+    command = [
+        *server_command(f"sqlite:///{tmp_path}/mlflow.db", port),
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        assert wait_until_up(server, port)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+        tracker = tracking.open_tracking(str(tmp_path), "digits")
+        assert [_register(tracker, tmp_path) for _ in range(2)] == [1, 1]
+        assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
+        assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
+        assert tracking.resolve_model(tracker, "models:/digits@champion").version == 1
+        with tracker.run("train", key="t") as run:
+            run.log_metrics([{"step": 1, "loss": 2.0}])
+            run.log_picture(_png(0), "samples/ema", 1)
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            with pytest.raises(tracking.TrackingError, match="models:/digits@champion: API request"):
+                tracking.resolve_model(tracker, "models:/digits@champion")
+            run.log_metrics([{"step": 2, "loss": 1.0}])
+        assert [record.message.split(":")[0] for record in caplog.records if record.levelno >= logging.WARNING] == [
+            "MLflow at http",
+            "MLflow run train misses",
+        ]
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+# --- the pages
+
+
+def test_the_port_is_the_one_asked_for_or_the_next_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"PORT is {port}, which is taken"):
+            free_port(str(port))
+    assert free_port(str(port)) == port
+    with pytest.raises(ValueError, match="expected a number"):
+        free_port("http")
+    assert 5000 <= free_port(None) < 5100
+
+
+def _local(uri: str) -> Path:
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(uri))

@@ -1,0 +1,114 @@
+"""The Checkpoint artifact: whole or not at all, verified, and the one before taken where one is damaged."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_core.artifacts.checkpoint import (
+    Checkpoint,
+    delete_old_checkpoints,
+    list_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    read_history,
+    read_weights,
+    write_checkpoint,
+)
+
+
+def checkpoint(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    tensors = {"a": torch.randn(3, 2), "b.c": torch.randn(4)}
+    return Checkpoint(
+        step=step,
+        images_seen=step * 8,
+        seed=0,
+        dataset_digest="d" * 64,
+        dataset_uri="/data",
+        config={"model": {"base_channels": 32}},
+        versions={"torch": "2"},
+        model=tensors,
+        ema={name: tensor * 2 for name, tensor in tensors.items()},
+        optimizer={"exp_avg.a": tensors["a"] ** 2},
+        history=[{"step": 1, "images_seen": 8, "loss": 0.5, "grad_norm": 1.0, "images_per_s": 3.0}],
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    written = checkpoint(10)
+    uri = write_checkpoint(str(tmp_path), written)
+    read = read_checkpoint(uri)
+    for part in ("model", "ema", "optimizer"):
+        ours, theirs = getattr(written, part), getattr(read, part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert replace(read, model={}, ema={}, optimizer={}) == replace(written, model={}, ema={}, optimizer={})
+    assert read_history(uri) == written.history
+    weights = read_weights(uri)
+    assert torch.equal(weights.tensors["a"], written.ema["a"])
+    assert weights.step == 10
+
+
+def test_without_state_json_there_is_no_checkpoint(tmp_path: Path) -> None:
+    uri = Path(write_checkpoint(str(tmp_path), checkpoint(10)))
+    (uri / "state.json").unlink()
+    assert list_checkpoints(str(tmp_path)) == []
+    assert newest_checkpoint(str(tmp_path)) is None
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*step-00000010"):
+        read_checkpoint(str(uri))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "history.parquet"])
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    write_checkpoint(str(tmp_path), checkpoint(10))
+    file = Path(write_checkpoint(str(tmp_path), checkpoint(20))) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(data if damage == "flipped bit" else data[:-1])
+    with caplog.at_level(logging.WARNING):
+        newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None
+    assert newest.step == 10
+    assert name in caplog.text
+    assert "step-00000020" in caplog.text
+
+
+def test_a_truncated_state_is_skipped_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(str(tmp_path), checkpoint(10))
+    state = Path(write_checkpoint(str(tmp_path), checkpoint(20))) / "state.json"
+    state.write_bytes(state.read_bytes()[:-5])
+    newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None
+    assert newest.step == 10
+    assert "state.json" in caplog.text
+
+
+def test_a_newer_format_is_refused_not_skipped(tmp_path: Path) -> None:
+    state = Path(write_checkpoint(str(tmp_path), checkpoint(10))) / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 99}))
+    with pytest.raises(ValueError, match="format_version 99; this code reads up to 1"):
+        newest_checkpoint(str(tmp_path))
+
+
+def test_a_checkpoint_that_stands_is_left_as_it_is(tmp_path: Path) -> None:
+    uri = write_checkpoint(str(tmp_path), checkpoint(10))
+    assert write_checkpoint(str(tmp_path), replace(checkpoint(10), images_seen=1)) == uri
+    assert read_checkpoint(uri).images_seen == 80
+
+
+def test_the_newest_few_stay(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        write_checkpoint(str(tmp_path), checkpoint(step))
+    delete_old_checkpoints(str(tmp_path), keep_last=2)
+    assert [uri[-2:] for uri in list_checkpoints(str(tmp_path))] == ["30", "40"]
+    assert not list((tmp_path / "checkpoints").rglob("step-00000010/*"))

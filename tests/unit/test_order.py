@@ -1,0 +1,111 @@
+"""The data order: exactly once, lanes as even as may be, nothing follows from the worker count."""
+
+import numpy as np
+import pytest
+
+from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+
+SIZES = {
+    "one window": np.array([5, 7, 3]),
+    "several windows": np.array([10] * 11 + [4]),
+    "uneven": np.array([1, 40, 2, 9, 17, 3, 3, 30, 8]),
+}
+
+
+def order(sizes, *, seed=0, digest="d", lanes=3, window=4):
+    return StreamOrder(np.asarray(sizes), seed=seed, digest=digest, lanes=lanes, window=window)
+
+
+def epoch_of(stream, epoch):
+    n = stream.num_samples
+    shard, row = stream.locate(np.arange(epoch * n, (epoch + 1) * n))
+    return list(zip(shard.tolist(), row.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("lanes", [1, 2, 3, 7])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_every_sample_comes_exactly_once_an_epoch(sizes, lanes, epoch):
+    everything = [(s, r) for s, size in enumerate(sizes) for r in range(size)]
+    assert sorted(epoch_of(order(sizes, lanes=lanes), epoch)) == everything
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"digest": "e"}, {"lanes": 4}, {"window": 3}])
+def test_order_follows_from_seed_digest_lanes_and_window(change):
+    sizes = SIZES["several windows"]
+    assert epoch_of(order(sizes), 0) == epoch_of(order(sizes), 0)
+    assert epoch_of(order(sizes), 0) != epoch_of(order(sizes, **change), 0)
+
+
+def test_epochs_differ():
+    stream = order(SIZES["several windows"])
+    assert epoch_of(stream, 0) != epoch_of(stream, 1)
+
+
+def test_any_position_alone_is_what_the_whole_epoch_says():
+    stream, fresh = order(SIZES["uneven"]), order(SIZES["uneven"])
+    whole = epoch_of(stream, 3)
+    for position in [0, 5, 17, 44, 90, stream.num_samples - 1]:
+        shard, row = fresh.locate(np.array([3 * stream.num_samples + position]))
+        assert (int(shard[0]), int(row[0])) == whole[position]
+
+
+def test_position_g_is_lane_g_mod_L():
+    """Lane l serves a contiguous range of the laid-out shards: with unit windows a lane touches few shards at a time."""
+    stream = order([10] * 12, lanes=3, window=1)
+    shards, _ = stream.locate(np.arange(120))
+    for lane in range(3):
+        own = shards[lane::3]
+        assert len(set(own.tolist())) == 4
+        assert all(len(set(own[k : k + 10].tolist())) == 1 for k in range(0, 40, 10))
+
+
+@pytest.mark.parametrize(("lanes", "workers"), [(8, 1), (8, 3), (8, 8), (5, 2), (7, 4)])
+def test_workers_share_the_lanes_contiguously_and_evenly(lanes, workers):
+    shares = [lanes_of_worker(lanes, worker, workers) for worker in range(workers)]
+    assert [lane for share in shares for lane in share] == list(range(lanes))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_workers_than_lanes_is_refused():
+    with pytest.raises(ValueError, match="5 workers for 4 lanes"):
+        lanes_of_worker(4, 0, 5)
+
+
+@pytest.mark.parametrize("num_samples", [100, 103, 128])
+@pytest.mark.parametrize("batch_size", [7, 16, 32, 100])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_global_batches_are_dealt_whole_and_fit_the_fixed_shape(num_samples, batch_size, workers):
+    lanes = 8
+    shares = [lanes_of_worker(lanes, worker, workers) for worker in range(workers)]
+    fixed = [local_batch_size(batch_size, num_samples, lanes, share) for share in shares]
+    largest = [0] * workers
+    for step in range(3 * num_samples // batch_size + 20):
+        dealt = [worker_positions(step, batch_size, num_samples, lanes, share) for share in shares]
+        assert sorted(np.concatenate(dealt).tolist()) == list(range(step * batch_size, (step + 1) * batch_size))
+        largest = [max(size, len(own)) for size, own in zip(largest, dealt, strict=True)]
+        lane_counts = np.bincount(
+            np.arange(step * batch_size, (step + 1) * batch_size) % num_samples % lanes, minlength=lanes
+        )
+        assert lane_counts.max() - lane_counts.min() <= 2
+    assert all(size <= bound for size, bound in zip(largest, fixed, strict=True))
+    assert workers > 1 or fixed == [batch_size]
+
+
+def test_a_batch_larger_than_an_epoch_is_refused():
+    with pytest.raises(ValueError, match="global batch is 101; expected 1 to 100"):
+        local_batch_size(101, 100, 8, range(8))
+
+
+def test_fewer_samples_than_lanes_is_refused():
+    with pytest.raises(ValueError, match="2 training images for 3 lanes"):
+        order([2])
+
+
+def test_resuming_deep_in_a_large_dataset_is_arithmetic():
+    """14 million samples, 90% into the ninth epoch: only the windows that the batch touches are shuffled."""
+    stream = order([1000] * 14_000, lanes=8, window=8)
+    position = 8 * stream.num_samples + int(0.9 * stream.num_samples)
+    stream.locate(np.arange(position, position + 128))
+    assert stream._window_order.cache_info().currsize <= 2 * 8
+    assert stream._layout.cache_info().currsize == 1

@@ -1,0 +1,285 @@
+"""The Report artifact, the page and its pictures."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_core import storage
+from ddpm_core.artifacts.report import read_figures, read_report, write_report
+from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.figures import _running_mean, denoising_strip, image_grid, loss_curve, neighbours_grid
+from ddpm_core.evaluation.neighbours import nearest
+from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
+
+HISTORY = [{"step": step, "loss": 1 / step, "grad_norm": 0.5} for step in range(1, 60)]
+
+
+def random_images(count: int, size: int = 8, channels: int = 1, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def content(size: int = 8, channels: int = 1) -> ReportContent:
+    real, generated = random_images(9, size, channels, 1), random_images(9, size, channels, 2)
+    return ReportContent(
+        title="a trial",
+        created_at="2026-01-02",
+        dataset=DatasetFacts(
+            name="digits",
+            uri="/store/datasets/digits",
+            digest="7c" * 32,
+            image_size=size,
+            channels=channels,
+            num_train=1617,
+            num_heldout=180,
+            num_rejected=0,
+            class_names=("zero", "one"),
+        ),
+        model=ModelFacts(
+            checkpoint_uri="/store/runs/digits/checkpoints/step-00002000",
+            weights_sha256="5e" * 32,
+            num_parameters=1_234_567,
+            step=2000,
+            images_seen=128_000,
+            sampler="DDIM, 50 steps, eta 0",
+            first_seed=100,
+            num_images=512,
+        ),
+        figures=(
+            FigureRow(name="fd_random_conv", of="512 generated against 1,617 training images", value=3.21987),
+            FigureRow(name="floor", of="180 held-out against 1,617 training images", value=0.5, note="real images"),
+        ),
+        extractor_digest="fd_random_conv-v1-d256-abc",
+        real=real,
+        generated=generated,
+        denoising=random_images(6, size, channels, 3).reshape(2, 3, channels, size, size),
+        denoising_labels=("T", "500", "0"),
+        queries=generated[:2],
+        neighbours=nearest(generated[:2], real, 4),
+        history=HISTORY,
+        train_images_per_s=512.3,
+        commands=("python pipelines/evaluate.py digits",),
+        versions={"torch": "2.13.0"},
+    )
+
+
+class Page(HTMLParser):
+    """Tags left open, the sources of images, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "srcset", "href") and value]
+        if tag not in ("img", "meta", "source"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    uri = str(tmp_path / "report")
+    page = write_report(uri, {"fd": 1.5, "of": [3, 4]}, "<p>ü</p>", {"grid.png": b"png"})
+    found = read_report(uri)
+    assert storage.read_bytes(page).decode() == found.html == "<p>ü</p>"
+    assert found.figures == read_figures(uri) == {"fd": 1.5, "of": [3, 4]}
+    assert found.pngs == {"grid.png": b"png"}
+
+
+def test_report_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that dies before the end leaves no report, not even the old one with new pictures."""
+    uri = str(tmp_path / "report")
+    write_report(uri, {"fd": 1}, "old", {"grid.png": b"old"})
+    write = storage.write_bytes
+
+    def dies(to: str, data: bytes) -> None:
+        if to.endswith(".html"):
+            raise OSError("disk full")
+        write(to, data)
+
+    monkeypatch.setattr(storage, "write_bytes", dies)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(uri, {"fd": 2}, "new", {"grid.png": b"new"})
+    with pytest.raises(FileNotFoundError, match=f"no report at {uri}"):
+        read_report(uri)
+    monkeypatch.undo()
+    write_report(uri, {"fd": 3}, "newer", {})
+    assert read_report(uri).figures == {"fd": 3}
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    write_report(uri, {}, "page", {"grid.png": b"png"})
+    (tmp_path / "grid.png").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"grid\.png: sha256 is [0-9a-f]{64}, report\.json says"):
+        read_report(uri)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version 2; this code reads up to 1"),
+        ({"sha256": {"../secret": "0"}}, "names the file '../secret'; expected a plain file name"),
+    ],
+)
+def test_strange_reports_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    write_report(str(tmp_path), {}, "page", {})
+    marker = tmp_path / "report.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        read_report(str(tmp_path))
+
+
+def test_figures_must_be_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(str(tmp_path), {"fd": float("nan")}, "page", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_page_says_what_was_measured() -> None:
+    page = Page(render_report(content()))
+    assert page.open == []
+    for said in (
+        *("a trial", "3.22", "512 generated against 1,617 training images", "1,234,567", "7c" * 32, "5e" * 32),
+        *("Seeds 100 to 108", "seeds 100 to 611", "fd_random_conv-v1-d256-abc", "python pipelines/evaluate.py digits"),
+        *(
+            "zero, one",
+            "torch 2.13.0",
+            "512.3",
+            "DDIM, 50 steps",
+            "not FID",
+            f"{content().neighbours.distances[0, 0]:.2f}",
+        ),
+    ):
+        assert said in page.text, said
+
+
+def test_page_is_self_contained() -> None:
+    html = render_report(content())
+    page = Page(html)
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert not re.search(r"https?://|@import|url\(", html)
+
+
+def test_page_shows_the_images_in_order() -> None:
+    shown = content()
+    pngs = [s for s in Page(render_report(shown)).sources if s.startswith("data:image/png")]
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png.split(",")[1])))) for png in pngs]
+    neighbours = torch.cat([shown.queries[:, None], shown.neighbours.images], dim=1)
+    expected = torch.cat([shown.generated, shown.real, shown.denoising.flatten(0, 1), neighbours.flatten(0, 1)])
+    small = [pixels for pixels in decoded if pixels.shape == (8, 8)]
+    np.testing.assert_array_equal(np.stack(small), expected[:, 0].numpy())
+    assert len(decoded) == len(small) + 2  # the curve, light and dark
+
+
+def test_page_escapes_what_came_from_outside() -> None:
+    evil = '<script>alert("x")</script>'
+    start = content()
+    html = render_report(
+        replace(
+            start,
+            title=evil,
+            dataset=replace(start.dataset, name=evil, class_names=(evil,)),
+            commands=(evil,),
+            versions={evil: evil},
+            denoising_labels=(evil, "1", '" onerror="x'),
+        )
+    )
+    assert "script" not in Page(html).tags
+    assert '" onerror="x' not in html
+
+
+def test_page_without_history_has_no_curve() -> None:
+    assert "gradient norm" not in render_report(replace(content(), history=[]))
+
+
+def test_large_colour_images_are_shown_as_webp() -> None:
+    sources = Page(render_report(content(size=96, channels=3))).sources
+    assert sum(source.startswith("data:image/webp") for source in sources) == 9 + 9 + 6 + 2 * 5
+
+
+def test_a_missing_label_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 labels for 3 columns"):
+        render_report(replace(content(), denoising_labels=("T",)))
+    with pytest.raises(ValueError, match="1 labels for 3 columns"):
+        denoising_strip(content().denoising, ["T"])
+
+
+def opened(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_grid_places_and_magnifies() -> None:
+    images = random_images(5, 4, 3)
+    pixels = opened(image_grid(images, columns=2, scale=3, padding=1))
+    assert pixels.shape == (3 * 13 + 1, 2 * 13 + 1, 3)
+    third = pixels[14:26, 1:13]  # row 1, column 0
+    np.testing.assert_array_equal(third[::3, ::3], images[2].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(third[::3, ::3], third[2::3, 2::3])
+    assert (pixels[27:39, 14:26] == 255).all()  # the sixth place is empty
+
+
+@pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (32, 64), (64, 64), (256, 256)])
+def test_small_images_are_magnified(size: int, shown: int) -> None:
+    assert opened(image_grid(random_images(1, size), padding=0)).shape == (shown, shown, 3)
+
+
+def test_strip_and_neighbours_hold_all_their_images() -> None:
+    shown = content(size=16, channels=3)
+    strip = opened(denoising_strip(shown.denoising, shown.denoising_labels, scale=1))
+    rows = opened(neighbours_grid(shown.queries, shown.neighbours.images, shown.neighbours.distances, scale=1))
+    for canvas, images in ((strip, shown.denoising.flatten(0, 1)), (rows, shown.neighbours.images.flatten(0, 1))):
+        windows = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16, 3))[:, :, 0]
+        for image in images.permute(0, 2, 3, 1).numpy():
+            corners = (windows[:, :, 0, 0] == image[0, 0]).all(axis=-1)
+            assert (windows[corners] == image).all(axis=(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        HISTORY,
+        HISTORY[:1],
+        [{"step": 1, "loss": float("nan"), "grad_norm": float("inf")}, *HISTORY[1:]],
+        [{"step": 1, "loss": float("nan"), "grad_norm": 0.0}],
+    ],
+    ids=["falling", "one step", "gaps", "nothing finite"],
+)
+def test_curve_of_any_history(history: list[dict[str, float]]) -> None:
+    light, dark = loss_curve(history), loss_curve(history, dark=True)
+    assert Image.open(io.BytesIO(light)).mode == "RGBA"
+    assert light != dark
+
+
+def test_running_mean_skips_gaps() -> None:
+    found = _running_mean(np.array([1.0, np.nan, 4.0, 7.0, np.nan, np.nan, np.nan]), 1)
+    np.testing.assert_array_equal(found, [1.0, 2.5, 5.5, 5.5, 7.0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_images", 1), ("num_shown", 0), ("num_rows", 0), ("num_neighbours", 0), ("batch_size", 0)]
+)
+def test_config_refuses_what_is_out_of_range(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"evaluate\.{field.replace('_', '-')} is {value}; expected"):
+        EvaluateConfig(**{field: value})

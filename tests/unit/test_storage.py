@@ -1,0 +1,319 @@
+"""Local disk and S3 keep the same promises; every test of a promise runs on both."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto.server import ThreadedMotoServer
+
+from ddpm_core import storage
+from ddpm_core.storage import s3
+
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    name = f"bucket-{abs(hash(request.node.name)) % 10**9}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"s3://{request.getfixturevalue('bucket')}/some/prefix"
+
+
+def test_what_is_written_is_read(base: str) -> None:
+    uri = storage.join(base, "a", "b.bin")
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert storage.size_bytes(uri) == 10
+    assert storage.read_range(uri, 3, 4) == b"3456"
+    assert storage.read_range(uri, 8, 100) == b"89"
+    assert storage.read_range(uri, 10, 5) == b""
+    assert storage.read_range(uri, 2, 0) == b""
+    storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"new"
+
+
+def test_an_open_file_can_be_sought_through(base: str) -> None:
+    uri = storage.join(base, "file")
+    data = bytes(range(256)) * 4096
+    storage.write_bytes(uri, data)
+    with storage.open_read(uri) as file:
+        assert file.read(4) == data[:4]
+        assert file.seek(-10, os.SEEK_END) == len(data) - 10
+        assert file.read() == data[-10:]
+        file.seek(500_000)
+        assert file.read(300_000) == data[500_000:800_000]
+
+
+def test_an_absent_file_is_told_as_such(base: str) -> None:
+    uri = storage.join(base, "none")
+    assert not storage.exists(uri)
+    for call in (storage.read_bytes, storage.size_bytes, storage.open_read, storage.fingerprint):
+        with pytest.raises(FileNotFoundError, match="none"):
+            call(uri)
+    storage.delete(uri)
+    assert storage.list_files(uri) == []
+    assert not storage.replace_bytes(uri, b"new", b"")
+
+
+def test_files_are_listed_at_any_depth_in_order(base: str) -> None:
+    for name, size in [("b", 2), ("a/z", 1), ("a/c/d", 3), ("ab", 0)]:
+        storage.write_bytes(storage.join(base, name), b"x" * size)
+    found = [(uri.removeprefix(base + "/"), size) for uri, size in storage.list_files(base)]
+    assert found == [("a/c/d", 3), ("a/z", 1), ("ab", 0), ("b", 2)]
+    assert [uri.removeprefix(base) for uri, _ in storage.list_files(storage.join(base, "a"))] == ["/a/c/d", "/a/z"]
+    storage.delete(storage.join(base, "a/z"))
+    assert len(storage.list_files(base)) == 3
+
+
+def test_what_stands_is_not_created_again(base: str) -> None:
+    uri = storage.join(base, "marker")
+    assert storage.create_bytes(uri, b"first")
+    assert not storage.create_bytes(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_a_swap_needs_the_content_that_was_expected(base: str) -> None:
+    uri = storage.join(base, "lease")
+    storage.write_bytes(uri, b"one")
+    assert not storage.replace_bytes(uri, b"two", b"other")
+    assert storage.read_bytes(uri) == b"one"
+    assert storage.replace_bytes(uri, b"two", b"one")
+    assert storage.read_bytes(uri) == b"two"
+
+
+def _race(num_racers: int, enter: Callable[[int], bool]) -> list[int]:
+    """Who of the racers, all let go at once, got True."""
+    barrier = threading.Barrier(num_racers)
+    winners: list[int] = []
+
+    def run(number: int) -> None:
+        barrier.wait()
+        if enter(number):
+            winners.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(num_racers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+def test_of_racing_creators_one_wins(base: str) -> None:
+    for turn in range(5):
+        uri = storage.join(base, f"marker-{turn}")
+        winners = _race(4, lambda number, uri=uri: storage.create_bytes(uri, b"%d" % number))
+        assert [b"%d" % winner for winner in winners] == [storage.read_bytes(uri)]
+
+
+def test_of_racing_swaps_one_wins(base: str) -> None:
+    for turn in range(5):
+        uri = storage.join(base, f"lease-{turn}")
+        storage.write_bytes(uri, b"free")
+        winners = _race(4, lambda number, uri=uri: storage.replace_bytes(uri, b"%d" % number, b"free"))
+        assert [b"%d" % winner for winner in winners] == [storage.read_bytes(uri)]
+
+
+def test_files_go_up_and_down_whole(base: str, tmp_path: Path) -> None:
+    data = os.urandom(1 << 20)
+    (tmp_path / "up").write_bytes(data)
+    storage.upload(tmp_path / "up", storage.join(base, "x/y"))
+    storage.download(storage.join(base, "x/y"), tmp_path / "new/down")
+    assert (tmp_path / "new/down").read_bytes() == data
+    with pytest.raises(FileNotFoundError):
+        storage.download(storage.join(base, "none"), tmp_path / "new/other")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["down"]
+
+
+def test_the_fingerprint_changes_with_the_files_and_with_nothing_else(base: str) -> None:
+    storage.write_bytes(storage.join(base, "a"), b"1")
+    storage.write_bytes(storage.join(base, "b/c"), b"2")
+    first = storage.fingerprint(base)
+    assert storage.fingerprint(base + "/") == first
+    assert storage.fingerprint(storage.join(base, "a")) != first
+    storage.write_bytes(storage.join(base, "b/c"), b"3")
+    second = storage.fingerprint(base)
+    storage.write_bytes(storage.join(base, "b/d"), b"")
+    assert len({first, second, storage.fingerprint(base)}) == 3
+
+
+def test_a_store_that_can_be_written_passes_and_is_left_clean(base: str) -> None:
+    storage.check_store(base)
+    assert storage.list_files(base) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(storage.StorageError, match=r"file: No space left on device"):
+        storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a/b"), b"")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert [uri for uri, _ in storage.list_files(str(tmp_path))] == [str(tmp_path / "a/b")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts", "expected"),
+    [
+        ("s3://bucket", ("a", "b"), "s3://bucket/a/b"),
+        ("s3://bucket/x/", ("/a/", "", "b"), "s3://bucket/x/a/b"),
+        ("/x", ("a/b",), "/x/a/b"),
+        ("/", ("a",), "/a"),
+    ],
+)
+def test_join(uri: str, parts: tuple[str, ...], expected: str) -> None:
+    assert storage.join(uri, *parts) == expected
+
+
+def test_absolute_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert storage.absolute("a/../b/") == str(tmp_path / "b")
+    assert storage.absolute("~/x") == "/home/ada/x"
+    assert storage.absolute("file:///x/a%20b") == "/x/a b"
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.absolute("s3://bucket/") == "s3://bucket"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("gs://bucket/x", "gs://bucket/x is no store that is known here; expected a local path"),
+        ("s3:/bucket", "s3:/bucket is no store"),
+        ("s3:///x", "names no bucket"),
+        ("", "an empty path"),
+    ],
+)
+def test_what_is_no_uri_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        storage.check_store(uri)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        storage.check_store(str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="cannot be written: Not a directory"):
+        storage.check_store(str(tmp_path / "file/below"))
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux's /proc, where nobody may write")
+def test_a_folder_that_cannot_be_written_is_no_store() -> None:
+    with pytest.raises(ValueError, match="the store /proc/ddpm cannot be written"):
+        storage.check_store("/proc/ddpm")
+
+
+def test_a_missing_bucket_is_named(bucket: str) -> None:
+    with pytest.raises(ValueError, match="there is no bucket nowhere-at-all at http") as error:
+        storage.check_store("s3://nowhere-at-all/x")
+    assert "\n" not in str(error.value)
+    with pytest.raises(storage.StorageError, match="there is no bucket"):
+        storage.read_bytes("s3://nowhere-at-all/x")
+
+
+def test_missing_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ValueError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+        storage.check_store(f"s3://{bucket}/x")
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"])
+def test_refused_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    def refuse(**_: object) -> None:
+        raise ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")  # moto lets everyone in
+
+    monkeypatch.setattr(s3._client(attempts=2), "put_object", refuse)
+    with pytest.raises(ValueError, match=rf"refused the credentials \({code}\)"):
+        storage.check_store(f"s3://{bucket}/x")
+
+
+def test_a_server_out_of_reach_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"cannot reach http://127\.0\.0\.1:9") as error:
+        storage.check_store(f"s3://{bucket}/x")
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "localhost:9")
+    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL_S3 is localhost:9; expected http"):
+        storage.check_store(f"s3://{bucket}/x")
+
+
+def _answers(bucket: str, monkeypatch: pytest.MonkeyPatch, codes: list[str], retries: int = 0) -> list[str]:
+    """Let the server's next conditional puts be answered with these errors, and then as it likes."""
+    client = s3._client()
+    put = client.put_object
+    seen: list[str] = []
+
+    def answer(**arguments: object) -> object:
+        seen.append("put")
+        if not codes:
+            return put(**arguments)
+        error = {"Error": {"Code": codes.pop(0)}, "ResponseMetadata": {"RetryAttempts": retries}}
+        raise ClientError(error, "PutObject")
+
+    monkeypatch.setattr(client, "put_object", answer)
+    return seen
+
+
+def test_a_conflict_of_conditional_puts_is_tried_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _answers(bucket, monkeypatch, ["ConditionalRequestConflict", "ConditionalRequestConflict"])
+    assert storage.create_bytes(f"s3://{bucket}/marker", b"mine")
+    assert len(seen) == 3
+
+
+def test_a_put_whose_answer_was_lost_still_counts(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"s3://{bucket}/marker"
+    storage.write_bytes(uri, b"mine")  # the first try arrived, its answer did not
+    _answers(bucket, monkeypatch, ["PreconditionFailed"] * 2, retries=1)
+    assert storage.create_bytes(uri, b"mine")
+    assert not storage.create_bytes(uri, b"of another")
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(bucket: str) -> None:
+    uri = f"s3://{bucket}/file"
+    storage.write_bytes(uri, b"1" * 1_000_000)
+    with storage.open_read(uri) as file:
+        file.read(1)
+        storage.write_bytes(uri, b"2" * 1_000_000)
+        with pytest.raises(storage.StorageError, match="replaced while it was being read"):
+            file.read()

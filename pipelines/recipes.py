@@ -78,18 +78,18 @@ def digits() -> Recipe:
     return Recipe(
         data=DataConfig(source="digits", image_size=8, channels=1, samples_per_shard=256),
         unet=UNetConfig(
-            base_channels=32, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
+            base_channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
         ),
         train=TrainStage(
-            steps=2_000,
+            steps=1_000,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
             ema_decay=0.995,
             flip=False,
             log_every=20,
-            checkpoint_every=500,
-            preview_every=500,
+            checkpoint_every=250,
+            preview_every=250,
             num_workers=2,
         ),
         sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
@@ -102,17 +102,17 @@ def mnist() -> Recipe:
     return Recipe(
         data=DataConfig(source="mnist", image_size=28, channels=1, samples_per_shard=2_048),
         unet=UNetConfig(
-            base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0
+            base_channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0
         ),
         train=TrainStage(
-            steps=4_000,
+            steps=2_400,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=200,
-            ema_decay=0.999,
+            ema_decay=0.995,
             flip=False,
-            checkpoint_every=1_000,
-            preview_every=1_000,
+            checkpoint_every=400,
+            preview_every=800,
             num_workers=2,
         ),
         sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),

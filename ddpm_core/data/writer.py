@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-import webdataset
 from numpy.typing import NDArray
 
 from ddpm_core import storage
@@ -139,6 +138,8 @@ def _write_tar(
     """Write the shard's images; the label of each by its key, and what was left out."""
     labels: dict[str, int] = {}
     rejected = []
+    import webdataset  # here, so that the library imports where it is missing
+
     with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
         for position in plan.indices.tolist():
             try:

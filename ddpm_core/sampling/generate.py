@@ -35,6 +35,7 @@ def generate(
     Returns:
         Images in 0..255.
     """
+    schedule = schedule.to(seeds.device)
     x_T = normals(_KEY, Purpose.SAMPLING, seeds, shape, step=schedule.num_timesteps)
 
     def noise(t: int) -> Float[Tensor, "b c h w"]:

@@ -104,7 +104,7 @@ def train(
     if worker.num_workers > 1:
         devices = [worker.device.index] if worker.device.type == "cuda" else None
         forward = DistributedDataParallel(state.network, device_ids=devices)
-    autocast = autocast_for(config, worker.device)
+    autocast, schedule = autocast_for(config, worker.device), schedule.to(worker.device)
     clock, since = time.perf_counter(), state.step
     for batch in stream.read_ahead(state.step, config.steps):
         images, positions, weights = (part.to(worker.device, non_blocking=True) for part in batch)

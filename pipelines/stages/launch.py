@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,14 +166,15 @@ class RayJobs:
     def start(self, submission_id: str, command: Sequence[str]) -> Job:
         """Submit it with a copy of the project; if the id is taken, that is the job."""
         try:
-            self._client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=submission_id,
-                runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
-            )
-        except RuntimeError as error:
-            if "already exists" not in str(error):
-                raise LaunchError(f"Ray refused the job {submission_id}: {_last_line(error)}") from error
+            with _asking(f"the job {submission_id} was not taken"):
+                self._client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=submission_id,
+                    runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
+                )
+        except LaunchError as error:
+            if "already exists" not in str(error.__cause__):
+                raise
         return _RayJob(self._client, submission_id)
 
 
@@ -184,11 +186,12 @@ class _RayJob:
     def info(self) -> Any:
         """What the cluster knows of it; None if nothing."""
         try:
-            return self._client.get_job_info(self._id)
-        except RuntimeError as error:
-            if "does not exist" in str(error):
+            with _asking(f"the job {self._id} was not told of"):
+                return self._client.get_job_info(self._id)
+        except LaunchError as error:
+            if "does not exist" in str(error.__cause__):
                 return None
-            raise LaunchError(f"Ray cannot say how {self._id} is: {_last_line(error)}") from error
+            raise
 
     def poll(self) -> JobResult | None:
         info = self.info()
@@ -197,9 +200,10 @@ class _RayJob:
         if info.status in {"PENDING", "RUNNING"}:
             return None
         try:
-            output = str(self._client.get_job_logs(self._id))
-        except RuntimeError as error:  # its node may be gone, and the log with it
-            output = f"no log: {_last_line(error)}"
+            with _asking("no log"):
+                output = str(self._client.get_job_logs(self._id))
+        except LaunchError as error:  # its node may be gone, and the log with it
+            output = str(error)
         code = 0 if info.status == "SUCCEEDED" else info.driver_exit_code or None
         return JobResult(exit_code=code, output=output[-_TAIL:] if output.strip() else str(info.message))
 
@@ -218,14 +222,24 @@ def open_launcher(address: str | None, logs: Path) -> Launcher:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return RayJobs(JobSubmissionClient(address))
-    except (OSError, RuntimeError, ValueError) as error:
+        with _asking(f"no Ray cluster takes jobs at {address}"):
+            return RayJobs(JobSubmissionClient(address))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster takes jobs at {address} ({_last_line(error)}); "
-            "start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
+            f"{error}; start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
         ) from None
 
 
-def _last_line(error: Exception) -> str:
-    """The last line that says anything; the Jobs API answers with whole tracebacks."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+@contextmanager
+def _asking(doing: str) -> Iterator[None]:
+    """Ray's errors as one line; its server answers with whole tracebacks, its client with a page on tokens."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        said = str(error).partition("\n")[0]
+        raise LaunchError(f"{doing} ({said}); set RAY_AUTH_MODE=token and the cluster's token here too") from error
+    except (RuntimeError, OSError) as error:
+        said = next((line.strip(" .") for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
+        raise LaunchError(f"{doing} ({said})") from error

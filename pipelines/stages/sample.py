@@ -21,6 +21,7 @@ from ddpm_core.artifacts.sample_set import (
 )
 from ddpm_core.data.pixels import decode_png, encode_png
 from ddpm_core.evaluation.figures import image_grid
+from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.generate import generate
 from ddpm_core.types import Tensor
 from pipelines.cluster import cpus_per_worker, versions
@@ -90,9 +91,9 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
     count = min(config.num_actors, len(missing))
     cpus, shared = cpus_per_worker(count), ray.put(weights)
     options = {"num_cpus": cpus, "num_gpus": int(config.use_gpu), "max_task_retries": 3, "max_restarts": 3}
-    actors = [ray.remote(_Sampler).options(**options).remote([shared], to_json(config), cpus) for _ in range(count)]
+    actors = [ray.remote(_Sampler).options(**options).remote(to_json(config), cpus) for _ in range(count)]
     waiting = iter(missing)
-    under_way = {actor.block.remote(samples.uri, first): actor for actor, first in zip(actors, waiting, strict=False)}
+    under_way = {actor.block.remote(shared, samples.uri, first): actor for actor, first in zip(actors, waiting, strict=False)}
     with progress("sample", len(missing) * config.block_size, "image") as shown:
         done = 0
         while under_way:
@@ -103,7 +104,7 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
             shown.set(done)
             following = next(waiting, None)
             if following is not None:
-                under_way[actor.block.remote(samples.uri, following)] = actor
+                under_way[actor.block.remote(shared, samples.uri, following)] = actor
 
 
 def _decoded(images: Iterable[tuple[int, bytes]]) -> Tensor:
@@ -113,24 +114,24 @@ def _decoded(images: Iterable[tuple[int, bytes]]) -> Tensor:
 class _Sampler:
     """Holds the network; makes blocks."""
 
-    def __init__(self, shared: list[Any], config: dict[str, Any], threads: int) -> None:
-        (weights,) = ray.get(shared)  # in a list, so that a restarted actor finds them too
+    def __init__(self, config: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self._config = from_json(SampleStage, config)
         self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
-        self._network = build_denoiser(weights).to(self._device)
-        self._schedule = build_schedule(weights.config)
-        self._shape = (weights.config["channels"], weights.config["image_size"], weights.config["image_size"])
+        self._network: UNet | None = None
 
-    def block(self, uri: str, first_seed: int) -> None:
-        """Generate and store one block."""
+    def block(self, weights: Weights, uri: str, first_seed: int) -> None:
+        """Generate and store one block. The weights come with each call: a restarted actor has none."""
         config = self._config
+        self._network = self._network or build_denoiser(weights).to(self._device)
+        schedule = build_schedule(weights.config)
+        shape = (weights.config["channels"], weights.config["image_size"], weights.config["image_size"])
         pngs: list[bytes] = []
         for start in range(first_seed, first_seed + config.block_size, config.batch_size):
             stop = min(start + config.batch_size, first_seed + config.block_size)
             seeds = torch.arange(start, stop, device=self._device)
             reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
             with reduced:
-                images = generate(self._network, self._schedule, config.sampler, seeds, self._shape)
+                images = generate(self._network, schedule, config.sampler, seeds, shape)
             pngs += [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
         write_block(uri, first_seed, pngs)

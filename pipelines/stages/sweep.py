@@ -151,9 +151,8 @@ def _tuner(
             metric=NAME,
             mode="min",
             num_samples=config.num_trials,
-            max_concurrent_trials=config.max_concurrent,
             scheduler=asha,
-            search_alg=BasicVariantGenerator(random_state=config.seed),
+            search_alg=BasicVariantGenerator(max_concurrent=config.max_concurrent, random_state=config.seed),
         ),
         run_config=tune.RunConfig(name="ray", storage_path=folder, verbose=0, callbacks=[callback]),
     )

@@ -117,6 +117,15 @@ def test_size_hardly_matters_where_content_is_the_same() -> None:
     assert (difference < 0.2 * (extract(small) - extract(other)).norm(dim=1)).all()
 
 
+def test_detail_finer_than_the_grid_is_averaged_not_sampled() -> None:
+    """White lines 8 pixels apart at 256x256 are an even dark grey at 32x32; without antialiasing they would vanish."""
+    lines = torch.zeros(1, 1, 256, 256, dtype=torch.uint8)
+    lines[..., ::8] = 255
+    even, black = torch.full_like(lines, round(255 / 8)), torch.zeros_like(lines)
+    difference = (extract(lines) - extract(even)).norm()
+    assert difference < 0.2 * (extract(black) - extract(even)).norm()
+
+
 def test_known_weights_give_the_known_values() -> None:
     """A constant image has no variation: the means follow from the filters alone, computed here with plain sums."""
     features = extract(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8))[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,13 +123,14 @@ class World:
         assert found is not None
         return found[0]
 
-    def play(self, *schedulers: Scheduler, until: datetime | None = None, limit: int = 5000) -> None:
+    def play(self, *schedulers: Scheduler, until: datetime | None = None, limit: int = 4000) -> None:
         """Rounds of all in turn, the clock moving to the next that wants one; until all are done, or a time."""
         for _ in range(limit):
             pauses = [pause for each in schedulers if (pause := each.round()) is not None]
-            if not pauses or (until and self.clock.now() >= until):
+            if not pauses or self.clock.now() == until:
                 return
-            self.clock.sleep(max(min(pauses), 0.01))
+            step = max(min(pauses), 0.01)
+            self.clock.sleep(min(step, (until - self.clock.now()).total_seconds()) if until else step)
         raise AssertionError("no end")
 
 
@@ -190,7 +191,7 @@ def test_a_wrong_cron_expression_is_one_line(cron: str, said: str) -> None:
 
 
 def test_an_unknown_timezone_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="'Europe/Berlim'.*did you mean Europe/Berlin"):
+    with pytest.raises(ValueError, match=r"'Europe/Berlim'.*did you mean Europe/Berlin"):
         Calendar(cron="0 3 * * *", timezone="Europe/Berlim")
 
 
@@ -211,7 +212,7 @@ def test_daylight_saving_neither_drops_nor_doubles_a_daily_tick(day_before: str,
 def test_hourly_ticks_are_an_hour_apart_when_the_clock_is_set_back() -> None:
     calendar = Calendar(cron="0 * * * *", timezone="Europe/Berlin")
     ticks = list(islice(calendar.after(datetime(2026, 10, 24, 20, tzinfo=UTC)), 8))
-    assert {later - tick for tick, later in zip(ticks, ticks[1:], strict=False)} == {timedelta(hours=1)}
+    assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(hours=1)}
 
 
 def test_the_last_tick_in_a_window() -> None:
@@ -253,7 +254,7 @@ def test_a_seed_that_is_given_stays(flag: list[str]) -> None:
 def test_no_two_ticks_share_a_seed() -> None:
     ticks = list(islice(Calendar(cron="* * * * *", timezone="Europe/Berlin").after(EVENING), 200))
     firsts = [first_seed(tick) for tick in ticks]
-    assert all(later - first >= SEEDS_PER_TICK for first, later in zip(firsts, firsts[1:], strict=False))
+    assert all(later - first >= SEEDS_PER_TICK for first, later in pairwise(firsts))
     with pytest.raises(ValueError, match="1000001 images a tick; expected at most 1000000"):
         check_command(["python", "pipelines/sample.py", "--num-images", "1000001"])
     check_command(["python", "pipelines/sample.py", "--num-images=1000000"])
@@ -322,11 +323,12 @@ def test_nothing_happens_before_the_tick_and_the_sleep_is_short(here: World) -> 
 
 
 def test_two_schedulers_one_start(world: World) -> None:
-    both = [world.scheduler(ticks=3), world.scheduler(ticks=3)]
+    hourly = Calendar(cron="0 * * * *", timezone="UTC")
+    both = [world.scheduler(ticks=3, calendar=hourly), world.scheduler(ticks=3, calendar=hourly)]
     for each in both:
         each.begin()
     world.play(*both)
-    ticks = ["20261123T030000Z", "20261124T030000Z", "20261125T030000Z"]
+    ticks = ["20261122T210000Z", "20261122T220000Z", "20261122T230000Z"]
     assert sorted(world.cluster.jobs) == [f"nightly-{tick}-1" for tick in ticks]
     assert [[done.tick for done in each.done] for each in both] == [ticks, ticks]
 
@@ -349,12 +351,12 @@ def test_both_see_no_claim_and_one_start(world: World) -> None:
 
 
 def test_a_live_lease_is_waited_for_however_long_the_job(here: World) -> None:
-    here.cluster.takes = timedelta(hours=3)
+    here.cluster.takes = timedelta(minutes=35)
     owner, waiting = here.scheduler(ticks=1), here.scheduler(ticks=1)
     owner.begin()
     here.play(owner, until=parse_tick(TICK) + timedelta(minutes=1))
     waiting.begin()
-    here.play(owner, waiting, until=parse_tick(TICK) + timedelta(hours=2))
+    here.play(owner, waiting, until=parse_tick(TICK) + timedelta(minutes=30))
     assert not here.claim().expired(here.clock.now())
     assert waiting.done == []
     here.play(owner)
@@ -363,7 +365,7 @@ def test_a_live_lease_is_waited_for_however_long_the_job(here: World) -> None:
 
 @pytest.mark.parametrize("forgets", [True, False], ids=["job died too", "job goes on"])
 def test_a_killed_schedulers_tick_is_taken_over_with_its_command(world: World, forgets: bool) -> None:
-    world.cluster.forgets, world.cluster.takes = forgets, timedelta(minutes=30)
+    world.cluster.forgets, world.cluster.takes = forgets, timedelta(minutes=12)
     killed = world.scheduler()
     killed.begin()
     world.play(killed, until=parse_tick(TICK) + timedelta(minutes=1))
@@ -373,7 +375,7 @@ def test_a_killed_schedulers_tick_is_taken_over_with_its_command(world: World, f
     another.begin()
     world.play(another, until=datetime.fromisoformat(before.lease_until) - timedelta(seconds=1))
     assert world.claim() == before
-    world.play(another, until=parse_tick(TICK) + timedelta(hours=2))
+    world.play(another, until=parse_tick(TICK) + timedelta(hours=1))
     done = read_done(world.folder, TICK)
     assert done is not None
     assert (done.status, done.attempt, done.owner) == ("succeeded", 2, another.attendant.me)
@@ -413,16 +415,16 @@ def test_killed_between_claim_and_start(here: World) -> None:
 
 
 def test_who_slept_through_its_lease_lets_go(here: World) -> None:
-    here.cluster.takes, here.cluster.forgets = timedelta(hours=1), True
+    here.cluster.takes, here.cluster.forgets = timedelta(minutes=20), True
     slept, another = here.scheduler(), here.scheduler()
     slept.begin()
     here.play(slept, until=parse_tick(TICK) + timedelta(minutes=1))
-    here.clock.sleep(3600)
+    here.clock.sleep(900)
     another.begin()
     another.round()
     slept.round()
     assert here.cluster.jobs[f"nightly-{TICK}-1"].left
-    here.play(slept, another, until=parse_tick(TICK) + timedelta(hours=3))
+    here.play(slept, another, until=parse_tick(TICK) + timedelta(hours=1))
     assert [done.attempt for done in slept.done] == [done.attempt for done in another.done] == [2]
 
 
@@ -455,7 +457,7 @@ def test_jobs_run_one_at_a_time_and_waiting_ticks_are_held(here: World) -> None:
     here.play(scheduler, idle)
     assert [done.tick for done in scheduler.done] == [done.tick for done in idle.done]
     starts = sorted(datetime.fromisoformat(done.started_at) for done in scheduler.done)
-    assert all(later - start >= here.cluster.takes for start, later in zip(starts, starts[1:], strict=False))
+    assert all(later - start >= here.cluster.takes for start, later in pairwise(starts))
     assert {done.attempt for done in scheduler.done} == {1}
 
 
@@ -677,7 +679,7 @@ def test_a_job_that_failed_or_was_lost_has_not_succeeded() -> None:
     api.away = True
     with pytest.raises(LaunchError, match="n-1"):
         job.poll()
-    with pytest.raises(LaunchError, match="refused the job n-2: no agent"):
+    with pytest.raises(LaunchError, match=r"the job n-2 was not taken .*no agent"):
         RayJobs(api).start("n-2", COMMAND)
 
 

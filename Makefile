@@ -5,18 +5,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # uv installs in parallel, but looks for local wheels only where it is told.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test ui lint clean
+.PHONY: install demo test ui lint clean
 
 .venv/.installed: pyproject.toml infra/constraints.txt
 	@echo "setting up .venv (a minute or two, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet -c infra/constraints.txt torch uv 2>&1 | grep -v 'is ignored' || true
+	@$(BIN)/pip install --quiet -c infra/constraints.txt torch uv 2>.venv/pip.log || { cat .venv/pip.log; exit 1; }
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e .
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[test]'
 	@touch $@
+
+install: .venv/.installed  ## what the doors need, in .venv
 
 demo: .venv/.installed  ## the whole line on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits

@@ -1,6 +1,7 @@
 """How a scheduled job is started and followed: by Ray's Jobs API where there is a cluster, else as a process here."""
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -17,8 +18,8 @@ import pipelines.cluster  # noqa: F401  sets Ray's environment before Ray is imp
 
 _TAIL = 1 << 16
 _GRACE_S = 10.0
-# What goes up with a job beside what .gitignore leaves out.
-_EXCLUDES = [".git", "tests", "docs"]
+# Not copied to a cluster, beside what .gitignore names.
+_EXCLUDES = ["tests", "docs"]
 
 
 class LaunchError(OSError):
@@ -221,6 +222,7 @@ def open_launcher(address: str | None, logs: Path) -> Launcher:
         return LocalJobs(logs)
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells of every file that is not copied
     try:
         with _asking(f"no Ray cluster takes jobs at {address}"):
             return RayJobs(JobSubmissionClient(address))

@@ -1,0 +1,105 @@
+"""The doors as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def door(name: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a door from another working directory."""
+    command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *args]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.stop()
+
+
+MISTAKES = {
+    "unknown recipe": (["digts"], "unknown recipe 'digts'; expected one of .* did you mean digits"),
+    "misspelt flag": (["digits", "--train.batch-sise", "8"], "--train.batch-sise.*did you mean --train.batch-size"),
+    "value of a wrong type": (["digits", "--train.steps", "many"], "--train.steps.*'many'.*expected --train.steps INT"),
+    "missing path": (["mnist", "--data.source", "/no/such/path"], "/no/such/path"),
+    "empty folder": (["mnist", "--data.source", "{tmp}/empty"], "empty"),
+    "no image set": (["mnist", "--data.source", "{tmp}/text"], "text"),
+    "batch size of zero": (["digits", "--train.batch-size", "0"], "train.batch-size is 0; expected 1 or more"),
+    "more workers than lanes": (
+        ["digits", "--train.num-workers", "9"],
+        "train.num-workers is 9 for 8 lanes; expected at most one worker a lane",
+    ),
+    "more workers than CPUs": (
+        ["digits", "--train.num-workers", "999", "--train.lanes", "999"],
+        r"train.num-workers is 999; there are \d+ CPUs",
+    ),
+    "more workers than GPUs": (
+        ["digits", "--train.use-gpu", "--train.num-workers", "99", "--train.lanes", "99"],
+        r"train.num-workers is 99; there are \d+ GPUs",
+    ),
+    "a store that is a file": (["digits", "--store", "{tmp}/text/file.txt"], "file.txt"),
+    "a network that cannot be": (["digits", "--unet.attention-resolutions", "5"], "5"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_starts(mistake: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "file.txt").write_text("no image")
+    args, said = MISTAKES[mistake]
+    given = [arg.format(tmp=tmp_path) for arg in args]
+    store = [] if "--store" in given else ["--store", str(tmp_path / "store")]
+    done = door("workflow", *given, *store)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    import re
+
+    assert re.search(said, line), line
+    assert not list((tmp_path / "store").rglob("*"))
+
+
+def test_a_bucket_that_does_not_exist(s3: dict[str, str]) -> None:
+    done = door("train", "--store", "s3://no-such-bucket/ddpm", env=s3)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "no-such-bucket" in line
+
+
+def test_no_credentials_at_all(s3: dict[str, str], tmp_path: Path) -> None:
+    bare = {
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+    }
+    done = door("train", "--store", "s3://bucket/ddpm", env={**s3, **bare})
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "credentials" in line
+
+
+def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path: Path) -> None:
+    done = door("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert '"base_channels"' in done.stdout
+    assert "train: 1,000 steps of 64 images on 2 workers" in done.stdout
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,172 @@
+"""The line on a real Ray: small, but every stage the real one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, read_weights
+from ddpm_core.artifacts.report import read_report
+from ddpm_core.artifacts.sample_set import read_images, read_sample_set
+from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.model.unet import UNetConfig
+from pipelines import workflow
+from pipelines.line import open_line
+from pipelines.recipes import Recipe, SampleStage, TrainStage, make
+from pipelines.stages.sample import run_sample
+from pipelines.tracking import resolve_model
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def recipe(store: Path | str) -> Recipe:
+    """The digits, with a network and a number of steps for tests."""
+    base = make("digits")
+    return replace(
+        base,
+        store=str(store),
+        unet=UNetConfig(
+            base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
+        ),
+        schedule=ScheduleConfig(num_timesteps=20),
+        train=TrainStage(
+            steps=6,
+            batch_size=16,
+            warmup_steps=2,
+            ema_decay=0.5,
+            log_every=2,
+            checkpoint_every=2,
+            preview_every=6,
+            num_workers=2,
+        ),
+        sample=SampleStage(
+            num_images=24, block_size=8, batch_size=8, num_actors=2, sampler=SamplerConfig(name="ddim", num_steps=4)
+        ),
+        evaluate=EvaluateConfig(num_images=24, num_shown=9, num_rows=2, num_neighbours=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def made(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, dict[str, str], dict[str, object]]:
+    """The line, run once."""
+    wanted = recipe(tmp_path_factory.mktemp("store"))
+    outcome = workflow.run(wanted)
+    return wanted, outcome.made, outcome.figures
+
+
+def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    wanted, where, figures = made
+    report = read_report(where["report"].rsplit("/", 1)[0])
+    assert report.figures["figures"]["fd_random_conv"] == figures["fd_random_conv"] > figures["floor"] > 0
+    assert "data:image/png;base64," in report.html
+    assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
+    with open_line(wanted) as line:
+        champion = resolve_model(line.tracker, "models:/ddpm-digits@champion")
+    (newest,) = list_checkpoints(champion.checkpoint_uri.split("/checkpoints/")[0])[-1:]
+    assert champion.weights_sha256 == read_weights(newest).sha256
+
+
+def test_a_second_run_computes_nothing_and_finds_the_same(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
+    wanted, where, figures = made
+    before = {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)}
+    again = workflow.run(wanted)
+    assert again.made == where
+    assert again.figures["fd_random_conv"] == figures["fd_random_conv"]
+    assert {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)} == before
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_file() and "mlflow" not in path.as_posix() and "/ray/" not in path.as_posix()
+
+
+def test_an_interrupted_run_ends_where_an_unbroken_one_does(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    """Two steps, then four more by the same command, on one worker instead of two: the same weights but for rounding."""
+    wanted, _, _ = made
+    broken = replace(wanted, store=str(tmp_path), train=replace(wanted.train, num_workers=1))
+    for steps in (2, 6):
+        with open_line(replace(broken, train=replace(broken.train, steps=steps))) as line:
+            trained = line.train(line.shard())
+    ours = read_checkpoint(trained.checkpoint_uri)
+    (folder,) = (Path(wanted.store) / "runs").iterdir()
+    theirs = read_checkpoint(list_checkpoints(str(folder))[-1])
+    assert folder.name == trained.name
+    assert (ours.step, ours.images_seen) == (theirs.step, theirs.images_seen) == (6, 96)
+    assert [row["step"] for row in ours.history] == [row["step"] for row in theirs.history] == [2, 4, 6]
+    for mine, other in zip(ours.history, theirs.history, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    for name, tensor in ours.ema.items():
+        assert torch.allclose(tensor, theirs.ema[name], atol=1e-3), name
+
+
+def test_images_do_not_depend_on_batch_actors_or_who_asked(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    """The first law: at most one level apart, in fewer than one pixel in 10,000."""
+    from ddpm_core.data.pixels import decode_png
+
+    wanted, where, _ = made
+    set_uri = where["grid"].replace("-grid.png", ".json")
+    weights = read_weights(read_sample_set(set_uri).facts["checkpoint"])
+    other = replace(wanted.sample, batch_size=3, num_actors=1, first_seed=5, num_images=9)
+    ours = dict(read_images(run_sample(weights, other, str(tmp_path)).samples))
+    theirs = dict(read_images(read_sample_set(set_uri)))
+    assert sorted(ours) == list(range(5, 14))
+    apart = torch.stack(
+        [
+            torch.from_numpy(decode_png(png).astype(int) - decode_png(theirs[seed]).astype(int))
+            for seed, png in ours.items()
+        ]
+    )
+    assert int(apart.abs().max()) <= 1
+    assert float((apart != 0).float().mean()) < 1e-4
+
+
+def test_overlapping_requests_share_blocks(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    wanted, where, _ = made
+    weights = read_weights(read_sample_set(where["grid"].replace("-grid.png", ".json")).facts["checkpoint"])
+    sampled = run_sample(weights, replace(wanted.sample, num_images=32), wanted.store)
+    assert sampled.num_new == 8
+
+
+def test_fine_tuning_starts_from_the_given_weights(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    wanted, _, _ = made
+    tuned = replace(wanted, name="tuned", train=replace(wanted.train, steps=0, num_workers=1))
+    with open_line(tuned) as line:
+        weights = line.find_weights("models:/ddpm-digits@champion")
+        trained = line.train(line.shard(), weights)
+    started = read_checkpoint(trained.checkpoint_uri)
+    assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in started.model.items())
+
+
+def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
+    wanted, _, _ = made
+    named = replace(wanted, name="tuned", train=replace(wanted.train, learning_rate=1.0))
+    with (
+        open_line(named) as line,
+        pytest.raises(ValueError, match=r"run tuned was started with .* give the run another --name"),
+    ):
+        line.train(line.shard())
+
+
+def test_a_sweep_ranks_schedules_by_distance(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    from pipelines.stages.sweep import SweepConfig
+
+    wanted, _, _ = made
+    sweep = SweepConfig(num_trials=2, num_images=16, num_rungs=1, max_concurrent=2)
+    with open_line(replace(wanted, train=replace(wanted.train, steps=2))) as line:
+        swept = line.sweep(sweep, line.shard(), "two")
+    assert len(swept.ranking) == 2
+    assert swept.ranking[0]["fd_random_conv"] <= swept.ranking[1]["fd_random_conv"]
+    assert json.loads(Path(swept.uri).read_text())["ranking"] == swept.ranking

@@ -81,15 +81,15 @@ def digits() -> Recipe:
             base_channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
         ),
         train=TrainStage(
-            steps=1_000,
+            steps=640,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
-            ema_decay=0.995,
+            ema_decay=0.99,
             flip=False,
             log_every=20,
-            checkpoint_every=250,
-            preview_every=250,
+            checkpoint_every=160,
+            preview_every=320,
             num_workers=2,
         ),
         sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
@@ -105,7 +105,7 @@ def mnist() -> Recipe:
             base_channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0
         ),
         train=TrainStage(
-            steps=2_400,
+            steps=1_600,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=200,

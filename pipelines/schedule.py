@@ -126,7 +126,9 @@ def _outcome(door: ScheduleDoor, scheduler: Scheduler, told: str | None) -> Outc
     print(f"stopped by {told}: {said}" if told else said, flush=True)
     ticks = [{"tick": e.tick, "status": e.status, "samples": e.samples, "attempt": e.attempt} for e in scheduler.done]
     return Outcome(
-        made={"schedule": door.folder}, figures={"ticks": ticks, "stopped_by": told}, exit_code=1 if failed else 0
+        made={"schedule": door.folder},
+        figures={"ticks": ticks, "stopped_by": told},
+        exit_code=1 if failed and not told else 0,
     )
 
 

@@ -58,7 +58,7 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
     uri = storage.join(recipe.store, "reports", f"{recipe.recipe}-{digest(inputs)}")
     reference = f"dataset {index.digest[:16]} train, {extractor_digest()}, {config.num_images} images"
     if storage.exists(storage.join(uri, MARKER_NAME)):
-        figures = read_figures(uri)["figures"]
+        figures = {name: value for name, value in read_figures(uri).items() if isinstance(value, float)}
     else:
         figures = _measure(samples, index, config, recipe.store)
         reporting.write(uri, weights, samples, index, recipe, figures, reference)

@@ -61,7 +61,7 @@ def write(
     }
     if content.history:
         pngs["loss.png"] = draw.loss_curve(content.history)
-    facts = {"figures": figures, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
+    facts = {**figures, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
     write_report(uri, facts, render_report(content), pngs)
 
 

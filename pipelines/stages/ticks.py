@@ -51,7 +51,7 @@ class Calendar:
         last = moment
         for tick in CronSim(self.cron, moment.astimezone(self.zone)):
             utc = tick.astimezone(UTC)
-            if utc > last:
+            if utc > last:  # asked within the hour that comes twice, the parser begins with a tick that is past
                 last = utc
                 yield utc
 

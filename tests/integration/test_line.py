@@ -63,7 +63,7 @@ def made(
 def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
     wanted, where, figures = made
     report = read_report(where["report"].rsplit("/", 1)[0])
-    assert report.figures["figures"]["fd_random_conv"] == figures["fd_random_conv"] > figures["floor"] > 0
+    assert report.figures["fd_random_conv"] == figures["fd_random_conv"] > figures["floor"] > 0
     assert "data:image/png;base64," in report.html
     assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
     with open_line(wanted) as line:

@@ -215,6 +215,12 @@ def test_hourly_ticks_are_an_hour_apart_when_the_clock_is_set_back() -> None:
     assert {later - tick for tick, later in pairwise(ticks)} == {timedelta(hours=1)}
 
 
+def test_in_the_hour_that_comes_twice_no_tick_lies_in_the_past() -> None:
+    second_time = datetime(2026, 10, 25, 1, 10, tzinfo=UTC)  # 02:10 CET; 02:30 CEST is past
+    calendar = Calendar(cron="30 2 * * *", timezone="Europe/Berlin")
+    assert tick_name(next(calendar.after(second_time))) == "20261026T013000Z"
+
+
 def test_the_last_tick_in_a_window() -> None:
     three = parse_tick(TICK)
     assert NIGHTLY.last(three, timedelta(hours=1)) == three
@@ -322,14 +328,14 @@ def test_nothing_happens_before_the_tick_and_the_sleep_is_short(here: World) -> 
     assert storage.list_files(here.store) == []
 
 
-def test_two_schedulers_one_start(world: World) -> None:
+def test_two_schedulers_one_start(here: World) -> None:
     hourly = Calendar(cron="0 * * * *", timezone="UTC")
-    both = [world.scheduler(ticks=3, calendar=hourly), world.scheduler(ticks=3, calendar=hourly)]
+    both = [here.scheduler(ticks=3, calendar=hourly), here.scheduler(ticks=3, calendar=hourly)]
     for each in both:
         each.begin()
-    world.play(*both)
+    here.play(*both)
     ticks = ["20261122T210000Z", "20261122T220000Z", "20261122T230000Z"]
-    assert sorted(world.cluster.jobs) == [f"nightly-{tick}-1" for tick in ticks]
+    assert sorted(here.cluster.jobs) == [f"nightly-{tick}-1" for tick in ticks]
     assert [[done.tick for done in each.done] for each in both] == [ticks, ticks]
 
 
@@ -364,24 +370,24 @@ def test_a_live_lease_is_waited_for_however_long_the_job(here: World) -> None:
 
 
 @pytest.mark.parametrize("forgets", [True, False], ids=["job died too", "job goes on"])
-def test_a_killed_schedulers_tick_is_taken_over_with_its_command(world: World, forgets: bool) -> None:
-    world.cluster.forgets, world.cluster.takes = forgets, timedelta(minutes=12)
-    killed = world.scheduler()
+def test_a_killed_schedulers_tick_is_taken_over_with_its_command(here: World, forgets: bool) -> None:
+    here.cluster.forgets, here.cluster.takes = forgets, timedelta(minutes=12)
+    killed = here.scheduler()
     killed.begin()
-    world.play(killed, until=parse_tick(TICK) + timedelta(minutes=1))
-    before = world.claim()
-    world.champion = 4  # a new champion changes nothing of a tick that was claimed
-    another = world.scheduler()
+    here.play(killed, until=parse_tick(TICK) + timedelta(minutes=1))
+    before = here.claim()
+    here.champion = 4  # a new champion changes nothing of a tick that was claimed
+    another = here.scheduler()
     another.begin()
-    world.play(another, until=datetime.fromisoformat(before.lease_until) - timedelta(seconds=1))
-    assert world.claim() == before
-    world.play(another, until=parse_tick(TICK) + timedelta(hours=1))
-    done = read_done(world.folder, TICK)
+    here.play(another, until=datetime.fromisoformat(before.lease_until) - timedelta(seconds=1))
+    assert here.claim() == before
+    here.play(another, until=parse_tick(TICK) + timedelta(hours=1))
+    done = read_done(here.folder, TICK)
     assert done is not None
     assert (done.status, done.attempt, done.owner) == ("succeeded", 2, another.attendant.me)
     assert done.command == before.command
-    assert set(world.cluster.commands) == {before.command}
-    assert len(world.cluster.jobs) == (2 if forgets else 1)
+    assert set(here.cluster.commands) == {before.command}
+    assert len(here.cluster.jobs) == (2 if forgets else 1)
     assert done.submission_id == f"nightly-{TICK}-{2 if forgets else 1}"
 
 
@@ -393,7 +399,7 @@ def test_two_schedulers_take_over_once(world: World) -> None:
     both = [world.scheduler(), world.scheduler()]
     for each in both:
         each.begin()
-    world.play(*both, until=parse_tick(TICK) + timedelta(hours=1))
+    world.play(*both, until=parse_tick(TICK) + timedelta(minutes=13))
     assert list(world.cluster.jobs) == [f"nightly-{TICK}-1", f"nightly-{TICK}-2"]
     assert [[done.attempt for done in each.done] for each in both] == [[2], [2]]
 
@@ -428,17 +434,17 @@ def test_who_slept_through_its_lease_lets_go(here: World) -> None:
     assert [done.attempt for done in slept.done] == [done.attempt for done in another.done] == [2]
 
 
-def test_a_failing_job_is_recorded_after_its_retries(world: World) -> None:
-    world.cluster.results = [FAILURE] * 3
-    scheduler = world.scheduler(ticks=1, retries=2)
+def test_a_failing_job_is_recorded_after_its_retries(here: World) -> None:
+    here.cluster.results = [FAILURE] * 3
+    scheduler = here.scheduler(ticks=1, retries=2)
     scheduler.begin()
-    world.play(scheduler)
-    done = read_done(world.folder, TICK)
+    here.play(scheduler)
+    done = read_done(here.folder, TICK)
     assert done is not None
     assert (done.status, done.exit_code, done.attempt, done.samples) == ("failed", 1, 3, None)
     assert done.message == "RuntimeError: no memory"
-    assert len(set(world.cluster.commands)) == 1
-    assert len(world.cluster.jobs) == 3
+    assert len(set(here.cluster.commands)) == 1
+    assert len(here.cluster.jobs) == 3
 
 
 def test_a_job_that_fails_once_succeeds(here: World) -> None:

@@ -60,7 +60,7 @@ def open_door(
     """Parse the command line, check it, and run the stage.
 
     Args:
-        args_type: the door's flags, a dataclass; fields named as the recipe's take their values from it.
+        args_type: the door's flags, a dataclass with a `store`; fields named as the recipe's take their values from it.
         about: the first lines of --help.
         plan: checks all that can be checked before anything starts (ValueError, one line), and says what will be done.
         run: does it.
@@ -76,6 +76,8 @@ def open_door(
     try:
         args = (read or parse)(args_type, argv, program, about)
         lines = plan(args)
+        if not dry_run:  # it is tried by really writing
+            storage.check_store(args.store)  # type: ignore[attr-defined]
     except (ValueError, OSError) as error:
         sys.exit(_mistake(error))
     if dry_run:
@@ -203,23 +205,13 @@ def as_recipe(door: Any) -> Recipe:
     return replace(make(door.recipe), **{f.name: getattr(door, f.name) for f in fields(door) if f.name in of_recipe})
 
 
-def check_store(store: str) -> None:
-    """Refuse a store that cannot be used, by really writing to it.
-
-    Raises:
-        ValueError: if it is no absolute URI, the bucket is missing, credentials are refused, or it is not writable.
-    """
-    storage.check_store(store)
-
-
-def check_common(recipe: Recipe) -> None:
-    """Refuse a source or a store that cannot be used.
+def check_data(recipe: Recipe) -> None:
+    """Refuse a source that cannot be used.
 
     Raises:
         ValueError: in one line.
     """
     check_source(recipe.data.source)
-    check_store(recipe.store)
 
 
 def check_training(recipe: Recipe) -> None:

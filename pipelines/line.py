@@ -56,6 +56,7 @@ class Line:
 
     def train(self, index: DatasetIndex, init_from: Weights | None = None) -> Trained:
         """The trained model, from wherever its run was; its averaged weights are registered as the candidate."""
+        check_cluster(self.recipe.store, "train.num-workers", self.recipe.train.num_workers, self.recipe.train.use_gpu)
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
         params = {name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "train")}
         with self.tracker.run("train", parent=self.parent, key=key, params=params) as run:
@@ -67,6 +68,7 @@ class Line:
     def sample(self, weights: Weights) -> Sampled:
         """The generated images, made now or there already."""
         config = self.recipe.sample
+        check_cluster(self.recipe.store, "sample.num-actors", config.num_actors, config.use_gpu)
         key = digest(["sample", self.recipe.store, weights.sha256, to_json(config)])
         params = {"sample": to_json(config), "weights_sha256": weights.sha256, "checkpoint": weights.uri}
         with self.tracker.run("sample", parent=self.parent, key=key, params=params) as run:
@@ -150,11 +152,9 @@ class Line:
 
 @contextmanager
 def open_line(recipe: Recipe) -> Iterator[Line]:
-    """A Ray session, checked against the recipe, and the parent run."""
+    """A Ray session and the parent run."""
     tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
     with session():
-        check_cluster(recipe.store, "train.num-workers", recipe.train.num_workers, recipe.train.use_gpu)
-        check_cluster(recipe.store, "sample.num-actors", recipe.sample.num_actors, recipe.sample.use_gpu)
         plain = to_json(recipe)
         key = digest(["line", recipe.store, recipe.name, plain["data"], plain["unet"], plain["schedule"]])
         name = recipe.name or f"{recipe.recipe}-{key}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import tyro
 
-from pipelines.door import Outcome, as_recipe, check_sampling, check_store, open_door
+from pipelines.door import Outcome, as_recipe, check_sampling, open_door
 from pipelines.line import open_line
 from pipelines.recipes import SampleStage, default_store
 
@@ -37,8 +37,7 @@ class SampleDoor:
 
 
 def plan(door: SampleDoor) -> list[str]:
-    """Check store, actors, and the model's URI."""
-    check_store(door.store)
+    """Check actors and the model's URI."""
     check_sampling(door.sample)
     sampler, first = door.sample.sampler, door.sample.first_seed
     steps = sampler.num_steps or "all"

@@ -24,7 +24,7 @@ from pathlib import Path
 import platformdirs
 import tyro
 
-from pipelines.door import Outcome, check_store, open_door, parse_flags
+from pipelines.door import Outcome, open_door, parse_flags
 from pipelines.models import digest
 from pipelines.recipes import default_store
 from pipelines.stages.attend import Attendant
@@ -94,7 +94,6 @@ def plan(door: ScheduleDoor) -> list[str]:
 
 def run(door: ScheduleDoor) -> Outcome:
     """Check store, model, command and cluster; then wait for ticks and do them."""
-    check_store(door.store)
     resolve = model_resolver(door.store, recipe_of(door.command))
     pin = partial(pin_command, door.command, store=door.store, resolve=resolve)
     address, logs = ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules" / door.schedule_name

@@ -6,15 +6,15 @@ examples:
   python pipelines/shard.py cifar10 --data.source s3://raw/photos.tar.gz --store s3://bucket/ddpm
 """
 
-from pipelines.door import Outcome, check_common, open_door
+from pipelines.door import Outcome, check_data, open_door
 from pipelines.line import open_line
 from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
 
 
 def plan(recipe: Recipe) -> list[str]:
-    """Check source and store."""
-    check_common(recipe)
+    """Check the source."""
+    check_data(recipe)
     return [f"shard: {plan_summary(recipe.data)}, into {recipe.store}"]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ddpm_core.evaluation.features import NAME
 from pipelines.cluster import check_resources
-from pipelines.door import Outcome, check_common, check_training, open_door
+from pipelines.door import Outcome, check_data, check_training, open_door
 from pipelines.line import open_line
 from pipelines.models import digest, to_json
 from pipelines.recipes import Recipe
@@ -26,8 +26,8 @@ class SweepDoor(Recipe):
 
 
 def plan(door: SweepDoor) -> list[str]:
-    """Check source, store, and that the trials fit."""
-    check_common(door)
+    """Check source and and that the trials fit."""
+    check_data(door)
     check_training(door)
     check_resources("sweep.max-concurrent", door.sweep.max_concurrent, door.train.use_gpu)
     sweep = door.sweep

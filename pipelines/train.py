@@ -9,7 +9,7 @@ examples:
 
 from dataclasses import dataclass
 
-from pipelines.door import Outcome, check_common, check_training, open_door
+from pipelines.door import Outcome, check_data, check_training, open_door
 from pipelines.line import open_line
 from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
@@ -24,8 +24,8 @@ class TrainDoor(Recipe):
 
 
 def plan(door: TrainDoor) -> list[str]:
-    """Check source, store, workers."""
-    check_common(door)
+    """Check source and workers."""
+    check_data(door)
     check_training(door)
     train = door.train
     return [

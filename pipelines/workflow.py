@@ -8,7 +8,7 @@ examples:
 
 import time
 
-from pipelines.door import Outcome, check_common, check_sampling, check_training, open_door
+from pipelines.door import Outcome, check_data, check_sampling, check_training, open_door
 from pipelines.line import Line, open_line
 from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
@@ -16,7 +16,7 @@ from pipelines.stages.shard import plan_summary
 
 def plan(recipe: Recipe) -> list[str]:
     """Check everything that any stage will need."""
-    check_common(recipe)
+    check_data(recipe)
     check_training(recipe)
     check_sampling(recipe.sample)
     train, sample = recipe.train, recipe.sample

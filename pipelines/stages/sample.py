@@ -93,7 +93,9 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
     options = {"num_cpus": cpus, "num_gpus": int(config.use_gpu), "max_task_retries": 3, "max_restarts": 3}
     actors = [ray.remote(_Sampler).options(**options).remote(to_json(config), cpus) for _ in range(count)]
     waiting = iter(missing)
-    under_way = {actor.block.remote(shared, samples.uri, first): actor for actor, first in zip(actors, waiting, strict=False)}
+    under_way = {
+        actor.block.remote(shared, samples.uri, first): actor for actor, first in zip(actors, waiting, strict=False)
+    }
     with progress("sample", len(missing) * config.block_size, "image") as shown:
         done = 0
         while under_way:

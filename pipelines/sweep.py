@@ -26,7 +26,7 @@ class SweepDoor(Recipe):
 
 
 def plan(door: SweepDoor) -> list[str]:
-    """Check source and and that the trials fit."""
+    """Check source and that the trials fit."""
     check_data(door)
     check_training(door)
     check_resources("sweep.max-concurrent", door.sweep.max_concurrent, door.train.use_gpu)

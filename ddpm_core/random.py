@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     SAMPLING = 5
     WEIGHTS = 6
     LABEL = 7
+    LIKELIHOOD = 8
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Int[Tensor, "*shape 4"]:

@@ -22,14 +22,14 @@ __all__ = ["Bool", "Denoiser", "Float", "Int", "Tensor", "UInt8"]
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Predicts the noise in x_t.
+    """A network that looks at x_t and says what took x_0 there; what its output means stands in a ReverseConfig.
 
     Args:
         x_t: noisy images.
         t: their steps in [0, T-1].
 
     Returns:
-        eps_hat, of x_t's shape.
+        The prediction, of x_t's shape; or of twice its channels, where the second half says the variance.
     """
 
-    def __call__(self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]: ...
+    def __call__(self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]: ...

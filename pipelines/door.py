@@ -20,6 +20,8 @@ import tyro
 from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import check_source
+from ddpm_core.diffusion.losses import check_objective
+from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
 from pipelines.cluster import check_resources
@@ -28,6 +30,8 @@ from pipelines.recipes import RECIPES, Recipe, SampleStage, make
 
 A = TypeVar("A")
 
+_INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended."""
 _DOMESTIC = ("ddpm_core", "pipelines")
 _EVERYWHERE = """\
   --dry-run  print the resolved config and the plan, touch nothing
@@ -52,6 +56,7 @@ def open_door(
     args_type: type[A],
     about: str,
     *,
+    check: Callable[[A], None],
     plan: Callable[[A], list[str]],
     run: Callable[[A], Outcome],
     read: Callable[[type[A], list[str], str, str], A] | None = None,
@@ -62,12 +67,13 @@ def open_door(
     Args:
         args_type: the door's flags, a dataclass with a `store`; fields named as the recipe's take their values from it.
         about: the first lines of --help.
-        plan: checks all that can be checked before anything starts (ValueError, one line), and says what will be done.
+        check: refuses what cannot work before anything starts (ValueError, one line).
+        plan: says what will be done, for --dry-run.
         run: does it.
         read: makes the flags of the command line, as `parse` does, for a door without a recipe.
 
     Exits:
-        0 when done, 2 for a user's mistake, 1 with a traceback for ours.
+        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 1 with a traceback for a mistake of ours.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = f"python pipelines/{Path(sys.argv[0]).name}"
@@ -75,7 +81,8 @@ def open_door(
     as_json, dry_run = _take(argv, "--json"), _take(argv, "--dry-run")
     try:
         args = (read or parse)(args_type, argv, program, about)
-        lines = plan(args)
+        check(args)
+        lines = plan(args) if dry_run else []
         if not dry_run:  # it is tried by really writing
             storage.check_store(args.store)  # type: ignore[attr-defined]
     except (ValueError, OSError) as error:
@@ -90,6 +97,9 @@ def open_door(
         if not _raised_by_us(error):
             raise
         sys.exit(_mistake(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     _show(outcome, as_json)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
@@ -221,7 +231,8 @@ def check_training(recipe: Recipe) -> None:
         ValueError: in one line.
     """
     check_resources("train.num-workers", recipe.train.num_workers, recipe.train.use_gpu)
-    make_schedule(recipe.schedule)
+    check_objective(recipe.loss, recipe.reverse)
+    check_prediction(recipe.reverse, make_schedule(recipe.schedule))
     with torch.device("meta"):
         UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from ddpm_core.artifacts.manifest import read_index
 from ddpm_core.evaluation.config import EvaluateConfig
 from pipelines.door import Outcome, as_recipe, check_sampling, open_door
 from pipelines.line import open_line
+from pipelines.models import dataset_of
 from pipelines.recipes import SampleStage, default_store
 
 
@@ -34,9 +34,13 @@ class EvaluateDoor:
             object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
 
 
-def plan(door: EvaluateDoor) -> list[str]:
-    """Check the actors."""
+def check(door: EvaluateDoor) -> None:
+    """The actors."""
     check_sampling(door.sample)
+
+
+def plan(door: EvaluateDoor) -> list[str]:
+    """What would be measured."""
     return [
         f"sample: {door.sample.num_images:,} images of {door.model}, unless they are there",
         f"evaluate: the first {door.evaluate.num_images:,} of them against the model's dataset, into {door.store}",
@@ -48,13 +52,14 @@ def run(door: EvaluateDoor) -> Outcome:
     assert door.model is not None
     with open_line(as_recipe(door)) as line:
         weights = line.find_weights(door.model)
-        evaluated = line.evaluate(weights, line.sample(weights), read_index(weights.dataset_uri))
+        index = dataset_of(weights)
+        evaluated = line.evaluate(weights, line.sample(weights), index)
     return Outcome(
-        made={"report": evaluated.page_uri},
+        made={"figure": evaluated.summary, "report": evaluated.page_uri},
         figures=evaluated.figures,
         next="make ui",
     )
 
 
 if __name__ == "__main__":
-    open_door(EvaluateDoor, __doc__, plan=plan, run=run)
+    open_door(EvaluateDoor, __doc__, check=check, plan=plan, run=run)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
@@ -16,9 +17,11 @@ from pipelines.recipes import Recipe
 from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
 from pipelines.stages.shard import run_shard
-from pipelines.stages.sweep import SweepConfig, Swept, run_sweep
 from pipelines.stages.train import Trained, run_name, run_train
 from pipelines.tracking import Promotion, RunHandle, Tracker, open_tracking, promote, register_model
+
+if TYPE_CHECKING:
+    from pipelines.stages.sweep import SweepConfig, Swept
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Line:
         """The trained model, from wherever its run was; its averaged weights are registered as the candidate."""
         check_cluster(self.recipe.store, "train.num-workers", self.recipe.train.num_workers, self.recipe.train.use_gpu)
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
-        params = {name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "train")}
+        params = {
+            name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "reverse", "loss", "train")
+        }
         with self.tracker.run("train", parent=self.parent, key=key, params=params) as run:
             self._log_dataset(run, index)
             trained = run_train(self.recipe, index, run, init_from)
@@ -107,8 +112,10 @@ class Line:
             run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
         return version, promotion
 
-    def sweep(self, config: SweepConfig, index: DatasetIndex, name: str) -> Swept:
+    def sweep(self, config: "SweepConfig", index: DatasetIndex, name: str) -> "Swept":
         """The ranking of schedules, each trial a run under the sweep's."""
+        from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other door needs it
+
         key = digest(["sweep", self.recipe.store, name])
         with self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run:
             self._log_dataset(run, index)
@@ -156,7 +163,8 @@ def open_line(recipe: Recipe) -> Iterator[Line]:
     tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
     with session():
         plain = to_json(recipe)
-        key = digest(["line", recipe.store, recipe.name, plain["data"], plain["unet"], plain["schedule"]])
+        decides = [plain[part] for part in ("data", "unet", "schedule", "reverse", "loss")]
+        key = digest(["line", recipe.store, recipe.name, *decides])
         name = recipe.name or f"{recipe.recipe}-{key}"
         with tracker.run(name, key=key, tags={"recipe": recipe.recipe, "store": recipe.store}) as parent:
             yield Line(recipe, tracker, parent)

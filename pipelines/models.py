@@ -12,10 +12,17 @@ import cattrs
 import ddpm_core
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
-from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.manifest import DatasetIndex, read_index
+from ddpm_core.diffusion.losses import LossConfig
+from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.interop.diffusers import imported_weights, is_diffusers
 from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.sampling.labels import labelled, labels_of_seeds
 from ddpm_core.training.state import load_network
+from ddpm_core.training.step import Objective
+from ddpm_core.types import Int, Tensor
 from pipelines.recipes import Recipe
 from pipelines.tracking import Tracker, resolve_model
 
@@ -23,7 +30,16 @@ _strict = cattrs.Converter(forbid_extra_keys=True)
 T = TypeVar("T")
 
 # Fields of the training config that may change without changing the trajectory.
-_FREE = {"steps", "num_workers", "use_gpu", "log_every", "checkpoint_every", "keep_checkpoints", "preview_every"}
+_FREE = {
+    "steps",
+    "num_workers",
+    "use_gpu",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "preview_every",
+    "recompute",
+}
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -47,11 +63,15 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
 def trajectory(recipe: Recipe, index: DatasetIndex, init_from: str | None) -> dict[str, Any]:
     """All that decides the weights of a run at a given step, as JSON."""
     train = {key: value for key, value in to_json(recipe.train).items() if key not in _FREE}
+    # Not "auto": a run that moved between CPU and GPU would go on in another precision unnoticed.
+    train["precision"] = recipe.train.resolved_precision
     return {
         "image_size": index.image_size,
         "channels": index.channels,
-        "model": to_json(recipe.unet),
+        "unet": to_json(recipe.unet),
         "schedule": to_json(recipe.schedule),
+        "reverse": to_json(recipe.reverse),
+        "loss": to_json(recipe.loss),
         "train": train,
         "init_from": init_from,
     }
@@ -64,12 +84,51 @@ def digest(plain: Any, length: int = 12) -> str:
 
 def build_network(config: dict[str, Any]) -> UNet:
     """The network of a checkpoint's config, with no weights in it yet."""
-    return UNet(from_json(UNetConfig, config["model"]), image_size=config["image_size"], channels=config["channels"])
+    channels = config["channels"]
+    return UNet(
+        from_json(UNetConfig, config["unet"]),
+        image_size=config["image_size"],
+        channels=channels,
+        num_outputs=from_json(ReverseConfig, config["reverse"]).num_outputs(channels),
+    )
 
 
 def build_schedule(config: dict[str, Any]) -> NoiseSchedule:
     """The schedule of a checkpoint's config."""
     return make_schedule(from_json(ScheduleConfig, config["schedule"]))
+
+
+def build_objective(config: dict[str, Any]) -> Objective:
+    """What training on a checkpoint's config minimises."""
+    return Objective(
+        schedule=build_schedule(config),
+        reverse=from_json(ReverseConfig, config["reverse"]),
+        loss=from_json(LossConfig, config["loss"]),
+    )
+
+
+def seeded_process(
+    network: UNet, config: dict[str, Any], seeds: Int[Tensor, " b"], request: SampleConfig
+) -> ReverseProcess:
+    """p_theta of a network that a checkpoint's config describes, for images of these seeds."""
+    labels = labels_of_seeds(seeds, request, config["unet"]["num_classes"])
+    return reverse_process(network, config, labels, request.guidance)
+
+
+def reverse_process(
+    network: UNet, config: dict[str, Any], labels: Int[Tensor, " b"], guidance: float = 0.0
+) -> ReverseProcess:
+    """p_theta of a network that a checkpoint's config describes, for images of these classes (-1: none)."""
+    return ReverseProcess(
+        denoiser=labelled(network, labels, guidance, config["channels"]),
+        schedule=build_schedule(config),
+        config=from_json(ReverseConfig, config["reverse"]),
+    )
+
+
+def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width of a checkpoint's images."""
+    return config["channels"], config["image_size"], config["image_size"]
 
 
 def build_denoiser(weights: Weights) -> UNet:
@@ -83,7 +142,8 @@ def find_weights(model: str, tracker: Tracker) -> Weights:
     """The averaged weights of a model.
 
     Args:
-        model: the URI of a checkpoint, or of a run (its newest checkpoint), or models:/NAME@ALIAS or models:/NAME/VERSION.
+        model: the URI of a checkpoint, or of a run (its newest checkpoint), or of a folder that diffusers wrote; or
+            models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
         ValueError: if there is none, in one line.
@@ -103,9 +163,27 @@ def find_weights(model: str, tracker: Tracker) -> Weights:
         )
     uri = storage.absolute(model)
     complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
+    if not complete and is_diffusers(uri):
+        return imported_weights(uri)
     if not complete:
-        raise ValueError(f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run")
+        raise ValueError(
+            f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"
+        )
     return read_weights(complete[-1])
+
+
+def dataset_of(weights: Weights) -> DatasetIndex:
+    """The dataset that a model was trained on.
+
+    Raises:
+        ValueError: if that is not known, as of a model that was trained elsewhere.
+    """
+    if not weights.dataset_uri:
+        raise ValueError(
+            f"the model at {weights.uri} does not say what it was trained on, so there is nothing to judge it against; "
+            "expected a model that was trained here"
+        )
+    return read_index(weights.dataset_uri)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,8 @@ class SampleDoor:
     store: str = field(default_factory=default_store)
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     model: str | None = None
-    """Whose images: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint or run. Default: the recipe's champion."""
+    """Whose images: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint, a run or a diffusers folder.
+    Default: the recipe's champion."""
     num_images: int | None = None
     """Images to generate, one a seed. Default: the recipe's number."""
     sample: SampleStage = field(default_factory=SampleStage)
@@ -36,9 +37,13 @@ class SampleDoor:
             object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
 
 
-def plan(door: SampleDoor) -> list[str]:
-    """Check actors and the model's URI."""
+def check(door: SampleDoor) -> None:
+    """The actors."""
     check_sampling(door.sample)
+
+
+def plan(door: SampleDoor) -> list[str]:
+    """Whose images, and how."""
     sampler, first = door.sample.sampler, door.sample.first_seed
     steps = sampler.num_steps or "all"
     return [
@@ -51,13 +56,15 @@ def run(door: SampleDoor) -> Outcome:
     """Generate what is not there yet."""
     assert door.model is not None
     with open_line(as_recipe(door)) as line:
-        sampled = line.sample(line.find_weights(door.model))
+        weights = line.find_weights(door.model)
+        sampled = line.sample(weights)
+    following = f"python pipelines/evaluate.py {door.recipe} --store {door.store} --model {door.model}"
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
         figures={"images": door.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
-        next=f"python pipelines/evaluate.py {door.recipe} --store {door.store} --model {door.model}",
+        next=following if weights.dataset_uri else "",  # a model from elsewhere has nothing to be judged against
     )
 
 
 if __name__ == "__main__":
-    open_door(SampleDoor, __doc__, plan=plan, run=run)
+    open_door(SampleDoor, __doc__, check=check, plan=plan, run=run)

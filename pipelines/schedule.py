@@ -86,6 +86,10 @@ class ScheduleDoor:
         return schedule_folder(self.store, self.schedule_name)
 
 
+def check(door: ScheduleDoor) -> None:
+    """Nothing more than the flags themselves say; `run` rehearses the command before it waits."""
+
+
 def plan(door: ScheduleDoor) -> list[str]:
     """The next five ticks; nothing is touched."""
     ticks = islice(door.calendar.after(utc_now()), 5)
@@ -139,7 +143,7 @@ def main(argv: list[str]) -> None:
     def read(args_type: type[ScheduleDoor], flags: list[str], program: str, about: str) -> ScheduleDoor:
         return parse_flags(args_type, flags, args_type(command=command), f"{program} [flags] -- COMMAND", about)
 
-    open_door(ScheduleDoor, __doc__, plan=plan, run=run, read=read, argv=argv[:place])
+    open_door(ScheduleDoor, __doc__, check=check, plan=plan, run=run, read=read, argv=argv[:place])
 
 
 def _local(door: ScheduleDoor, tick: datetime) -> str:

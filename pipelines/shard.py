@@ -12,9 +12,13 @@ from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
 
 
-def plan(recipe: Recipe) -> list[str]:
-    """Check the source."""
+def check(recipe: Recipe) -> None:
+    """The source."""
     check_data(recipe)
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """What would be written."""
     return [f"shard: {plan_summary(recipe.data)}, into {recipe.store}"]
 
 
@@ -31,4 +35,4 @@ def run(recipe: Recipe) -> Outcome:
 
 
 if __name__ == "__main__":
-    open_door(Recipe, __doc__, plan=plan, run=run)
+    open_door(Recipe, __doc__, check=check, plan=plan, run=run)

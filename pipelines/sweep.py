@@ -8,6 +8,8 @@ examples:
 
 from dataclasses import dataclass, field
 
+from ddpm_core.diffusion.reverse import check_prediction
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
 from pipelines.cluster import check_resources
 from pipelines.door import Outcome, check_data, check_training, open_door
@@ -25,11 +27,18 @@ class SweepDoor(Recipe):
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
-def plan(door: SweepDoor) -> list[str]:
-    """Check source and that the trials fit."""
+def check(door: SweepDoor) -> None:
+    """Source, schedules, and that the trials fit."""
     check_data(door)
     check_training(door)
     check_resources("sweep.max-concurrent", door.sweep.max_concurrent, door.train.use_gpu)
+    for name in door.sweep.schedules:
+        config = ScheduleConfig(name=name, num_timesteps=door.schedule.num_timesteps)  # type: ignore[arg-type]
+        check_prediction(door.reverse, make_schedule(config))
+
+
+def plan(door: SweepDoor) -> list[str]:
+    """What would be tried."""
     sweep = door.sweep
     return [
         f"shard: {plan_summary(door.data)}, unless it is there",
@@ -57,4 +66,4 @@ def run(door: SweepDoor) -> Outcome:
 
 
 if __name__ == "__main__":
-    open_door(SweepDoor, __doc__, plan=plan, run=run)
+    open_door(SweepDoor, __doc__, check=check, plan=plan, run=run)

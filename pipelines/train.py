@@ -20,13 +20,18 @@ class TrainDoor(Recipe):
     """A recipe, and where its weights begin."""
 
     init_from: str | None = None
-    """Start from these weights instead of noise: the URI of a checkpoint or run, or models:/NAME@ALIAS."""
+    """Start from these weights instead of noise: the URI of a checkpoint, a run or a diffusers folder, or
+    models:/NAME@ALIAS."""
+
+
+def check(door: TrainDoor) -> None:
+    """Source and workers."""
+    check_data(door)
+    check_training(door)
 
 
 def plan(door: TrainDoor) -> list[str]:
-    """Check source and workers."""
-    check_data(door)
-    check_training(door)
+    """The two stages."""
     train = door.train
     return [
         f"shard: {plan_summary(door.data)}, unless it is there",
@@ -52,4 +57,4 @@ def run(door: TrainDoor) -> Outcome:
 
 
 if __name__ == "__main__":
-    open_door(TrainDoor, __doc__, plan=plan, run=run)
+    open_door(TrainDoor, __doc__, check=check, plan=plan, run=run)

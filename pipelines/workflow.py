@@ -14,11 +14,15 @@ from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
 
 
-def plan(recipe: Recipe) -> list[str]:
-    """Check everything that any stage will need."""
+def check(recipe: Recipe) -> None:
+    """Everything that any stage will need."""
     check_data(recipe)
     check_training(recipe)
     check_sampling(recipe.sample)
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """The stages."""
     train, sample = recipe.train, recipe.sample
     return [
         f"shard: {plan_summary(recipe.data)}",
@@ -54,10 +58,7 @@ def _run(line: Line) -> Outcome:
     sampled = line.sample(weights)
     done("sample", f"{sampled.samples.num_images:,} images, {sampled.num_new:,} of them new")
     evaluated = line.evaluate(weights, sampled, index)
-    done(
-        "evaluate",
-        f"{evaluated.metric} {evaluated.figures[evaluated.metric]:.4g} (held-out images: {evaluated.figures['floor']:.4g})",
-    )
+    done("evaluate", evaluated.summary)
     version, promotion = line.promote(weights, evaluated)
     done("promote", f"version {version}: {promotion.reason}")
     return Outcome(
@@ -78,4 +79,4 @@ def _run(line: Line) -> Outcome:
 
 
 if __name__ == "__main__":
-    open_door(Recipe, __doc__, plan=plan, run=run)
+    open_door(Recipe, __doc__, check=check, plan=plan, run=run)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import DatasetIndex, read_rows
+from ddpm_core.data.images import decode_png
 from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
-from ddpm_core.data.pixels import decode_png
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
 _DAMAGED = "the shard was changed or damaged: delete the dataset and shard it again"
@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     """A worker's share of a global batch, padded to its fixed local shape."""
 
     images: UInt8[Tensor, "b c h w"]
+    labels: Int[Tensor, " b"]
+    """Classes; -1 where an image has none."""
     positions: Int[Tensor, " b"]
     """Positions in the stream: the key of t, eps, flips and dropout. Padding repeats position 0."""
     weights: Float[Tensor, " b"]
@@ -115,10 +117,21 @@ class ImageReader:
         kept: NDArray[np.uint8] = self._kept[place]
         return kept
 
+    def places(self, numbers: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard numbers (of the split) and rows of the images from one place of the split to another."""
+        place = np.arange(numbers.start, numbers.stop)
+        shard = np.searchsorted(self._starts, place, side="right") - 1
+        return shard, place - self._starts[shard]
+
     def images(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> UInt8[Tensor, "b c h w"]:
         """The images at these shard numbers (of the split) and rows."""
         read = np.stack([self._image(int(s), int(r)) for s, r in zip(shard, row, strict=True)])
         return torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
+
+    def labels(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> Int[Tensor, " b"]:
+        """The labels at these shard numbers (of the split) and rows; -1 for none."""
+        read = [int(self._shard(int(s)).labels[int(r)]) for s, r in zip(shard, row, strict=True)]
+        return torch.tensor(read, dtype=torch.int64)
 
     def in_order(self, batch_size: int, shards: range | None = None) -> Iterator[UInt8[Tensor, "b c h w"]]:
         """The images of the given shards of the split as they are stored, in batches; the last one may be smaller."""
@@ -158,11 +171,17 @@ class TrainingStream:
         positions = worker_positions(
             step, self.config.batch_size, self.order.num_samples, self.config.lanes, self.served
         )
-        images = self._reader.images(*self.order.locate(positions))
+        places = self.order.locate(positions)
+        images, labels = self._reader.images(*places), self._reader.labels(*places)
         padding = self.local_batch_size - len(positions)
         weights = torch.cat([torch.ones(len(positions)), torch.zeros(padding)])
         padded = torch.cat([torch.from_numpy(positions), torch.zeros(padding, dtype=torch.int64)])
-        return Batch(torch.cat([images, images.new_zeros((padding, *images.shape[1:]))]), padded, weights)
+        return Batch(
+            images=torch.cat([images, images.new_zeros((padding, *images.shape[1:]))]),
+            labels=torch.cat([labels, labels.new_full((padding,), -1)]),
+            positions=padded,
+            weights=weights,
+        )
 
     def read_ahead(self, first_step: int, last_step: int, depth: int = 4) -> Iterator[Batch]:
         """The batches of steps first..last-1, prepared by a background thread. An error there is raised here."""

@@ -30,7 +30,7 @@ from ddpm_core.artifacts.manifest import (
     write_index,
 )
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.pixels import BadImage, encode_png, to_pixels
+from ddpm_core.data.images import BadImage, encode_png, to_pixels
 from ddpm_core.data.sources import Source
 from ddpm_core.random import Purpose, words
 

@@ -1,13 +1,17 @@
-"""The forward process q and the reverse process p_theta (Ho, Jain, Abbeel 2020, Sections 2 and 3)."""
+"""The forward process q, and the four ways to say what took x_0 to x_t (Ho, Jain, Abbeel 2020, Sections 2 and 3).
+
+Given x_t and t, each of eps, x_0, the posterior's mean and v fixes the other three: they are affine in each other.
+"""
 
 from typing import Literal, NamedTuple
 
 import torch
 
+from ddpm_core.diffusion.checks import check_like, check_name
 from ddpm_core.diffusion.schedule import NoiseSchedule
-from ddpm_core.types import Denoiser, Float, Int, Tensor
+from ddpm_core.types import Float, Int, Tensor
 
-Variance = Literal["fixed_small", "fixed_large"]
+Prediction = Literal["eps", "x_0", "mean", "v"]
 
 
 class Posterior(NamedTuple):
@@ -16,15 +20,6 @@ class Posterior(NamedTuple):
     mean: Float[Tensor, "b c h w"]
     variance: Float[Tensor, "b #c #h #w"]
     log_variance: Float[Tensor, "b #c #h #w"]
-
-
-class PMeanVariance(NamedTuple):
-    """p_theta(x_{t-1} | x_t), and the x_0 that it was made from."""
-
-    mean: Float[Tensor, "b c h w"]
-    variance: Float[Tensor, "b #c #h #w"]
-    log_variance: Float[Tensor, "b #c #h #w"]
-    x_0_hat: Float[Tensor, "b c h w"]
 
 
 def q_sample(
@@ -41,8 +36,10 @@ def q_sample(
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 
     Raises:
-        ValueError: if a t is out of its range (seen on a CPU only, as in all functions of this module).
+        ValueError: if the shapes differ, x_0 holds integers, or a t is out of its range (that is seen on a CPU only, as
+            in all functions of this module).
     """
+    check_like(eps, x_0, "eps", "x_0")
     return at(schedule.alpha_bar.sqrt(), t, x_0) * x_0 + at((1 - schedule.alpha_bar).sqrt(), t, x_0) * eps
 
 
@@ -59,57 +56,73 @@ def q_posterior(
 
 
 def predict_x_0(
-    x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], eps: Float[Tensor, "b c h w"], schedule: NoiseSchedule
+    prediction: Prediction,
+    value: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    schedule: NoiseSchedule,
 ) -> Float[Tensor, "b c h w"]:
-    """The x_0 that eps took to x_t: Eq. 4 solved for x_0."""
+    """The x_0 that a prediction of any kind means.
+
+    Args:
+        prediction: what `value` is. eps is the noise of Eq. 4; mean is the posterior's, mu_tilde of Eq. 7; v is
+            sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, Section 4).
+
+    Returns:
+        x_0_hat, neither clipped nor checked; not finite for eps where alpha_bar is 0.
+    """
+    check_name(prediction, Prediction, "reverse.prediction")
     alpha_bar = schedule.alpha_bar
-    return at(alpha_bar.rsqrt(), t, x_t) * x_t - at((1 / alpha_bar - 1).sqrt(), t, x_t) * eps
+    match prediction:
+        case "eps":  # Eq. 4 solved for x_0
+            return at(alpha_bar.rsqrt(), t, x_t) * x_t - at((1 / alpha_bar - 1).sqrt(), t, x_t) * value
+        case "x_0":
+            return value
+        case "mean":  # Eq. 7 solved for x_0
+            coef_x_0, coef_x_t = schedule.posterior_mean_coef_x_0, schedule.posterior_mean_coef_x_t
+            return at(1 / coef_x_0, t, x_t) * value - at(coef_x_t / coef_x_0, t, x_t) * x_t
+        case "v":
+            return at(alpha_bar.sqrt(), t, x_t) * x_t - at((1 - alpha_bar).sqrt(), t, x_t) * value
 
 
 def predict_eps(
-    x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], x_0: Float[Tensor, "b c h w"], schedule: NoiseSchedule
+    x_0: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], schedule: NoiseSchedule
 ) -> Float[Tensor, "b c h w"]:
     """The eps that took x_0 to x_t: Eq. 4 solved for eps."""
     alpha_bar = schedule.alpha_bar
     return (x_t - at(alpha_bar.sqrt(), t, x_t) * x_0) * at((1 - alpha_bar).rsqrt(), t, x_t)
 
 
-def p_mean_variance(
-    denoiser: Denoiser,
+def express(
+    prediction: Prediction,
+    x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
     t: Int[Tensor, " b"],
     schedule: NoiseSchedule,
-    *,
-    variance: Variance,
-    clip_x_0: bool = True,
-) -> PMeanVariance:
-    """One reverse step p_theta(x_{t-1} | x_t), of fixed variance (Eq. 11, by way of x_0_hat and Eq. 7).
-
-    Args:
-        variance: fixed_small is the posterior's, right for an x_0 that is one point; fixed_large is beta_t, right for
-            an x_0 that is standard normal (Section 3.2).
-        clip_x_0: clip x_0_hat to [-1, 1].
-    """
-    x_0_hat = predict_x_0(x_t, t, denoiser(x_t, t), schedule)
-    if clip_x_0:
-        x_0_hat = x_0_hat.clamp(-1, 1)
-    posterior = q_posterior(x_0_hat, x_t, t, schedule)
-    match variance:
-        case "fixed_small":
-            return PMeanVariance(*posterior, x_0_hat)
-        case "fixed_large":
-            # The published code's choice at t = 0, where only the likelihood sees it: posterior_variance[1].
-            smallest = schedule.posterior_log_variance_clipped[:1].exp()
-            large = torch.cat((smallest, schedule.betas[1:]))
-            return PMeanVariance(posterior.mean, at(large, t, x_t), at(large.log(), t, x_t), x_0_hat)
+) -> Float[Tensor, "b c h w"]:
+    """The pair (x_0, x_t) said as a prediction of any kind: the inverse of `predict_x_0`, and what a network learns."""
+    check_name(prediction, Prediction, "reverse.prediction")
+    match prediction:
+        case "eps":
+            return predict_eps(x_0, x_t, t, schedule)
+        case "x_0":
+            return x_0
+        case "mean":
+            return q_posterior(x_0, x_t, t, schedule).mean
+        case "v":
+            alpha_bar, eps = schedule.alpha_bar, predict_eps(x_0, x_t, t, schedule)
+            return at(alpha_bar.sqrt(), t, x_t) * eps - at((1 - alpha_bar).sqrt(), t, x_t) * x_0
 
 
 def at(values: Float[Tensor, " T"], t: Int[Tensor, " b"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
     """values[t], in the dtype of `like` and ready to multiply it.
 
     Raises:
-        ValueError: if a t is not in [0, T-1]; a negative one would silently count from the end.
+        ValueError: if `like` holds integers, in which all coefficients would be 0; or a t is not in [0, T-1], of which a
+            negative one would silently count from the end.
     """
+    if not like.dtype.is_floating_point:
+        raise ValueError(f"the images are of type {like.dtype}; expected floating point values, in [-1, 1]")
     # On a GPU the check would make the host wait; there torch itself stops at an index that is too large.
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and len(t):
         low, high = (int(bound) for bound in t.aminmax())

@@ -1,17 +1,22 @@
 """From noise to images: one algorithm, one pure function, and a dispatcher."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ddpm_core.diffusion.process import Variance, at, p_mean_variance, predict_eps, predict_x_0
-from ddpm_core.diffusion.schedule import NoiseSchedule, respace
-from ddpm_core.types import Denoiser, Float, Int, Tensor
+from ddpm_core.diffusion.checks import check_latents, check_name
+from ddpm_core.diffusion.process import at, predict_eps, predict_x_0
+from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance, split_output
+from ddpm_core.diffusion.schedule import Spacing, respace, spaced_timesteps
+from ddpm_core.types import Float, Int, Tensor
 
 Noise = Callable[[int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
+SamplerName = Literal["ancestral", "ddim", "dpm_solver", "heun"]
+FixedVariance = Literal["fixed_small", "fixed_large"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,56 +24,77 @@ class SamplerConfig:
     """How x_T becomes x_0.
 
     Raises:
-        ValueError: if a field is out of its range.
+        ValueError: if a field is out of its range, or a name is unknown.
     """
 
-    name: Literal["ancestral", "ddim"] = "ancestral"
-    """ancestral is the paper's Algorithm 2; ddim is Song, Meng, Ermon 2021."""
+    name: SamplerName = "ancestral"
+    """ancestral is the paper's Algorithm 2; ddim is Song, Meng, Ermon 2021; dpm_solver is DPM-Solver++(2M) of Lu et al.
+    2022; heun is Heun's method on the probability-flow ODE (Karras et al. 2022), two passes a step."""
     num_steps: int | None = None
-    """Steps, evenly spread over the schedule's; none for all of them."""
+    """Steps, of the schedule's; none for all of them."""
+    spacing: Spacing = "linspace"
+    """Which of the schedule's steps: linspace takes both ends; leading, trailing, quadratic as in the literature."""
     eta: float = 0.0
     """Of ddim: its noise, from 0 (none) to 1 (as much as ancestral fixed_small)."""
-    variance: Variance = "fixed_large"
-    """Of ancestral: the variance of a reverse step."""
-    clip_x_0: bool = True
-    """Clip the predicted image to [-1, 1] at every step."""
+    variance: FixedVariance | None = None
+    """Of ancestral: another variance of a reverse step than the model's own; it must be a fixed one."""
+    clip: Clip = "static"
+    """What keeps the predicted image in [-1, 1] at every step: static clamps it, dynamic rescales it first, none lets it."""
 
     def __post_init__(self) -> None:
+        check_name(self.name, SamplerName, "sampler.name")
+        check_name(self.spacing, Spacing, "sampler.spacing")
+        check_name(self.clip, Clip, "sampler.clip")
+        if self.variance is not None:
+            check_name(self.variance, FixedVariance, "sampler.variance")
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"sampler.num-steps is {self.num_steps}; expected 1 or more")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"sampler.eta is {self.eta}; expected 0 to 1")
 
 
+def check_sampler(config: SamplerConfig, variance: Variance, num_timesteps: int) -> None:
+    """Refuse a sampler that cannot run on this model.
+
+    Raises:
+        ValueError: if it asks for more steps than there are, or for a fixed variance where the model learned its own.
+    """
+    spaced_timesteps(num_timesteps, config.num_steps or num_timesteps, config.spacing)
+    if config.variance is not None and variance not in ("fixed_small", "fixed_large"):
+        raise ValueError(
+            f"sampler.variance is {config.variance} and the model's own is {variance}; expected none: it learned it"
+        )
+
+
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
+    p: ReverseProcess,
     config: SamplerConfig,
     x_T: Float[Tensor, "b c h w"],
     noise: Noise,
     *,
+    start: int | None = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Sample images with the sampler that a config names.
 
     Args:
-        denoiser: predicts eps at the timesteps of `schedule`.
-        x_T: standard normal noise.
-        noise: gives standard normals [b, c, h, w] for the reverse step from t; asked once a step, not for the last one.
-        on_step: told t, x_t and x_0_hat at every step; t is always one of the timesteps of `schedule`.
+        p: at the timesteps of its schedule.
+        x_T: standard normal noise; or, with `start`, images diffused to that step.
+        noise: gives standard normals [b, c, h, w] for the reverse step from t; asked once a step at the most, not for the
+            last one.
+        start: the step from which to go down; T-1 by default. The sampler's steps are spread below it.
+        on_step: told t, x_t and x_0_hat at every step; t is always one of the timesteps of the schedule.
 
     Returns:
         x_0, about in [-1, 1].
 
     Raises:
-        ValueError: if the config asks for more steps than the schedule has.
+        ValueError: if the config asks for more steps than the schedule has, or x_T is not finite.
     """
-    spaced, timesteps = respace(schedule, config.num_steps or schedule.num_timesteps)
-    original: list[int] = timesteps.tolist()
-
-    def spaced_denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-        return denoiser(x_t, timesteps[t])
+    check_latents(x_T, "x_T")
+    check_sampler(config, p.config.variance, p.schedule.num_timesteps)
+    original = steps_taken(config, p.schedule.num_timesteps, start)
 
     def spaced_noise(t: int) -> Tensor:
         return noise(original[t])
@@ -77,55 +103,96 @@ def sample(
         if on_step is not None:
             on_step(original[t], x_t, x_0_hat)
 
+    own = replace(p.config, variance=config.variance or p.config.variance)
+    spaced = spaced_process(replace(p, config=own), original)
     match config.name:
         case "ancestral":
-            return ancestral(
-                spaced_denoiser,
-                spaced,
-                x_T,
-                spaced_noise,
-                spaced_on_step,
-                variance=config.variance,
-                clip_x_0=config.clip_x_0,
-            )
+            return ancestral(spaced, x_T, spaced_noise, spaced_on_step, clip=config.clip)
         case "ddim":
-            return ddim(
-                spaced_denoiser, spaced, x_T, spaced_noise, spaced_on_step, eta=config.eta, clip_x_0=config.clip_x_0
-            )
+            return ddim(spaced, x_T, spaced_noise, spaced_on_step, eta=config.eta, clip=config.clip)
+        case "dpm_solver":
+            return dpm_solver(spaced, x_T, spaced_on_step, clip=config.clip)
+        case "heun":
+            return heun(spaced, x_T, spaced_on_step, clip=config.clip)
+
+
+def steps_taken(config: SamplerConfig, num_timesteps: int, start: int | None = None) -> list[int]:
+    """The timesteps that a sampler visits, ascending; the last one is where the chain begins.
+
+    Args:
+        num_timesteps: T.
+        start: the step from which to go down; T-1 by default, or what the spacing has below it.
+
+    Raises:
+        ValueError: if the start is not in [0, T-1], or the spacing does not begin there.
+    """
+    T = num_timesteps
+    if start is None:
+        return spaced_timesteps(T, config.num_steps or T, config.spacing)
+    if not 0 <= start < T:
+        raise ValueError(f"the start is step {start}; expected 0 to {T - 1}")
+    below = spaced_timesteps(start + 1, min(config.num_steps or T, start + 1), config.spacing)
+    if below[-1] != start:
+        raise ValueError(
+            f"sampler.spacing is {config.spacing}, whose first step below {start} is {below[-1]}; "
+            "expected linspace or trailing, which begin where the images are"
+        )
+    return below
+
+
+def spaced_process(p: ReverseProcess, timesteps: list[int]) -> ReverseProcess:
+    """p_theta at some of its timesteps only (Nichol and Dhariwal 2021, Section 4).
+
+    What a network says of x_{t-1} holds for the step that it was trained on. Of a longer step, its mean is said anew by
+    way of x_0; its variance by its place between posterior_variance and beta, which is Var(x_0 | x_t) / (1 - alpha_bar_t)
+    and so the same for every length. learned_range keeps the network's own place, on a log scale, as published.
+
+    Args:
+        timesteps: ascending; what is t to the result is timesteps[t] to the network.
+    """
+    own, spaced = p.schedule, respace(p.schedule, timesteps)
+    visited = torch.tensor(timesteps, device=own.betas.device)
+    same_steps = timesteps == list(range(len(timesteps)))
+    from_mean = p.config.prediction == "mean" and not same_steps
+    from_variance = p.config.variance == "learned" and not same_steps
+    # of beta and posterior_variance: in float32 the two may not differ where there is much noise
+    own_width, width = own.betas - own.posterior_variance, spaced.betas - spaced.posterior_variance
+
+    def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
+        output = p.denoiser(x_t, visited[t])
+        if not from_mean and not from_variance:
+            return output
+        value, second = split_output(output.to(x_t.dtype), x_t, p.config)
+        if from_mean:
+            value = predict_x_0("mean", value, x_t, visited[t], own)
+        if from_variance and second is not None:
+            above = second.exp() - at(own.posterior_variance, visited[t], x_t)
+            place = (above / at(own_width, visited[t], x_t)).clamp(0, 1)
+            second = (at(spaced.posterior_variance, t, x_t) + place * at(width, t, x_t)).log()
+        return value if second is None else torch.cat((value, second), dim=1)
+
+    config = replace(p.config, prediction="x_0") if from_mean else p.config
+    return ReverseProcess(denoiser=denoiser, schedule=spaced, config=config)
 
 
 def ancestral(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Float[Tensor, "b c h w"],
-    noise: Noise,
-    on_step: OnStep,
-    *,
-    variance: Variance,
-    clip_x_0: bool,
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, *, clip: Clip
 ) -> Float[Tensor, "b c h w"]:
     """Sample every step of p_theta in turn (Ho et al. 2020, Algorithm 2)."""
     x_t = x_T
-    for step in reversed(range(schedule.num_timesteps)):
-        t = torch.full((len(x_t),), step, device=x_t.device)
-        p = p_mean_variance(denoiser, x_t, t, schedule, variance=variance, clip_x_0=clip_x_0)
-        on_step(step, x_t, p.x_0_hat)
+    for step in reversed(range(p.schedule.num_timesteps)):
+        reverse = p_mean_variance(p, x_t, _everywhere(step, x_t), clip=clip)
+        on_step(step, x_t, reverse.x_0_hat)
         # Algorithm 2, line 4: x_{t-1} = mean + sigma_t z, without noise at the last step
-        x_t = p.mean + (0.5 * p.log_variance).exp() * noise(step) if step > 0 else p.mean
+        x_t = reverse.mean + (0.5 * reverse.log_variance).exp() * noise(step) if step > 0 else reverse.mean
     return x_t
 
 
 def ddim(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Float[Tensor, "b c h w"],
-    noise: Noise,
-    on_step: OnStep,
-    *,
-    eta: float,
-    clip_x_0: bool,
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, *, eta: float, clip: Clip
 ) -> Float[Tensor, "b c h w"]:
     """Sample with as little noise as eta says (Song, Meng, Ermon 2021, Eq. 12)."""
+    schedule = p.schedule
     # Eq. 16: sigma_t is eta times the deviation of q(x_{t-1} | x_t, x_0)
     sigma = eta * schedule.posterior_variance.sqrt()
     # sqrt(1 - alpha_bar_prev - sigma^2), without the rounding that could make it the root of a negative number
@@ -134,15 +201,71 @@ def ddim(
     ).sqrt()
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
-        t = torch.full((len(x_t),), step, device=x_t.device)
-        eps_hat = denoiser(x_t, t)
-        x_0_hat = predict_x_0(x_t, t, eps_hat, schedule)
-        if clip_x_0:
-            x_0_hat = x_0_hat.clamp(-1, 1)
-            eps_hat = predict_eps(x_t, t, x_0_hat, schedule)
+        t = _everywhere(step, x_t)
+        x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
         on_step(step, x_t, x_0_hat)
         # Eq. 12
         x_t = at(schedule.alpha_bar_prev.sqrt(), t, x_t) * x_0_hat + at(direction, t, x_t) * eps_hat
         if eta > 0 and step > 0:
             x_t = x_t + at(sigma, t, x_t) * noise(step)
     return x_t
+
+
+def dpm_solver(
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, clip: Clip
+) -> Float[Tensor, "b c h w"]:
+    """Sample by DPM-Solver++(2M): the ODE of x_0_hat, extrapolated from two steps (Lu et al. 2022b, Algorithm 2)."""
+    schedule = p.schedule
+    half_log_snr: list[float] = (0.5 * schedule.log_snr).tolist()  # lambda_t there
+    ratio = ((1 - schedule.alpha_bar_prev) / (1 - schedule.alpha_bar)).sqrt()
+    x_t, before, h_before = x_T, x_T, 0.0
+    for step in reversed(range(schedule.num_timesteps)):
+        t = _everywhere(step, x_t)
+        x_0_hat = p_mean_variance(p, x_t, t, clip=clip).x_0_hat
+        on_step(step, x_t, x_0_hat)
+        if step == 0:
+            return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and h is infinite
+        h = half_log_snr[step - 1] - half_log_snr[step]
+        # D_i there, with 1 / (2 r) = h_i / (2 h_{i-1}). Farther than the two are apart it would not be extrapolated but
+        # guessed, as in the leap to t = 0 that ends a few steps of linspace: there the step is of first order.
+        estimate = x_0_hat
+        if 0 < h <= 2 * h_before:
+            estimate = x_0_hat + h / (2 * h_before) * (x_0_hat - before)
+        gain = at(schedule.alpha_bar_prev.sqrt(), t, x_t) * -math.expm1(-h)
+        x_t = at(ratio, t, x_t) * x_t + gain * estimate
+        before, h_before = x_0_hat, h
+    raise AssertionError("a schedule has a step")
+
+
+def heun(p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, clip: Clip) -> Float[Tensor, "b c h w"]:
+    """Sample by Heun's method on dy/ds = eps_hat, y = x_t / sqrt(alpha_bar), s = 1 / sqrt(SNR) (Karras et al. 2022, Alg. 1)."""
+    schedule = p.schedule
+    signal: list[bool] = (schedule.alpha_bar > 0).tolist()
+    x_t = x_T
+    for step in reversed(range(schedule.num_timesteps)):
+        t = _everywhere(step, x_t)
+        x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
+        on_step(step, x_t, x_0_hat)
+        # Euler's step of the ODE, said without the division by alpha_bar: it is ddim's
+        root, deviation = at(schedule.alpha_bar_prev.sqrt(), t, x_t), at((1 - schedule.alpha_bar_prev).sqrt(), t, x_t)
+        euler = root * x_0_hat + deviation * eps_hat
+        # The last step ends at s = 0 and one from alpha_bar = 0 begins at infinity: there the trapezium is not defined.
+        if step == 0 or not signal[step]:
+            x_t = euler
+            continue
+        _, eps_next = _predictions(p, euler, t - 1, clip)
+        shrink = schedule.snr[step - 1].rsqrt() - schedule.snr[step].rsqrt()
+        x_t = euler + root * (0.5 * shrink).to(x_t.dtype) * (eps_next - eps_hat)
+    return x_t
+
+
+def _predictions(
+    p: ReverseProcess, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], clip: Clip
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """x_0_hat, and the eps_hat that leads from it to x_t."""
+    x_0_hat = p_mean_variance(p, x_t, t, clip=clip).x_0_hat
+    return x_0_hat, predict_eps(x_0_hat, x_t, t, p.schedule)
+
+
+def _everywhere(step: int, like: Float[Tensor, "b c h w"]) -> Int[Tensor, " b"]:
+    return torch.full((len(like),), step, device=like.device)

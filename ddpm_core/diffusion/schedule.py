@@ -6,15 +6,24 @@ Everything is float64 and cast where it is used.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
 
-from ddpm_core.types import Float, Int, Tensor
+from ddpm_core.diffusion.checks import check_name
+from ddpm_core.types import Float, Tensor
+
+ScheduleName = Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"]
+Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
 
 _COSINE_OFFSET = 0.008
 _COSINE_MAX_BETA = 0.999
+_SIGMOID_RANGE = 6.0
+_RESCALED_FROM = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +34,34 @@ class ScheduleConfig:
         ValueError: if a field is out of its range.
     """
 
-    name: Literal["linear", "quadratic", "constant", "cosine"] = "linear"
-    """linear is the paper's; constant is beta_end throughout; cosine is Nichol and Dhariwal's and reads no beta."""
+    name: ScheduleName = "linear"
+    """linear is the paper's; quadratic is linear in sqrt(beta); constant is beta_end throughout; warmup10 and warmup50
+    rise to beta_end over the first 10% or 50% of the steps; jsd is 1/T, 1/(T-1), ..., 1; cosine is Nichol and
+    Dhariwal's; sigmoid rises along a logistic curve. jsd and cosine read no beta."""
     beta_start: float = 1e-4
     """beta at t = 0."""
     beta_end: float = 0.02
     """beta at t = T - 1."""
     num_timesteps: int = 1000
     """T, the steps from image to noise."""
+    rescale: bool = False
+    """Multiply the betas by 1000 / T, so that a diffusion of any T destroys about as much as one of 1,000 steps."""
 
     def __post_init__(self) -> None:
+        check_name(self.name, ScheduleName, "schedule.name")
         if self.num_timesteps < 1:
             raise ValueError(f"schedule.num-timesteps is {self.num_timesteps}; expected 1 or more")
         for name in ("beta_start", "beta_end"):
             if not 0 < getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"schedule.{flag} is {getattr(self, name)}; expected more than 0 and less than 1")
+        if self.rescale and not self.reads_betas:
+            raise ValueError(f"schedule.rescale is set and {self.name} reads no beta; expected another schedule.name")
+
+    @property
+    def reads_betas(self) -> bool:
+        """Whether beta_start and beta_end mean anything to this schedule."""
+        return self.name not in ("jsd", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +83,38 @@ class NoiseSchedule:
         """T."""
         return len(self.betas)
 
+    @property
+    def log_snr(self) -> Float[Tensor, " T"]:
+        """log(alpha_bar / (1 - alpha_bar)); -inf where alpha_bar is 0."""
+        return self.alpha_bar.log() - (-self.alpha_bar).log1p()
+
+    @cached_property
+    def ends_in_noise(self) -> bool:
+        """Whether float32 cannot tell the last alpha_bar from 0 (zero terminal SNR).
+
+        Looked at once: on a GPU a look makes the host wait.
+        """
+        return float(self.alpha_bar[-1]) < torch.finfo(torch.float32).tiny
+
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         """The same schedule on a device."""
         return NoiseSchedule(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
 def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
-    """The schedule that a config names."""
-    start, end, T = config.beta_start, config.beta_end, config.num_timesteps
+    """The schedule that a config names.
+
+    Raises:
+        ValueError: if a rescaled beta is not less than 1.
+    """
+    T = config.num_timesteps
+    scale = _RESCALED_FROM / T if config.rescale else 1.0
+    start, end = scale * config.beta_start, scale * config.beta_end
+    if config.reads_betas and max(start, end) >= 1:
+        raise ValueError(
+            f"schedule.rescale makes betas up to {max(start, end):g} of {T} steps; expected less than 1: "
+            "raise schedule.num-timesteps, or lower schedule.beta-end"
+        )
     match config.name:
         case "linear":
             betas = torch.linspace(start, end, T, dtype=torch.float64)
@@ -77,9 +122,26 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
             betas = torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
         case "constant":
             betas = torch.full((T,), end, dtype=torch.float64)
+        case "warmup10":
+            betas = _warmup_betas(start, end, T, rising=T // 10)
+        case "warmup50":
+            betas = _warmup_betas(start, end, T, rising=T // 2)
+        case "jsd":
+            betas = 1 / torch.arange(T, 0, -1, dtype=torch.float64)
         case "cosine":
             betas = _cosine_betas(T)
+        case "sigmoid":
+            # Xu et al. 2022 (GeoDiff), in the form that its users and the diffusers library share
+            betas = torch.linspace(-_SIGMOID_RANGE, _SIGMOID_RANGE, T, dtype=torch.float64).sigmoid()
+            betas = start + (end - start) * betas
     return schedule_from_betas(betas)
+
+
+def _warmup_betas(start: float, end: float, T: int, *, rising: int) -> Float[Tensor, " T"]:
+    """Linear over the first `rising` steps, then constant; as in the paper's published code."""
+    betas = torch.full((T,), end, dtype=torch.float64)
+    betas[:rising] = torch.linspace(start, end, rising, dtype=torch.float64)
+    return betas
 
 
 def _cosine_betas(T: int) -> Float[Tensor, " T"]:
@@ -93,19 +155,31 @@ def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:
     """All that follows from the betas.
 
     Args:
-        betas: float64, each in (0, 1), at least one.
+        betas: at least one, each in (0, 1). The last one may be 1: then x_T is noise alone (zero terminal SNR).
 
     Raises:
-        ValueError: if there is no beta, or one is not in (0, 1).
+        ValueError: if there is no beta, or one is not in its range, or they leave no signal before the last step.
     """
     if len(betas) == 0:
         raise ValueError("the schedule has 0 betas; expected 1 or more")
-    valid = (betas > 0) & (betas < 1)
-    if not bool(valid.all()):
-        t = int(valid.int().argmin())
-        raise ValueError(f"beta at t = {t} is {float(betas[t])}; expected more than 0 and less than 1")
     betas = betas.to(torch.float64)
     alphas = 1 - betas
+    valid = (alphas > 0) & (alphas < 1)
+    valid[-1] |= alphas[-1] == 0
+    if not bool(valid.all()):
+        t = int(valid.int().argmin())
+        raise ValueError(
+            f"beta at t = {t} is {float(betas[t])}; expected more than 1e-16 and less than 1 (1 at the last step alone)"
+        )
+    if float(alphas[:-1].prod()) == 0:
+        raise ValueError(
+            f"alpha_bar is 0 before the last of {len(betas)} steps; expected smaller betas, or fewer steps"
+        )
+    return _schedule(betas, alphas)
+
+
+def _schedule(betas: Float[Tensor, " T"], alphas: Float[Tensor, " T"]) -> NoiseSchedule:
+    """All that follows from the betas and 1 - beta; each may be too close to 1 to tell the other."""
     # Eq. 4
     alpha_bar = alphas.cumprod(dim=0)
     alpha_bar_prev = torch.cat((torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]))
@@ -127,25 +201,52 @@ def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:
     )
 
 
-def respace(schedule: NoiseSchedule, steps: int) -> tuple[NoiseSchedule, Int[Tensor, " S"]]:
+def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "linspace") -> list[int]:
+    """Which of the timesteps 0 to T-1 a sampler of fewer steps visits, ascending.
+
+    Args:
+        num_timesteps: T.
+        num_steps: S, how many.
+        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, k, 2k, ... with
+            k = T // S, as in DDIM's code; trailing counts down from T-1 in steps of T / S (Lin et al. 2024, Table 2);
+            quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are 1 apart.
+
+    Raises:
+        ValueError: if S is not in 1 to T.
+    """
+    check_name(spacing, Spacing, "sampler.spacing")
+    T, S = num_timesteps, num_steps
+    if not 1 <= S <= T:
+        raise ValueError(f"{S} sampling steps of a schedule of {T}; expected 1 to {T}")
+    gaps = max(1, S - 1)
+    match spacing:
+        case "linspace":
+            # (T-1) i / gaps to the nearest whole number, counted down from T-1
+            return sorted(T - 1 - (2 * (T - 1) * i + gaps) // (2 * gaps) for i in range(S))
+        case "leading":
+            return [i * (T // S) for i in range(S)]
+        case "trailing":
+            return sorted(round(T - i * T / S) - 1 for i in range(S))
+        case "quadratic":
+            # Song, Meng, Ermon 2021, Appendix D.2: 0.8 T (i / gaps)^2, rounded down
+            return [max(i, 4 * T * i**2 // (5 * gaps**2)) for i in range(S)]
+
+
+def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> NoiseSchedule:
     """The diffusion seen at some of its timesteps only (Nichol and Dhariwal 2021, Eq. 19).
 
     Args:
-        steps: S, how many timesteps: evenly spread from 0 to T-1, or T-1 alone.
+        timesteps: which of 0 to T-1, ascending.
 
     Returns:
-        The schedule of S steps, whose alpha_bar is the given one's at those timesteps, and the timesteps, ascending.
+        A schedule with a step for each of them, whose alpha_bar is the given one's there.
 
     Raises:
-        ValueError: if `steps` is not in 1 to T.
+        ValueError: if there are none, or they are not ascending in 0 to T-1.
     """
-    T = schedule.num_timesteps
-    if not 1 <= steps <= T:
-        raise ValueError(f"{steps} sampling steps of a schedule of {T}; expected 1 to {T}")
-    gaps = max(1, steps - 1)
-    # (T-1) i / gaps, to the nearest whole number; counted down from T-1 so that one step starts there
-    back = (2 * (T - 1) * torch.arange(steps) + gaps) // (2 * gaps)
-    timesteps = (T - 1 - back).flip(0).to(schedule.betas.device)
-    alpha_bar = schedule.alpha_bar[timesteps]
-    betas = 1 - alpha_bar / torch.cat((torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]))
-    return schedule_from_betas(betas), timesteps
+    steps, T = list(timesteps), schedule.num_timesteps
+    if not steps or steps[0] < 0 or steps[-1] >= T or any(a >= b for a, b in pairwise(steps)):
+        raise ValueError(f"the timesteps are {steps}; expected one or more, strictly ascending, in 0 to {T - 1}")
+    alpha_bar = schedule.alpha_bar[torch.tensor(steps, device=schedule.betas.device)]
+    alphas = alpha_bar / torch.cat((torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]))
+    return _schedule(1 - alphas, alphas)

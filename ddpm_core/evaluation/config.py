@@ -19,12 +19,20 @@ class EvaluateConfig:
     """Generated images shown on their way from noise, and with their neighbours."""
     num_neighbours: int = 5
     """Nearest training images shown beside each of those."""
+    bits_per_dim_images: int = 0
+    """Held-out images whose bits/dim is measured; 0 for none."""
+    bits_per_dim_steps: int | None = None
+    """Network passes for each of them; none for all T, the exact terms. Fewer give an unbiased estimate."""
     batch_size: int = 256
     """Images measured at once; no figure depends on it, but for the last digits."""
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise ValueError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
+        if self.bits_per_dim_images < 0:
+            raise ValueError(f"evaluate.bits-per-dim-images is {self.bits_per_dim_images}; expected 0 or more")
+        if self.bits_per_dim_steps is not None and self.bits_per_dim_steps < 3:
+            raise ValueError(f"evaluate.bits-per-dim-steps is {self.bits_per_dim_steps}; expected 3 or more, or none")
         for name in ("num_shown", "num_rows", "num_neighbours", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")

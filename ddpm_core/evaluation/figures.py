@@ -1,15 +1,11 @@
-"""Pictures as PNG bytes: grids of images, the way from noise to image, nearest neighbours, the course of training."""
+"""Pictures as PNG bytes: grids of images, the way from noise to image, nearest neighbours."""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -67,56 +63,6 @@ def neighbours_grid(
     """Each row a generated image and then its k nearest training images, nearest first, their distances above."""
     labels = [["generated", *(f"{distance:.2f}" for distance in row)] for row in distances]
     return _labelled(torch.cat([queries[:, None], neighbours], dim=1), labels, scale)
-
-
-def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = False) -> bytes:
-    """Loss, its running mean and the gradient norm over the steps; transparent behind.
-
-    Args:
-        history: rows with step, loss and grad_norm, as a checkpoint keeps them; values that are not finite leave gaps.
-        dark: for a dark page.
-    """
-    ink, accent = ("#b9b6ae", "#e0a458") if dark else ("#5a5750", "#9a5b13")
-    figure = Figure(figsize=(8.4, 4.6), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    step = np.array([row["step"] for row in history], dtype=np.float64)
-    for axes, key, name in ((upper, "loss", "loss"), (lower, "grad_norm", "gradient norm")):
-        _draw_course(axes, step, np.array([row[key] for row in history], dtype=np.float64), accent)
-        axes.set_ylabel(name, color=ink)
-        axes.tick_params(colors=ink, which="both", labelsize=9)
-        axes.grid(color=ink, alpha=0.15, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(ink)
-    lower.set_xlabel("step", color=ink)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", transparent=True)
-    return out.getvalue()
-
-
-def _draw_course(axes: Axes, step: NDArray[np.float64], values: NDArray[np.float64], accent: str) -> None:
-    """The values, faint, under their running mean; on a log scale where they span more than a factor of ten."""
-    finite = np.where(np.isfinite(values), values, np.nan)
-    positive = finite[finite > 0]
-    if len(positive) and positive.max() > 10 * positive.min():
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.plot(step, finite, color=accent, alpha=0.3, linewidth=0.9, marker="." if len(step) == 1 else None)
-    axes.plot(step, _running_mean(finite, max(1, len(step) // 25)), color=accent, linewidth=1.8)
-
-
-def _running_mean(values: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
-    """Mean over the finite ones of up to 2 radius + 1 values around each; the window shrinks at the ends."""
-    present = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(present, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(present)])
-    place = np.arange(len(values))
-    low, high = (place - radius).clip(min=0), (place + radius + 1).clip(max=len(values))
-    found = counts[high] - counts[low]
-    mean: NDArray[np.float64] = np.where(found > 0, (sums[high] - sums[low]) / found.clip(min=1), np.nan)
-    return mean
 
 
 def _labelled(rows: UInt8[Tensor, "rows columns c h w"], labels: list[list[str]], scale: int | None) -> bytes:

@@ -3,16 +3,18 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ddpm_core.data.pixels import encode_png
-from ddpm_core.evaluation.figures import loss_curve
+from ddpm_core.data.images import encode_png
+from ddpm_core.evaluation.bits_per_dim import BoundStats, progress_table
+from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.neighbours import Neighbours
 from ddpm_core.types import Tensor, UInt8
 
@@ -65,6 +67,8 @@ class FigureRow:
     """Such as `512 generated images against 1,617 training images`."""
     value: float
     note: str = ""
+    headline: bool = True
+    """Whether it stands at the top too, not in the table alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +92,8 @@ class ReportContent:
     neighbours: Neighbours
     history: Sequence[Mapping[str, int | float]] = field(default=(), repr=False)
     """Rows of a checkpoint's history; none, no curve."""
+    bound: BoundStats | None = field(default=None, repr=False)
+    """The variational bound of held-out images, where it was measured."""
     train_images_per_s: float | None = None
     sample_images_per_s: float | None = None
     commands: tuple[str, ...]
@@ -112,11 +118,6 @@ def render_report(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(count=lambda value: f"{value:,}", figure=_figure)
-    curves = {
-        theme: _png_uri(loss_curve(content.history, dark=theme == "dark"))
-        for theme in ("light", "dark")
-        if content.history
-    }
     return environment.get_template("report.html.j2").render(
         content=content,
         **_sizes(content),
@@ -124,8 +125,15 @@ def render_report(content: ReportContent) -> str:
         generated=_image_uris(content.generated),
         denoising=[_image_uris(row) for row in content.denoising],
         neighbours=_neighbour_rows(content),
-        curves=curves,
+        curves=_themed(partial(loss_curve, content.history)) if content.history else {},
+        bound=_themed(partial(bound_curves, content.bound)) if content.bound else {},
+        progress=progress_table(content.bound) if content.bound else [],
     )
+
+
+def _themed(chart: Callable[..., bytes]) -> dict[str, str]:
+    """A chart for a light and for a dark page."""
+    return {theme: _png_uri(chart(dark=theme == "dark")) for theme in ("light", "dark")}
 
 
 def _neighbour_rows(content: ReportContent) -> list[tuple[str, list[tuple[str, float]]]]:

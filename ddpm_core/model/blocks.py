@@ -30,7 +30,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     Args:
         channels: a multiple of 4.
     """
-    return nn.GroupNorm(math.gcd(_GROUPS, channels // _GROUP_CHANNELS), channels, eps=_EPSILON)
+    wide = channels % _GROUPS == 0 and channels // _GROUPS >= _GROUP_CHANNELS
+    groups = _GROUPS if wide else math.gcd(_GROUPS, channels // _GROUP_CHANNELS)
+    return nn.GroupNorm(groups, channels, eps=_EPSILON)
 
 
 def time_embedding(t: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:

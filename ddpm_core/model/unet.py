@@ -7,6 +7,7 @@ from itertools import count
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_core.model.blocks import (
     Attention,
@@ -18,10 +19,10 @@ from ddpm_core.model.blocks import (
     group_norm,
     time_embedding,
 )
-from ddpm_core.random import Purpose, uniforms
+from ddpm_core.random import Purpose, normals, uniforms
 from ddpm_core.types import Float, Int, Tensor
 
-__all__ = ["DropoutKey", "UNet", "UNetConfig", "init_unet"]
+__all__ = ["DropoutKey", "UNet", "UNetConfig", "init_unet", "recompute_activations"]
 
 _NEAR_ZERO = 1e-10
 
@@ -44,47 +45,79 @@ class UNetConfig:
     """Sizes in pixels of the feature maps with self-attention; the middle always has it."""
     dropout: float = 0.1
     """Probability with which a residual block zeroes a value in training."""
+    num_classes: int = 0
+    """Classes of which the network is told; 0 for none, as in the paper. They are those of the dataset."""
 
     def __post_init__(self) -> None:
         if self.base_channels < 4 or self.base_channels % 4:
-            raise ValueError(f"model.base-channels is {self.base_channels}; expected a multiple of 4, 4 or more")
+            raise ValueError(f"unet.base-channels is {self.base_channels}; expected a multiple of 4, 4 or more")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise ValueError(
-                f"model.channel-multipliers is {self.channel_multipliers}; expected one or more, each 1 or more"
+                f"unet.channel-multipliers is {self.channel_multipliers}; expected one or more, each 1 or more"
             )
         if self.num_res_blocks < 1:
-            raise ValueError(f"model.num-res-blocks is {self.num_res_blocks}; expected 1 or more")
+            raise ValueError(f"unet.num-res-blocks is {self.num_res_blocks}; expected 1 or more")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; expected a probability in [0, 1)")
+            raise ValueError(f"unet.dropout is {self.dropout}; expected a probability in [0, 1)")
+        if self.num_classes < 0:
+            raise ValueError(f"unet.num-classes is {self.num_classes}; expected 0 or more")
 
 
-class Down(nn.Module):
+class Level(nn.Module):
+    """Residual blocks, each with attention behind it or without."""
+
+    def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module]) -> None:
+        super().__init__()
+        self.blocks, self.attentions = nn.ModuleList(blocks), nn.ModuleList(attentions)
+        self.recompute = False
+
+    def run(
+        self, block: nn.Module, attention: nn.Module, parts: list[Tensor], time: Tensor, dropout: DropoutKey | None
+    ) -> Tensor:
+        """One block on its inputs side by side.
+
+        With `recompute` what it computes inside is computed again on the way back instead of being kept (Chen et al. 2016).
+        """
+
+        def both(time: Tensor, *parts: Tensor) -> Tensor:
+            h = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            out: Tensor = attention(block(h, time, dropout))
+            return out
+
+        if not self.recompute or not torch.is_grad_enabled():
+            return both(time, *parts)
+        # No generator state to restore: dropout is keyed.
+        out: Tensor = checkpoint(both, time, *parts, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+
+class Down(Level):
     """A level on the way down: residual blocks, with or without attention; then half the size, but for the last."""
 
     def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], shrink: Downsample | None) -> None:
-        super().__init__()
-        self.blocks, self.attentions, self.shrink = nn.ModuleList(blocks), nn.ModuleList(attentions), shrink
+        super().__init__(blocks, attentions)
+        self.shrink = shrink
 
     def forward(self, h: Tensor, time: Tensor, dropout: DropoutKey | None) -> list[Tensor]:
         """Every feature map of the level, which the way up takes again; the last one goes on."""
         outs = []
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(h, time, dropout))
+            h = self.run(block, attention, [h], time, dropout)
             outs.append(h)
         return outs if self.shrink is None else [*outs, self.shrink(h)]
 
 
-class Up(nn.Module):
+class Up(Level):
     """A level on the way up: residual blocks, with or without attention; then twice the size, but for the first."""
 
     def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], grow: Upsample | None) -> None:
-        super().__init__()
-        self.blocks, self.attentions, self.grow = nn.ModuleList(blocks), nn.ModuleList(attentions), grow
+        super().__init__(blocks, attentions)
+        self.grow = grow
 
     def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, dropout: DropoutKey | None) -> Tensor:
         """Takes one of `skips` off its end for each block."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(torch.cat((h, skips.pop()), dim=1), time, dropout))
+            h = self.run(block, attention, [h, skips.pop()], time, dropout)
         return h if self.grow is None else self.grow(h)
 
 
@@ -116,6 +149,8 @@ class UNet(nn.Module):
 
         self.time_1 = nn.Linear(base, time_channels)
         self.time_2 = nn.Linear(time_channels, time_channels)
+        # The row after the last class is for images without a label.
+        self.label = nn.Embedding(config.num_classes + 1, time_channels) if config.num_classes else None
         self.conv_in = nn.Conv2d(channels, base, 3, padding=1)
 
         widths = [base * multiplier for multiplier in config.channel_multipliers]
@@ -144,16 +179,25 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(below, channels if num_outputs is None else num_outputs, 3, padding=1)
 
     def forward(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], dropout: DropoutKey | None = None
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+        dropout: DropoutKey | None = None,
     ) -> Float[Tensor, "b o h w"]:
-        """Predict the noise in x_t.
+        """Predict what took x_0 to x_t: the noise, or whatever the network was trained on.
 
         Args:
             t: steps in [0, T-1].
+            labels: classes, -1 for none; None for none anywhere. A network without classes ignores them.
             dropout: what the dropout of training is keyed by; None for no dropout.
         """
         time = time_embedding(t, self.base_channels).to(x_t.dtype)
         time = self.time_2(F.silu(self.time_1(time)))
+        if self.label is not None:
+            nothing = self.label.num_embeddings - 1
+            rows = torch.full_like(t, nothing) if labels is None else torch.where(labels < 0, nothing, labels)
+            time = time + self.label(rows)
         skips = [self.conv_in(x_t)]
         for level in self.down:
             skips += level(skips[-1], time, dropout)
@@ -163,6 +207,13 @@ class UNet(nn.Module):
             h = level(h, skips, time, dropout)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return out
+
+
+def recompute_activations(network: UNet) -> None:
+    """Trade time for memory in training: keep only what stands between blocks, and compute the rest again."""
+    for level in [*network.down, *network.up]:
+        assert isinstance(level, Level)
+        level.recompute = True
 
 
 def _sizes(config: UNetConfig, image_size: int) -> list[int]:
@@ -175,14 +226,14 @@ def _check_sizes(config: UNetConfig, image_size: int) -> None:
     if image_size < 1 or image_size % divisor:
         raise ValueError(
             f"the image size is {image_size}; expected a multiple of {divisor}, "
-            f"for the {len(config.channel_multipliers)} levels of model.channel-multipliers"
+            f"for the {len(config.channel_multipliers)} levels of unet.channel-multipliers"
         )
     sizes = _sizes(config, image_size)
     for resolution in config.attention_resolutions:
         if resolution not in sizes:
             expected = ", ".join(map(str, sizes))
             raise ValueError(
-                f"model.attention-resolutions has {resolution}; expected sizes that the levels have: {expected}"
+                f"unet.attention-resolutions has {resolution}; expected sizes that the levels have: {expected}"
             )
 
 
@@ -211,3 +262,7 @@ def init_unet(model: UNet, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             module.reset_parameters()
+        if isinstance(module, nn.Embedding):  # standard normal; the paper has no labels
+            classes = torch.arange(module.num_embeddings, device=module.weight.device)
+            shape = (module.embedding_dim,)
+            module.weight.copy_(normals(seed, Purpose.WEIGHTS, classes, shape, step=len(layers)))

@@ -20,6 +20,10 @@ class SampleConfig:
     """The seeds are first_seed, first_seed + 1, ..."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How x_T becomes x_0."""
+    labels: tuple[int, ...] = ()
+    """Of a model with classes: which to draw, in turn by seed (-1: without a label). None given: all of them."""
+    guidance: float = 0.0
+    """Of a model with classes: the scale w of classifier-free guidance. More makes images more typical, and more alike."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network while sampling."""
     block_size: int = 64
@@ -31,5 +35,7 @@ class SampleConfig:
         for name in ("num_images", "block_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
+        if not self.guidance >= 0:
+            raise ValueError(f"sample.guidance is {self.guidance}; expected 0 or more")
         if not 0 <= self.first_seed < 2**63 - self.num_images:
             raise ValueError(f"sample.first-seed is {self.first_seed}; expected 0 to {2**63 - self.num_images - 1}")

@@ -1,13 +1,15 @@
 """Seeds to images: image number 17 is the same image, whatever the batch, the actors, or who asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
+from ddpm_core.data.pixels import to_uint8
+from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
-from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.random import Purpose, normals
-from ddpm_core.types import Denoiser, Float, Int, Tensor, UInt8
+from ddpm_core.types import Float, Int, Tensor, UInt8
 
 # An image is named by its seed alone: the seed is the counter's index, the key is this constant.
 _KEY = 0
@@ -15,8 +17,7 @@ _KEY = 0
 
 @torch.no_grad()
 def generate(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
+    p: ReverseProcess,
     sampler: SamplerConfig,
     seeds: Int[Tensor, " b"],
     shape: tuple[int, int, int],
@@ -28,6 +29,7 @@ def generate(
     The noise of the reverse step from t is keyed by (seed, t); x_T by (seed, T).
 
     Args:
+        p: for a network with classes its denoiser knows the label of each seed.
         seeds: int64, each in [0, 2^63).
         shape: channels, height, width.
         on_step: told t, x_t and x_0_hat at every step of the sampler.
@@ -35,23 +37,17 @@ def generate(
     Returns:
         Images in 0..255.
     """
-    schedule = schedule.to(seeds.device)
-    x_T = normals(_KEY, Purpose.SAMPLING, seeds, shape, step=schedule.num_timesteps)
+    p = replace(p, schedule=p.schedule.to(seeds.device))
+    x_T = normals(_KEY, Purpose.SAMPLING, seeds, shape, step=p.schedule.num_timesteps)
 
     def noise(t: int) -> Float[Tensor, "b c h w"]:
         return normals(_KEY, Purpose.SAMPLING, seeds, shape, step=t)
 
-    return to_uint8(sample(denoiser, schedule, sampler, x_T, noise, on_step=on_step))
-
-
-def to_uint8(x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
-    """[-1, 1] to 0..255, rounded to the nearest level; values outside are clamped."""
-    return ((x.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return to_uint8(sample(p, sampler, x_T, noise, on_step=on_step))
 
 
 def denoising_strip(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
+    p: ReverseProcess,
     sampler: SamplerConfig,
     seeds: Int[Tensor, " b"],
     shape: tuple[int, int, int],
@@ -69,7 +65,8 @@ def denoising_strip(
         states.append(to_uint8(x_t))
         times.append(t + 1)
 
-    x_0 = generate(denoiser, schedule, sampler, seeds, shape, on_step=keep)
+    x_0 = generate(p, sampler, seeds, shape, on_step=keep)
     states, times = [*states, x_0], [*times, 0]
-    chosen = torch.linspace(0, len(states) - 1, min(num_frames, len(states))).round().int().tolist()
+    # counted down from x_0, so that it is there even if it is the only one
+    chosen = torch.linspace(len(states) - 1, 0, min(num_frames, len(states))).round().int().flip(0).tolist()
     return torch.stack([states[i] for i in chosen], dim=1), [times[i] for i in chosen]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, HistoryRow, delete_old_checkpoints, write_checkpoint
 from ddpm_core.data.loader import StreamConfig, TrainingStream
-from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import (
     TrainState,
@@ -21,7 +20,7 @@ from ddpm_core.training.state import (
     network_tensors,
     optimizer_tensors,
 )
-from ddpm_core.training.step import draw, train_step
+from ddpm_core.training.step import Objective, draw, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ def autocast_for(config: TrainConfig, device: torch.device) -> torch.autocast:
 def train(
     state: TrainState,
     stream: TrainingStream,
-    schedule: NoiseSchedule,
+    objective: Objective,
     config: TrainConfig,
     worker: Worker,
     run: Run,
@@ -104,22 +103,25 @@ def train(
     if worker.num_workers > 1:
         devices = [worker.device.index] if worker.device.type == "cuda" else None
         forward = DistributedDataParallel(state.network, device_ids=devices)
-    autocast, schedule = autocast_for(config, worker.device), schedule.to(worker.device)
+    autocast = autocast_for(config, worker.device)
+    objective = replace(objective, schedule=objective.schedule.to(worker.device))
     clock, since = time.perf_counter(), state.step
     for batch in stream.read_ahead(state.step, config.steps):
-        images, positions, weights = (part.to(worker.device, non_blocking=True) for part in batch)
-        draws = draw(images, positions, seed=config.seed, num_timesteps=schedule.num_timesteps, flip=config.flip)
+        images, labels, positions, weights = (part.to(worker.device, non_blocking=True) for part in batch)
+        draws = draw(state, images, labels, positions, config, objective.schedule.num_timesteps)
         result = train_step(
             state,
             forward,
             draws,
             positions,
             weights,
-            schedule,
+            objective,
             config,
             num_workers=worker.num_workers,
             autocast=autocast,
         )
+        if state.timesteps is not None:
+            state.timesteps.update(*_whole_batch(positions, draws.t, result.losses, weights, worker))
         if state.step % config.log_every == 0 or state.step == config.steps:
             loss = _mean_over_workers(result.loss, worker)  # every worker takes part in the reduction
             now = time.perf_counter()
@@ -167,6 +169,24 @@ def _log(
     }
     state.history.append(row)
     events.logged(row)
+
+
+def _whole_batch(
+    positions: torch.Tensor, t: torch.Tensor, losses: torch.Tensor, weights: torch.Tensor, worker: Worker
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """t and loss of every sample of the global batch, in the order of the stream: the same on every worker."""
+    mine = torch.stack((positions.double(), t.double(), losses.double(), weights.double()))
+    shares = [mine]
+    if worker.num_workers > 1:  # shares differ in length by a few; padding has weight 0
+        length = torch.tensor(mine.shape[1], device=mine.device)
+        dist.all_reduce(length, op=dist.ReduceOp.MAX)
+        mine = nn.functional.pad(mine, (0, int(length) - mine.shape[1]))
+        shares = [torch.empty_like(mine) for _ in range(worker.num_workers)]
+        dist.all_gather(shares, mine)
+    rows = torch.cat(shares, dim=1).cpu()
+    rows = rows[:, rows[3] > 0]
+    rows = rows[:, rows[0].argsort()]
+    return rows[1].long(), rows[2]
 
 
 def _mean_over_workers(value: torch.Tensor, worker: Worker) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ddpm_core.artifacts.checkpoint import HistoryRow
+from ddpm_core.training.timesteps import LossAwareTimesteps
 from ddpm_core.types import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -19,14 +19,23 @@ class TrainState:
     ema: dict[str, Tensor]
     optimizer: torch.optim.Adam
     step: int = 0
-    history: list[HistoryRow] = field(default_factory=list)
+    timesteps: LossAwareTimesteps | None = None
+    """Of a loss-aware choice of t."""
+    history: list[dict[str, int | float]] = field(default_factory=list)
+    """Logged rows: step, images_seen, loss, grad_norm, images_per_s."""
 
 
-def new_state(network: nn.Module, learning_rate: float) -> TrainState:
-    """The state before the first step; the averaged weights are a copy of the network's."""
+def new_state(network: nn.Module, learning_rate: float, *, loss_aware: int | None = None) -> TrainState:
+    """The state before the first step; the averaged weights are a copy of the network's.
+
+    Args:
+        loss_aware: T, if t is to be drawn by the losses.
+    """
     # Adam's defaults are the paper's: betas 0.9, 0.999 and epsilon 1e-8.
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    return TrainState(network, {name: p.detach().clone() for name, p in network.named_parameters()}, optimizer)
+    ema = {name: p.detach().clone() for name, p in network.named_parameters()}
+    timesteps = None if loss_aware is None else LossAwareTimesteps(loss_aware)
+    return TrainState(network, ema, optimizer, timesteps=timesteps)
 
 
 def network_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -40,8 +49,11 @@ def ema_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`; empty before the first step."""
-    return {
+    """Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`, none before the first step; and the losses by
+    which t is drawn under `timesteps.losses` and `timesteps.counts`."""
+    drawn = state.timesteps
+    seen = {} if drawn is None else {"timesteps.losses": drawn.losses, "timesteps.counts": drawn.counts}
+    return seen | {
         f"{moment}.{name}": state.optimizer.state[p][moment].cpu()
         for name, p in state.network.named_parameters()
         if p in state.optimizer.state
@@ -60,9 +72,12 @@ def load_tensors(
     load_network(state.network, network)
     for name, p in state.network.named_parameters():
         state.ema[name] = ema[name].to(p.device, copy=True)
-        if optimizer:
+        if f"{_MOMENTS[0]}.{name}" in optimizer:
             moments = {moment: optimizer[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}
             state.optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+    if state.timesteps is not None:
+        state.timesteps.losses = optimizer["timesteps.losses"].clone()
+        state.timesteps.counts = optimizer["timesteps.counts"].clone()
     state.step = step
 
 

@@ -1,45 +1,85 @@
 """One training step: what is drawn for a batch, the loss, the gradient, the update (Ho et al. 2020, Algorithm 1)."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ddpm_core.diffusion.losses import simple_loss
+from ddpm_core.data.pixels import to_unit
+from ddpm_core.diffusion.losses import LossConfig, loss_per_image
+from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.model.ema import ema_update
 from ddpm_core.model.unet import DropoutKey
-from ddpm_core.random import Purpose, integers, normals
+from ddpm_core.random import Purpose, integers, normals, uniforms
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState
+from ddpm_core.training.timesteps import uniform_timesteps
 from ddpm_core.types import Float, Int, Tensor, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised, but for the network."""
+
+    schedule: NoiseSchedule
+    reverse: ReverseConfig
+    loss: LossConfig
 
 
 class Draws(NamedTuple):
     """What one step trains on; each row a pure function of (seed, position of the sample in the stream)."""
 
     x_0: Float[Tensor, "b c h w"]
+    labels: Int[Tensor, " b"]
+    """-1 where there is none, or dropout took it."""
     t: Int[Tensor, " b"]
+    weights: Float[Tensor, " b"]
+    """1 / (T p(t)): 1 where t is uniform."""
     eps: Float[Tensor, "b c h w"]
 
 
 class StepResult(NamedTuple):
-    """Of the global batch: the mean loss, and the gradient's norm before clipping; 0-d tensors."""
+    """Of a step."""
 
     loss: Tensor
+    """Mean over the global batch, once averaged over the workers; 0-d."""
     grad_norm: Tensor
+    """Of the global gradient before clipping; 0-d."""
+    losses: Float[Tensor, " b"]
+    """Of each of this worker's samples, not weighted."""
 
 
 def draw(
-    images: UInt8[Tensor, "b c h w"], positions: Int[Tensor, " b"], *, seed: int, num_timesteps: int, flip: bool
+    state: TrainState,
+    images: UInt8[Tensor, "b c h w"],
+    labels: Int[Tensor, " b"],
+    positions: Int[Tensor, " b"],
+    config: TrainConfig,
+    num_timesteps: int,
 ) -> Draws:
-    """Images to [-1, 1], mirrored or not, with a uniform step t and standard normal noise for each."""
-    x_0 = images.to(torch.float32) / 127.5 - 1
-    if flip:
+    """Images to [-1, 1], mirrored or not, with a step t and standard normal noise for each.
+
+    The state is read for a loss-aware choice of t only.
+    """
+    seed, x_0 = config.seed, to_unit(images)
+    if config.flip:
         mirrored = integers(seed, Purpose.FLIP, positions, 2).bool()
         x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
-    t = integers(seed, Purpose.TIMESTEP, positions, num_timesteps)
-    return Draws(x_0, t, normals(seed, Purpose.EPS, positions, tuple(images.shape[1:])))
+    if state.timesteps is None:
+        t = uniform_timesteps(seed, positions, num_timesteps)
+        weights = torch.ones(len(t), device=t.device)
+    else:
+        t, weights = state.timesteps.draw(seed, positions)
+    dropped = uniforms(seed, Purpose.LABEL, positions, 1)[:, 0] < config.label_dropout
+    return Draws(
+        x_0=x_0,
+        labels=labels.masked_fill(dropped, -1),
+        t=t,
+        weights=weights,
+        eps=normals(seed, Purpose.EPS, positions, tuple(images.shape[1:])),
+    )
 
 
 def warmup(step: int, config: TrainConfig) -> float:
@@ -53,13 +93,13 @@ def train_step(
     draws: Draws,
     positions: Int[Tensor, " b"],
     weights: Float[Tensor, " b"],
-    schedule: NoiseSchedule,
+    objective: Objective,
     config: TrainConfig,
     *,
     num_workers: int,
     autocast: torch.autocast,
 ) -> StepResult:
-    """Move the state by one step of Adam on the simple loss.
+    """Move the state by one step of Adam on the objective.
 
     The loss is the weighted sum over this worker's share, divided by the *global* batch and multiplied by the number of
     workers, so that DDP's mean over workers is the mean over the global batch, however the samples were dealt.
@@ -72,12 +112,18 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"] = warmup(state.step, config)
     state.optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        per_image = simple_loss(lambda x_t, t: forward(x_t, t, dropout), *draws, schedule)
-    loss = (per_image * weights).sum() * (num_workers / config.batch_size)
+
+    def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
+        with autocast:
+            out: Tensor = forward(x_t, t, draws.labels, dropout)
+        return out
+
+    p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)
+    losses = loss_per_image(p, draws.x_0, draws.t, draws.eps, objective.loss)
+    loss = (losses * draws.weights * weights).sum() * (num_workers / config.batch_size)
     loss.backward()  # type: ignore[no-untyped-call]
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip)
     state.optimizer.step()
     ema_update(state.ema, dict(state.network.named_parameters()), config.ema_decay, num_updates=state.step)
     state.step += 1
-    return StepResult(loss.detach(), grad_norm.detach())
+    return StepResult(loss.detach(), grad_norm.detach(), losses.detach())

@@ -12,16 +12,18 @@ from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
+from ddpm_core.data.images import decode_png
 from ddpm_core.data.loader import ImageReader
-from ddpm_core.data.pixels import decode_png
 from ddpm_core.evaluation import figures as draw
+from ddpm_core.evaluation.bits_per_dim import BoundStats
+from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
 from ddpm_core.sampling.generate import denoising_strip
 from ddpm_core.types import Tensor
 from pipelines.cluster import shard_cache, versions
-from pipelines.models import build_denoiser, build_schedule, code_version, from_json
+from pipelines.models import build_denoiser, code_version, from_json, image_shape, seeded_process, to_json
 from pipelines.recipes import Recipe, SampleStage
 
 _STRIP_FRAMES = 11
@@ -46,12 +48,13 @@ def write(
     index: DatasetIndex,
     recipe: Recipe,
     figures: dict[str, float],
+    bound: BoundStats | None,
     reference: str,
 ) -> None:
     """Write the report of an evaluation."""
     pictures = _gather(weights, samples, index, recipe)
     rows = recipe.evaluate.num_rows
-    content = _content(weights, samples, index, recipe, figures, pictures)
+    content = _content(weights, samples, index, recipe, figures, bound, pictures)
     near = pictures.neighbours
     pngs = {
         "real.png": draw.image_grid(pictures.real),
@@ -60,7 +63,9 @@ def write(
         "neighbours.png": draw.neighbours_grid(pictures.generated[:rows], near.images, near.distances),
     }
     if content.history:
-        pngs["loss.png"] = draw.loss_curve(content.history)
+        pngs["loss.png"] = loss_curve(content.history)
+    if bound is not None:
+        pngs["bound.png"] = bound_curves(bound)
     facts = {**figures, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
     write_report(uri, facts, render_report(content), pngs)
 
@@ -71,7 +76,7 @@ def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: R
     shown = min(max(config.num_shown, config.num_rows), samples.num_images)
     generated = decoded([png for _, png in islice(read_images(samples), shown)])
     shared = ray.put(weights)
-    strip = _strip.remote(shared, samples.identity["sampler"], seeds)
+    strip = _strip.remote(shared, to_json(_request(samples)), seeds)
     starts, first = [], 0
     sizes = index.shard_sizes("train")
     for size in sizes:
@@ -98,14 +103,14 @@ def _content(
     index: DatasetIndex,
     recipe: Recipe,
     figures: dict[str, float],
+    bound: BoundStats | None,
     pictures: Pictures,
 ) -> ReportContent:
     name, sampler = recipe.recipe, samples.identity["sampler"]
-    counts = {split: f"{index.num_samples(split):,}" for split in ("train", "heldout")}
     history = _history(weights)
     rates = sorted(row["images_per_s"] for row in history)
     steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
-    words = f"{sampler['name']}, {steps} steps, {_noise(sampler)}, {samples.identity['precision']}"
+    words = f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}"
     return ReportContent(
         title=f"{name}: a DDPM after {weights.step:,} steps",
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -130,19 +135,8 @@ def _content(
             first_seed=samples.first_seed,
             num_images=recipe.evaluate.num_images,
         ),
-        figures=(
-            FigureRow(
-                name=NAME,
-                of=f"{recipe.evaluate.num_images:,} generated images against {counts['train']} training images",
-                value=figures[NAME],
-            ),
-            FigureRow(
-                name=NAME,
-                of=f"{int(figures['num_heldout']):,} held-out images against {counts['train']} training images",
-                value=figures["floor"],
-                note="what real images reach that the model has not seen",
-            ),
-        ),
+        figures=(*_distance_rows(figures, f"{index.num_samples('train'):,}"), *_bound_rows(bound)),
+        bound=bound,
         extractor_digest=extractor_digest(),
         real=pictures.real,
         generated=pictures.generated,
@@ -158,10 +152,55 @@ def _content(
     )
 
 
-def _noise(sampler: dict[str, Any]) -> str:
+def _distance_rows(figures: dict[str, float], num_train: str) -> tuple[FigureRow, ...]:
+    """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
+
+    def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> FigureRow:
+        of = f"{count:,.0f} {what} against {num_train} training images"
+        return FigureRow(name=NAME, of=of, value=value, note=note, headline=headline)
+
+    rows = [row(figures["num_generated"], "generated images", figures[NAME])]
+    if "floor" in figures:
+        if figures["num_floor"] < figures["num_generated"]:
+            note = "as many as are held out: fewer images raise the figure"
+            rows.append(row(figures["num_floor"], "generated images", figures["same_n"], note, headline=False))
+        note = "the floor: what real images reach that the model has not seen"
+        rows.append(row(figures["num_floor"], "held-out images", figures["floor"], note))
+    return tuple(rows)
+
+
+def _bound_rows(bound: BoundStats | None) -> tuple[FigureRow, ...]:
+    """Bits/dim and its two parts."""
+    if bound is None:
+        return ()
+    of = f"{bound.count:,} held-out images"
+    error = f"an upper bound; standard error {bound.standard_error:.2g}"
     return (
-        f"eta {sampler['eta']:g}" if sampler["name"] == "ddim" else f"{sampler['variance'].replace('_', ' ')} variance"
+        FigureRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
+        FigureRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last"),
+        FigureRow(
+            name="distortion", of=of, value=bound.distortion, note=f"bits/dim; RMSE {bound.rmse[0]:.3g} of 0..255"
+        ),
     )
+
+
+def _request(samples: SampleSet) -> SampleStage:
+    """The request that decides the images of a set, but for their number."""
+    names = ("sampler", "labels", "guidance", "precision")
+    return from_json(SampleStage, {name: samples.identity[name] for name in names})
+
+
+def _noise(identity: dict[str, Any]) -> str:
+    """The noise of a sampler in words; none of one that has none."""
+    sampler = identity["sampler"]
+    match sampler["name"]:
+        case "ddim":
+            return f", eta {sampler['eta']:g}"
+        case "ancestral":
+            variance: str = sampler["variance"] or identity["reverse"]["variance"]
+            return f", {variance.replace('_', ' ')} variance"
+        case _:
+            return ""
 
 
 def _history(weights: Weights) -> list[HistoryRow]:
@@ -190,9 +229,8 @@ def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, querie
 
 
 @ray.remote(num_cpus=1)
-def _strip(weights: Weights, sampler: dict[str, Any], seeds: list[int]) -> tuple[Tensor, list[int]]:
+def _strip(weights: Weights, request: dict[str, Any], seeds: list[int]) -> tuple[Tensor, list[int]]:
     torch.set_num_threads(1)
-    shape = (weights.config["channels"], weights.config["image_size"], weights.config["image_size"])
-    config = from_json(SampleStage, {"sampler": sampler}).sampler
-    network, schedule = build_denoiser(weights), build_schedule(weights.config)
-    return denoising_strip(network, schedule, config, torch.tensor(seeds), shape, _STRIP_FRAMES)
+    config, wanted = from_json(SampleStage, request), torch.tensor(seeds)
+    p = seeded_process(build_denoiser(weights), weights.config, wanted, config)
+    return denoising_strip(p, config.sampler, wanted, image_shape(weights.config), _STRIP_FRAMES)

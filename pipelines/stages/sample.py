@@ -19,13 +19,15 @@ from ddpm_core.artifacts.sample_set import (
     sample_set_folder,
     write_block,
 )
-from ddpm_core.data.pixels import decode_png, encode_png
+from ddpm_core.data.images import decode_png, encode_png
+from ddpm_core.diffusion.samplers import check_sampler
 from ddpm_core.evaluation.figures import image_grid
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.generate import generate
+from ddpm_core.sampling.labels import check_labels
 from ddpm_core.types import Tensor
 from pipelines.cluster import cpus_per_worker, versions
-from pipelines.models import build_denoiser, build_schedule, code_version, from_json, to_json
+from pipelines.models import build_denoiser, code_version, from_json, image_shape, seeded_process, to_json
 from pipelines.progress import progress
 from pipelines.recipes import SampleStage
 
@@ -45,16 +47,25 @@ class Sampled:
 
 
 def describe_samples(weights: Weights, config: SampleStage, store: str) -> SampleSet:
-    """The SampleSet that a request names; nothing is computed."""
+    """The SampleSet that a request names; nothing is computed.
+
+    Raises:
+        ValueError: if the model cannot do what the request asks for.
+    """
+    check_labels(config, weights.config["unet"]["num_classes"])
+    reverse, num_timesteps = weights.config["reverse"], weights.config["schedule"]["num_timesteps"]
+    check_sampler(config.sampler, reverse["variance"], num_timesteps)
     identity = {
         "weights_sha256": weights.sha256,
         "image_size": weights.config["image_size"],
         "channels": weights.config["channels"],
-        "model": weights.config["model"],
+        "unet": weights.config["unet"],
         "schedule": weights.config["schedule"],
+        "reverse": weights.config["reverse"],
         "sampler": to_json(config.sampler),
         "precision": config.precision,
-        "labels": None,
+        "labels": list(config.labels),
+        "guidance": config.guidance,
     }
     return SampleSet(
         uri=sample_set_folder(store, identity, config.block_size),
@@ -126,14 +137,14 @@ class _Sampler:
         """Generate and store one block. The weights come with each call: a restarted actor has none."""
         config = self._config
         self._network = self._network or build_denoiser(weights).to(self._device)
-        schedule = build_schedule(weights.config)
-        shape = (weights.config["channels"], weights.config["image_size"], weights.config["image_size"])
+        shape = image_shape(weights.config)
         pngs: list[bytes] = []
         for start in range(first_seed, first_seed + config.block_size, config.batch_size):
             stop = min(start + config.batch_size, first_seed + config.block_size)
             seeds = torch.arange(start, stop, device=self._device)
             reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
             with reduced:
-                images = generate(self._network, schedule, config.sampler, seeds, shape)
+                p = seeded_process(self._network, weights.config, seeds, config)
+                images = generate(p, config.sampler, seeds, shape)
             pngs += [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
         write_block(uri, first_seed, pngs)

@@ -180,8 +180,8 @@ def _trial(
 
 
 def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:
-    """The drawn fields that the schedule has: cosine has no betas of its own."""
-    return {"name": drawn["name"]} if drawn["name"] == "cosine" else dict(drawn)
+    """The drawn fields that the schedule reads: cosine and jsd have no betas of their own."""
+    return dict(drawn) if ScheduleConfig(name=drawn["name"]).reads_betas else {"name": drawn["name"]}
 
 
 class _ChildRuns(tune.Callback):  # type: ignore[misc]

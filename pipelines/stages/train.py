@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,13 @@ from ddpm_core.artifacts.checkpoint import (
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.loader import ImageReader, TrainingStream
 from ddpm_core.data.order import lanes_of_worker, local_batch_size
+from ddpm_core.diffusion.losses import check_objective
+from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.evaluation.figures import image_grid
-from ddpm_core.model.unet import init_unet
+from ddpm_core.model.unet import init_unet, recompute_activations
+from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.loop import Events, Run, Worker, restore, stream_config, train
 from ddpm_core.training.state import TrainState, ema_tensors, load_network, new_state
@@ -32,11 +37,13 @@ from ddpm_core.types import Tensor
 from pipelines.cluster import cpus_per_worker, shard_cache, versions
 from pipelines.models import (
     build_network,
-    build_schedule,
+    build_objective,
     code_version,
     digest,
     from_json,
+    image_shape,
     run_folder,
+    seeded_process,
     to_json,
     trajectory,
 )
@@ -77,6 +84,9 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
     Raises:
         ValueError: if the run of that name was trained otherwise, or on another dataset, or batch and dataset do not fit.
     """
+    check_objective(recipe.loss, recipe.reverse)
+    check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    check_classes(recipe.unet.num_classes, index)
     lanes = recipe.train.lanes
     local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
     build_network(trajectory(recipe, index, None))
@@ -98,6 +108,19 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
                 "give the run another --name, or go on with the value it has"
             )
     return checkpoint
+
+
+def check_classes(num_classes: int, index: DatasetIndex) -> None:
+    """Refuse a network that is told of other classes than the dataset has.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if num_classes not in (0, len(index.class_names)):
+        raise ValueError(
+            f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
+            "expected as many, or 0 to train without labels"
+        )
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,8 +176,7 @@ def _fit(
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
-    with _Follower(board, recipe, run, done):
-        trainer.fit()
+    _run(trainer, board, recipe, run, done)
     for uri, _ in storage.list_files(records):
         storage.delete(uri)
 
@@ -189,48 +211,41 @@ class _Board:
         return events
 
 
-class _Follower:
-    """Reads the board in the driver while the trainer runs: shows progress, logs metrics and pictures."""
+def _run(trainer: Any, board: Any, recipe: Recipe, run: RunHandle, done: int) -> None:
+    """Run the trainer in a thread, and meanwhile show progress and log metrics and pictures.
 
-    def __init__(self, board: Any, recipe: Recipe, run: RunHandle, done: int) -> None:
-        self._board, self._recipe, self._run, self._done = board, recipe, run, done
-        self._over = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._follow, name="follow-training", daemon=True)
+    In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
+    """
+    result: Future[Any] = Future()
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._over.set()
-        self._thread.join()
-        if error is None and self._error is not None:
-            raise self._error
-
-    def _follow(self) -> None:
+    def fit() -> None:
         try:
-            with progress("train", self._recipe.train.steps, "step", initial=self._done) as shown:
-                last = False
-                while not last:
-                    last = self._over.wait(_POLL_S)
-                    self._tell(ray.get(self._board.take.remote()), shown)
-        except BaseException as error:  # raised in the main thread once the trainer is done
-            self._error = error
+            result.set_result(trainer.fit())
+        except BaseException as error:  # raised in the main thread
+            result.set_exception(error)
 
-    def _tell(self, events: list[tuple[str, Any]], shown: Any) -> None:
-        rows = [what for kind, what in events if kind == "logged"]
-        if rows:
-            latest = rows[-1]
-            shown.set(
-                int(latest["step"]),
-                loss=f"{latest['loss']:.4f}",
-                grad=f"{latest['grad_norm']:.2f}",
-                speed=f"{latest['images_per_s']:.0f} images/s",
-            )
-            self._run.log_metrics(_points(rows))
-        for kind, what in events:
-            if kind == "preview":
-                self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
+    threading.Thread(target=fit, name="trainer", daemon=True).start()
+    with progress("train", recipe.train.steps, "step", initial=done) as shown:
+        while not result.done():
+            wait([result], timeout=_POLL_S)
+            _tell(ray.get(board.take.remote()), run, shown)
+    result.result()
+
+
+def _tell(events: list[tuple[str, Any]], run: RunHandle, shown: Any) -> None:
+    rows = [what for kind, what in events if kind == "logged"]
+    if rows:
+        latest = rows[-1]
+        shown.set(
+            int(latest["step"]),
+            loss=f"{latest['loss']:.4f}",
+            grad=f"{latest['grad_norm']:.2f}",
+            speed=f"{latest['images_per_s']:.0f} images/s",
+        )
+        run.log_metrics(_points(rows))
+    for kind, what in events:
+        if kind == "preview":
+            run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
 
 
 def _train_on_worker(told: dict[str, Any]) -> None:
@@ -258,14 +273,17 @@ def walk(told: dict[str, Any], worker: Worker, events: Events) -> None:
     init_unet(network, config.seed)
     if told["init"] is not None:
         load_network(network, ray.get(told["init"]))
-    state = new_state(network.to(worker.device), config.learning_rate)
+    if config.recompute:
+        recompute_activations(network)
+    objective = build_objective(told["config"])
+    loss_aware = objective.schedule.num_timesteps if config.timesteps == "loss_aware" else None
+    state = new_state(network.to(worker.device), config.learning_rate, loss_aware=loss_aware)
     checkpoint = newest_checkpoint(run.uri)
     if checkpoint is not None:
         restore(state, checkpoint, run)
-    schedule = build_schedule(told["config"])
     reader = ImageReader(index, "train", shard_cache())
     stream = TrainingStream(reader, stream_config(config), worker=worker.rank, num_workers=worker.num_workers)
-    train(state, stream, schedule, config, worker, run, events)
+    train(state, stream, objective, config, worker, run, events)
 
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:
@@ -273,10 +291,10 @@ def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> T
     network = build_network(config).eval().requires_grad_(False)
     load_network(network, ema_tensors(state))
     device = next(state.network.parameters()).device
-    schedule = build_schedule(config)
-    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, schedule.num_timesteps))
-    shape = (config["channels"], config["image_size"], config["image_size"])
-    return generate(network.to(device), schedule, sampler, torch.tensor(seeds, device=device), shape).cpu()
+    wanted = torch.tensor(seeds, device=device)
+    p = seeded_process(network.to(device), config, wanted, SampleConfig())
+    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, p.schedule.num_timesteps))
+    return generate(p, sampler, wanted, image_shape(config)).cpu()
 
 
 def _events(told: dict[str, Any]) -> Events:

@@ -16,27 +16,14 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from ddpm_core.data.pixels import encode_png
+from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.samplers import SamplerConfig
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.state import load_network
+from pipelines.models import build_network, image_shape, seeded_process
 
 BATCH_SIZE = 64
-
-
-def build(config: Mapping[str, Any], weights: Path) -> tuple[UNet, NoiseSchedule]:
-    """The network with its weights, and its schedule.
-
-    Args:
-        config: `model` and `schedule` as their dataclasses' fields, `image_size`, `channels`.
-        weights: safetensors file.
-    """
-    form: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config["model"].items()}
-    network = UNet(UNetConfig(**form), image_size=config["image_size"], channels=config["channels"])
-    load_network(network, load_file(weights))
-    return network.eval().requires_grad_(False), make_schedule(ScheduleConfig(**config["schedule"]))
 
 
 class DenoisingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow has no types
@@ -44,9 +31,10 @@ class DenoisingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow
 
     def load_context(self, context: Any) -> None:
         """Read the artifacts `config` and `weights`."""
-        config = json.loads(Path(context.artifacts["config"]).read_text())
-        self.network, self.schedule = build(config, Path(context.artifacts["weights"]))
-        self.shape = (config["channels"], config["image_size"], config["image_size"])
+        self.config = json.loads(Path(context.artifacts["config"]).read_text())
+        self.network = build_network(self.config)
+        load_network(self.network, load_file(context.artifacts["weights"]))
+        self.network.eval().requires_grad_(False)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """An image a row.
@@ -59,7 +47,8 @@ class DenoisingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow
         pngs: list[str] = []
         for first in range(0, len(model_input), BATCH_SIZE):
             seeds = torch.tensor(model_input["seed"].iloc[first : first + BATCH_SIZE].tolist(), dtype=torch.int64)
-            images = generate(self.network, self.schedule, sampler, seeds, self.shape)
+            p = seeded_process(self.network, self.config, seeds, SampleConfig())
+            images = generate(p, sampler, seeds, image_shape(self.config))
             pngs += [base64.b64encode(encode_png(image.permute(1, 2, 0).numpy())).decode() for image in images]
         return pd.DataFrame({"png": pngs})
 

@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    path
-    for name in ("README.md", "docs/architecture.md", "docs/pictures/architecture.svg")
-    if (path := ROOT / name).exists()
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "docs/pictures/architecture.svg"]
 _FILE = re.compile(r"(?<![\w/.-])(?:[\w-]+/)*\w+\.py\b")
 _SPAN = re.compile(r"`([^`]+)`")
 # `path/file.py: name, name` and `path/file.py`: `name`

@@ -34,7 +34,8 @@ for name in list(sys.modules):
 for name in {absent!r}:
     sys.modules[name] = None
 import ddpm_core.random, ddpm_core.diffusion.samplers, ddpm_core.diffusion.losses, ddpm_core.model.unet
-import ddpm_core.sampling.generate, ddpm_core.model.ema
+import ddpm_core.sampling.generate, ddpm_core.sampling.labels, ddpm_core.model.ema, ddpm_core.data.pixels
+import ddpm_core.diffusion.editing, ddpm_core.diffusion.likelihood, ddpm_core.training.step
 """
     found = run(code)
     assert found.returncode == 0, found.stderr

@@ -10,6 +10,8 @@ import torch
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, read_weights
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
+from ddpm_core.diffusion.losses import LossConfig
+from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.config import EvaluateConfig
@@ -46,7 +48,9 @@ def recipe(store: Path | str) -> Recipe:
         sample=SampleStage(
             num_images=24, block_size=8, batch_size=8, num_actors=2, sampler=SamplerConfig(name="ddim", num_steps=4)
         ),
-        evaluate=EvaluateConfig(num_images=24, num_shown=9, num_rows=2, num_neighbours=2),
+        evaluate=EvaluateConfig(
+            num_images=24, num_shown=9, num_rows=2, num_neighbours=2, bits_per_dim_images=40, bits_per_dim_steps=5
+        ),
     )
 
 
@@ -65,6 +69,7 @@ def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str
     report = read_report(where["report"].rsplit("/", 1)[0])
     assert report.figures["fd_random_conv"] == figures["fd_random_conv"] > figures["floor"] > 0
     assert "data:image/png;base64," in report.html
+    assert figures["bits_per_dim"] == pytest.approx(figures["rate"] + figures["distortion"])
     assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
     with open_line(wanted) as line:
         champion = resolve_model(line.tracker, "models:/ddpm-digits@champion")
@@ -112,7 +117,7 @@ def test_images_do_not_depend_on_batch_actors_or_who_asked(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:
     """The first law: at most one level apart, in fewer than one pixel in 10,000."""
-    from ddpm_core.data.pixels import decode_png
+    from ddpm_core.data.images import decode_png
 
     wanted, where, _ = made
     set_uri = where["grid"].replace("-grid.png", ".json")
@@ -158,6 +163,43 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
         pytest.raises(ValueError, match=r"run tuned was started with .* give the run another --name"),
     ):
         line.train(line.shard())
+
+
+def test_a_model_with_classes_and_a_learned_variance_walks_the_same_line(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    """Two steps, then two more by two workers; then images of two classes, guided, and bits/dim."""
+    wanted, _, _ = made
+    other = replace(
+        wanted,
+        store=str(tmp_path),
+        unet=replace(wanted.unet, num_classes=10),
+        reverse=ReverseConfig(prediction="v", variance="learned_range"),
+        loss=LossConfig(objective="hybrid"),
+        train=replace(wanted.train, timesteps="loss_aware", recompute=True),
+        sample=replace(wanted.sample, labels=(3, 7), guidance=1.0, sampler=SamplerConfig(num_steps=4)),
+    )
+    with open_line(replace(other, train=replace(other.train, steps=2, num_workers=1))) as line:
+        index = line.shard()
+        line.train(index)
+    with open_line(replace(other, train=replace(other.train, steps=4))) as line:
+        trained = line.train(index)
+        weights = line.find_weights(trained.checkpoint_uri)
+        sampled = line.sample(weights)
+        evaluated = line.evaluate(weights, sampled, index)
+    seen = read_checkpoint(trained.checkpoint_uri).optimizer["timesteps.counts"]
+    assert (trained.step, int(seen.sum())) == (4, 64)
+    assert sampled.samples.identity["labels"] == [3, 7]
+    assert evaluated.figures["bits_per_dim"] > 0
+
+
+def test_labels_that_the_model_does_not_know_are_refused(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
+    wanted, _, _ = made
+    asked = replace(wanted, sample=replace(wanted.sample, labels=(3,)))
+    with open_line(asked) as line, pytest.raises(ValueError, match="the model was trained without classes"):
+        line.sample(line.find_weights("models:/ddpm-digits@champion"))
 
 
 def test_a_sweep_ranks_schedules_by_distance(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:

@@ -21,7 +21,8 @@ import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from ddpm_core.data.pixels import encode_png
+from ddpm_core.data.images import encode_png
+from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
@@ -38,8 +39,9 @@ SCHEDULE = ScheduleConfig(num_timesteps=20)
 CONFIG = {
     "image_size": 8,
     "channels": 1,
-    "model": json.loads(json.dumps(dataclasses.asdict(MODEL))),
+    "unet": json.loads(json.dumps(dataclasses.asdict(MODEL))),
     "schedule": dataclasses.asdict(SCHEDULE),
+    "reverse": dataclasses.asdict(ReverseConfig()),
 }
 
 
@@ -349,7 +351,8 @@ def test_a_loaded_model_predicts_what_is_sampled(
     init_unet(network, 0)
     sampler = SamplerConfig(name="ddim", num_steps=5)
     seeds = torch.tensor([17, 2**40])
-    expected = generate(network.eval(), make_schedule(SCHEDULE), sampler, seeds, (1, 8, 8))
+    p = ReverseProcess(denoiser=network.eval(), schedule=make_schedule(SCHEDULE))
+    expected = generate(p, sampler, seeds, (1, 8, 8))
     images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in answer["png"]]
     assert np.array_equal(images[0], images[2])
     assert not np.array_equal(images[0], images[1])

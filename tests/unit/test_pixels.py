@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddpm_core.data.pixels import BadImage, decode_png, encode_png, to_pixels, to_uint8, to_unit
+from ddpm_core.data.images import BadImage, decode_png, encode_png, to_pixels
+from ddpm_core.data.pixels import to_uint8, to_unit
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

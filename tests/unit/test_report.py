@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ddpm_core import storage
 from ddpm_core.artifacts.report import read_figures, read_report, write_report
+from ddpm_core.evaluation.charts import _running_mean, loss_curve
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.figures import _running_mean, denoising_strip, image_grid, loss_curve, neighbours_grid
+from ddpm_core.evaluation.figures import denoising_strip, image_grid, neighbours_grid
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddpm_core.diffusion.process import predict_x_0
+from ddpm_core.diffusion.reverse import Clip, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.random import Purpose, normals
@@ -37,6 +38,11 @@ def gaussian_denoiser(schedule: NoiseSchedule) -> Denoiser:
     return denoise
 
 
+def process(denoiser: Denoiser, schedule: NoiseSchedule = SHORT) -> ReverseProcess:
+    """It predicts eps."""
+    return ReverseProcess(denoiser=denoiser, schedule=schedule)
+
+
 def bent_denoiser(x_t: Tensor, t: Tensor) -> Tensor:
     """Nothing in particular, but not linear."""
     return torch.tanh(2 * x_t + 0.1 * t[:, None, None, None])
@@ -45,32 +51,32 @@ def bent_denoiser(x_t: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("config", "bias"),
     [
-        (SamplerConfig(variance="fixed_large", clip_x_0=False), 0.005),
-        (SamplerConfig(variance="fixed_small", clip_x_0=False), 0.005),
-        (SamplerConfig(variance="fixed_small", num_steps=250, clip_x_0=False), 0.02),
-        (SamplerConfig(name="ddim", clip_x_0=False), 0.005),
-        (SamplerConfig(name="ddim", num_steps=100, clip_x_0=False), 0.01),
-        (SamplerConfig(name="ddim", num_steps=250, eta=1.0, clip_x_0=False), 0.02),
+        (SamplerConfig(variance="fixed_large", clip="none"), 0.005),
+        (SamplerConfig(variance="fixed_small", clip="none"), 0.005),
+        (SamplerConfig(variance="fixed_small", num_steps=250, clip="none"), 0.02),
+        (SamplerConfig(name="ddim", clip="none"), 0.005),
+        (SamplerConfig(name="ddim", num_steps=100, clip="none"), 0.01),
+        (SamplerConfig(name="ddim", num_steps=250, eta=1.0, clip="none"), 0.02),
     ],
 )
 def test_gaussian_data_come_out_again(config: SamplerConfig, bias: float) -> None:
     """Mean and deviation within 4 standard errors, and the error of a finite number of steps relative to DEVIATION."""
     shape = (4, 1, 32, 32)
     noise = keyed(shape)
-    x_0 = sample(gaussian_denoiser(PAPER), PAPER, config, noise(1000), noise).double()
+    x_0 = sample(process(gaussian_denoiser(PAPER), PAPER), config, noise(1000), noise).double()
     n = x_0.numel()
     assert float(x_0.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / math.sqrt(n) + bias * DEVIATION)
     assert float(x_0.std()) == pytest.approx(DEVIATION, abs=4 * DEVIATION / math.sqrt(2 * n) + bias * DEVIATION)
 
 
-@pytest.mark.parametrize("clip_x_0", [True, False])
+@pytest.mark.parametrize("clip", ["static", "none", "dynamic"])
 @pytest.mark.parametrize("num_steps", [None, 4])
-def test_ddim_with_eta_1_is_ancestral_with_fixed_small(clip_x_0: bool, num_steps: int | None) -> None:
+def test_ddim_with_eta_1_is_ancestral_with_fixed_small(clip: Clip, num_steps: int | None) -> None:
     shape = (2, 1, 3, 3)
     noise = keyed(shape, torch.float64)
-    small = SamplerConfig(variance="fixed_small", num_steps=num_steps, clip_x_0=clip_x_0)
-    ddim = SamplerConfig(name="ddim", eta=1.0, num_steps=num_steps, clip_x_0=clip_x_0)
-    one, other = (sample(bent_denoiser, SHORT, config, noise(10), noise) for config in (small, ddim))
+    small = SamplerConfig(variance="fixed_small", num_steps=num_steps, clip=clip)
+    ddim = SamplerConfig(name="ddim", eta=1.0, num_steps=num_steps, clip=clip)
+    one, other = (sample(process(bent_denoiser), config, noise(10), noise) for config in (small, ddim))
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -83,8 +89,8 @@ def test_ancestral_is_algorithm_2() -> None:
         bar = math.prod(1 - b for b in betas[: t + 1])
         x = (x - betas[t] / math.sqrt(1 - bar) * x / 2) / math.sqrt(1 - betas[t])
         x += math.sqrt(betas[t]) * float(noise(t)) if t > 0 else 0
-    config = SamplerConfig(variance="fixed_large", clip_x_0=False)
-    assert float(sample(lambda x_t, t: x_t / 2, SHORT, config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
+    config = SamplerConfig(variance="fixed_large", clip="none")
+    assert float(sample(process(lambda x_t, t: x_t / 2), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
 
 
 def test_ddim_is_eq_12() -> None:
@@ -96,8 +102,8 @@ def test_ddim_is_eq_12() -> None:
         sigma = 0.6 * math.sqrt((1 - prev) / (1 - bar)) * math.sqrt(1 - bar / prev)
         x_0_hat = (x - math.sqrt(1 - bar) * x / 2) / math.sqrt(bar)
         x = math.sqrt(prev) * x_0_hat + math.sqrt(1 - prev - sigma**2) * x / 2 + sigma * float(noise(t))
-    config = SamplerConfig(name="ddim", eta=0.6, num_steps=3, clip_x_0=False)
-    assert float(sample(lambda x_t, t: x_t / 2, SHORT, config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
+    config = SamplerConfig(name="ddim", eta=0.6, num_steps=3, clip="none")
+    assert float(sample(process(lambda x_t, t: x_t / 2), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_ddim_is_eq_12() -> None:
 )
 def test_noise_is_asked_for_only_where_it_is_used(config: SamplerConfig, asked: list[int]) -> None:
     noise, seen = keyed((1, 1, 2, 2)), []
-    sample(bent_denoiser, SHORT, config, noise(10), lambda t: seen.append(t) or noise(t))
+    sample(process(bent_denoiser), config, noise(10), lambda t: seen.append(t) or noise(t))
     assert seen == asked
 
 
@@ -124,27 +130,27 @@ def test_denoiser_and_on_step_see_the_schedules_own_timesteps(name) -> None:
         denoised.append((t.tolist(), x_t.clone()))
         return bent_denoiser(x_t, t)
 
-    config = SamplerConfig(name=name, num_steps=4, clip_x_0=False)
-    sample(denoise, SHORT, config, noise(10), noise, on_step=lambda t, x_t, x_0_hat: steps.append((t, x_t, x_0_hat)))
+    config = SamplerConfig(name=name, num_steps=4, clip="none")
+    sample(process(denoise), config, noise(10), noise, on_step=lambda t, x_t, x_0_hat: steps.append((t, x_t, x_0_hat)))
     assert [t for t, _ in denoised] == [[9, 9], [6, 6], [3, 3], [0, 0]]
     assert [t for t, _, _ in steps] == [9, 6, 3, 0]
     assert torch.equal(steps[0][1], noise(10))
     for (ts, seen), (_, x_t, x_0_hat) in zip(denoised, steps, strict=True):
         assert torch.equal(x_t, seen)
         t = torch.tensor(ts)
-        torch.testing.assert_close(x_0_hat, predict_x_0(x_t, t, bent_denoiser(x_t, t), SHORT))
+        torch.testing.assert_close(x_0_hat, predict_x_0("eps", bent_denoiser(x_t, t), x_t, t, SHORT))
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ddim"])
 def test_clipping_keeps_images_in_range(name) -> None:
     noise = keyed((1, 1, 8, 8))
-    x_0 = sample(lambda x_t, t: 0 * x_t, SHORT, SamplerConfig(name=name), 3 * noise(10), noise)
+    x_0 = sample(process(lambda x_t, t: 0 * x_t), SamplerConfig(name=name), 3 * noise(10), noise)
     assert float(x_0.abs().max()) <= 1
 
 
 def test_sampling_keeps_no_graph() -> None:
     noise, weight = keyed((1, 1, 2, 2)), torch.ones(1, requires_grad=True)
-    assert not sample(lambda x_t, t: weight * x_t, SHORT, SamplerConfig(), noise(10), noise).requires_grad
+    assert not sample(process(lambda x_t, t: weight * x_t), SamplerConfig(), noise(10), noise).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -163,4 +169,4 @@ def test_a_config_out_of_range_is_refused(fields, message: str) -> None:
 def test_more_steps_than_the_schedule_has_are_refused() -> None:
     noise = keyed((1, 1, 2, 2))
     with pytest.raises(ValueError, match="11 sampling steps of a schedule of 10; expected 1 to 10"):
-        sample(bent_denoiser, SHORT, SamplerConfig(num_steps=11), noise(10), noise)
+        sample(process(bent_denoiser), SamplerConfig(num_steps=11), noise(10), noise)

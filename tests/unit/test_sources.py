@@ -22,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm_core import storage
-from ddpm_core.data.pixels import BadImage, encode_png, to_pixels
+from ddpm_core.data.images import BadImage, encode_png, to_pixels
 from ddpm_core.data.sources import base, check_source, open_source, source_identity
 from ddpm_core.data.sources.cifar import read_plain_pickle
 

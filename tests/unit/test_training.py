@@ -2,10 +2,16 @@
 
 import copy
 import itertools
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
+from ddpm_core.diffusion import losses
+from ddpm_core.diffusion.losses import LossConfig, check_objective
+from ddpm_core.diffusion.process import Prediction
+from ddpm_core.diffusion.reverse import ReverseConfig, Variance
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training.config import TrainConfig
@@ -18,20 +24,25 @@ from ddpm_core.training.state import (
     new_state,
     optimizer_tensors,
 )
-from ddpm_core.training.step import Draws, StepResult, draw, train_step, warmup
+from ddpm_core.training.step import Draws, Objective, StepResult, draw, train_step, warmup
 
 CONFIG = TrainConfig(
     steps=10, batch_size=6, learning_rate=1e-3, warmup_steps=4, grad_clip=0.05, ema_decay=0.9, flip=True, lanes=6
 )
 SCHEDULE = make_schedule(ScheduleConfig(num_timesteps=50))
+PAPER = Objective(schedule=SCHEDULE, reverse=ReverseConfig(), loss=LossConfig())
 IMAGES = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+OFF = torch.autocast("cpu", enabled=False)
+OBJECTIVES: tuple[str, ...] = get_args(losses.Objective)
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+VARIANCES: tuple[str, ...] = get_args(Variance)
 
 
-def state() -> TrainState:
+def state(objective: Objective = PAPER) -> TrainState:
     config = UNetConfig(
         base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.3
     )
-    network = UNet(config, image_size=8, channels=1)
+    network = UNet(config, image_size=8, channels=1, num_outputs=objective.reverse.num_outputs(1))
     init_unet(network, 0)
     with torch.no_grad():  # the near-zero last layers would hide differences
         for p in network.parameters():
@@ -39,14 +50,26 @@ def state() -> TrainState:
     return new_state(network, CONFIG.learning_rate)
 
 
+def drawn(images: torch.Tensor, positions: torch.Tensor, *, T: int = 50, **changes: object) -> Draws:
+    """What a step draws at these positions, without labels."""
+    uniform = new_state(torch.nn.Linear(1, 1), 1.0)
+    return draw(uniform, images, torch.full((len(images),), -1), positions, replace(CONFIG, **changes), T)
+
+
 def step(state: TrainState, rows: slice, padding: int = 0, num_workers: int = 1, first: int = 0) -> StepResult:
     positions = torch.cat([torch.arange(first, first + 6)[rows], torch.zeros(padding, dtype=torch.int64)])
     images = torch.cat([IMAGES[rows], IMAGES[:1].expand(padding, 1, 8, 8)])
     weights = torch.cat([torch.ones(len(positions) - padding), torch.zeros(padding)])
-    draws = draw(images, positions, seed=0, num_timesteps=50, flip=True)
-    off = torch.autocast("cpu", enabled=False)
     return train_step(
-        state, state.network, draws, positions, weights, SCHEDULE, CONFIG, num_workers=num_workers, autocast=off
+        state,
+        state.network,
+        drawn(images, positions),
+        positions,
+        weights,
+        PAPER,
+        CONFIG,
+        num_workers=num_workers,
+        autocast=OFF,
     )
 
 
@@ -77,12 +100,12 @@ def test_the_mean_over_workers_is_the_mean_over_the_global_batch(
 
 def test_draws_belong_to_positions_not_to_the_batch() -> None:
     positions = torch.arange(100, 106)
-    whole = draw(IMAGES, positions, seed=3, num_timesteps=50, flip=True)
+    whole = drawn(IMAGES, positions, seed=3)
     for chosen in ([4], [5, 0], [2, 1, 3]):
-        part = draw(IMAGES[chosen], positions[chosen], seed=3, num_timesteps=50, flip=True)
+        part = drawn(IMAGES[chosen], positions[chosen], seed=3)
         for ours, theirs in zip(part, Draws(*(each[chosen] for each in whole)), strict=True):
             assert torch.equal(ours, theirs)
-    other = draw(IMAGES, positions, seed=4, num_timesteps=50, flip=True)
+    other = drawn(IMAGES, positions, seed=4)
     assert not torch.equal(whole.eps, other.eps)
 
 
@@ -90,19 +113,83 @@ def test_flips_mirror_about_half_of_the_images_and_only_when_asked() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2000, 1, 16, 16)
     positions = torch.arange(2000)
     straight = images.float() / 127.5 - 1
-    drawn = draw(images, positions, seed=0, num_timesteps=10, flip=True).x_0
-    mirrored = (drawn != straight).flatten(1).any(1)
-    assert torch.equal(drawn[mirrored], straight[mirrored].flip(-1))
+    x_0 = drawn(images, positions).x_0
+    mirrored = (x_0 != straight).flatten(1).any(1)
+    assert torch.equal(x_0[mirrored], straight[mirrored].flip(-1))
     assert 0.45 < float(mirrored.float().mean()) < 0.55
-    assert torch.equal(draw(images, positions, seed=0, num_timesteps=10, flip=False).x_0, straight)
+    assert torch.equal(drawn(images, positions, flip=False).x_0, straight)
 
 
 def test_t_is_uniform_over_all_steps() -> None:
     positions = torch.arange(20_000)
-    t = draw(IMAGES[:1].expand(20_000, 1, 8, 8)[:, :, :1, :1], positions, seed=0, num_timesteps=10, flip=False).t
+    t = drawn(IMAGES[:1].expand(20_000, 1, 8, 8)[:, :, :1, :1], positions, T=10).t
     counts = torch.bincount(t, minlength=10)
     assert len(counts) == 10
     assert float(((counts - 2000) ** 2 / 2000).sum()) < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
+
+
+def test_the_loss_is_the_weighted_mean_of_the_losses_told() -> None:
+    """A loss-aware t comes with weights; padding weighs nothing, whatever its loss."""
+    trained, positions = state(), torch.tensor([0, 1, 2, 3, 0, 0])
+    draws = drawn(IMAGES, positions)._replace(weights=torch.tensor([0.5, 2.0, 1.0, 0.0, 7.0, 7.0]))
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    told = train_step(trained, trained.network, draws, positions, weights, PAPER, CONFIG, num_workers=3, autocast=OFF)
+    share = (told.losses * torch.tensor([0.5, 2.0, 1.0, 0.0, 0.0, 0.0])).sum()
+    assert float(told.loss) == pytest.approx(float(share) * 3 / 6, rel=1e-6)
+
+
+def _is_allowed(objective: str, variance: str) -> bool:
+    learned = variance in ("learned", "learned_range")
+    return {"simple": not learned, "min_snr": not learned, "hybrid": learned, "bound": True}[objective]
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_of_every_prediction_and_variance_trains_or_is_refused(
+    objective: str, prediction: str, variance: str
+) -> None:
+    reverse, loss = ReverseConfig(prediction=prediction, variance=variance), LossConfig(objective=objective)
+    if not _is_allowed(objective, variance):
+        with pytest.raises(ValueError, match=f"reverse.variance is {variance}"):
+            check_objective(loss, reverse)
+        return
+    check_objective(loss, reverse)
+    wanted = Objective(schedule=SCHEDULE, reverse=reverse, loss=loss)
+    trained, positions = state(wanted), torch.arange(6)
+    before = {name: p.clone() for name, p in trained.network.named_parameters()}
+    draws = drawn(IMAGES, positions)._replace(t=torch.tensor([0, 1, 2, 25, 48, 49]))  # both ends of the chain
+    told = train_step(
+        trained, trained.network, draws, positions, torch.ones(6), wanted, CONFIG, num_workers=1, autocast=OFF
+    )
+    assert bool(told.losses.isfinite().all())
+    assert 0 < float(told.grad_norm) < float("inf")
+    for name, p in trained.network.named_parameters():
+        assert bool(p.isfinite().all()), name
+        assert not torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "mean", "v"])
+@pytest.mark.parametrize("objective", ["simple", "min_snr"])
+def test_a_schedule_that_ends_without_signal_trains_but_not_by_eps(objective: str, prediction: str) -> None:
+    jsd = make_schedule(ScheduleConfig(name="jsd", num_timesteps=50))
+    wanted = Objective(schedule=jsd, reverse=ReverseConfig(prediction=prediction), loss=LossConfig(objective=objective))
+    trained, positions = state(wanted), torch.arange(6)
+    draws = drawn(IMAGES, positions)._replace(t=torch.tensor([0, 1, 2, 25, 48, 49]))
+    rest = (positions, torch.ones(6))
+    told = train_step(trained, trained.network, draws, *rest, wanted, CONFIG, num_workers=1, autocast=OFF)
+    assert 0 < float(told.grad_norm) < float("inf")
+    with pytest.raises(ValueError, match=r"reverse.prediction is eps and the schedule ends at alpha_bar = 0"):
+        train_step(
+            trained,
+            trained.network,
+            draws,
+            *rest,
+            replace(wanted, reverse=ReverseConfig()),
+            CONFIG,
+            num_workers=1,
+            autocast=OFF,
+        )
 
 
 def test_the_learning_rate_rises_linearly_then_stays() -> None:
@@ -153,6 +240,7 @@ def test_weights_of_another_architecture_are_refused_by_name() -> None:
         ({"steps": -1}, "train.steps is -1; expected 0 or more"),
         ({"learning_rate": 0.0}, "train.learning-rate is 0.0; expected more than 0"),
         ({"ema_decay": 1.0}, "train.ema-decay is 1.0"),
+        ({"label_dropout": 1.5}, r"train.label-dropout is 1.5; expected a share in \[0, 1\]"),
     ],
 )
 def test_bad_settings_are_refused_with_their_value(wrong: dict[str, float], said: str) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpm_core.model import blocks
+from ddpm_core.model import blocks, unet
 from ddpm_core.model.blocks import Attention, Downsample, KeyedDropout, ResBlock, Upsample, group_norm, time_embedding
-from ddpm_core.model.unet import DropoutKey, UNet, UNetConfig, init_unet
+from ddpm_core.model.unet import DropoutKey, UNet, UNetConfig, init_unet, recompute_activations
 
 SMALL = UNetConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
 
@@ -41,7 +41,9 @@ def test_time_embedding_is_all_sines_then_all_cosines() -> None:
     np.testing.assert_allclose(time_embedding(torch.from_numpy(t), 128).numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (384, 32), (64, 16), (32, 8), (16, 4), (48, 4), (12, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(128, 32), (192, 32), (384, 32), (64, 16), (96, 8), (32, 8), (16, 4), (48, 4), (12, 1)]
+)
 def test_group_norm_has_32_groups_or_groups_of_at_least_4_channels(channels: int, groups: int) -> None:
     norm = group_norm(channels)
     assert (norm.num_groups, norm.eps) == (groups, 1e-6)
@@ -187,9 +189,9 @@ def test_without_a_key_or_probability_nothing_is_drawn(monkeypatch: pytest.Monke
     monkeypatch.setattr(blocks, "kept", refuse)
     model, key = lively(small()), DropoutKey(0, torch.arange(3))
     assert torch.equal(model.train()(*batch()), model.eval()(*batch()))
-    lively(small(dropout=0.0))(*batch(), key)
+    lively(small(dropout=0.0))(*batch(), dropout=key)
     with pytest.raises(AssertionError, match="noise was drawn"):
-        model(*batch(), key)
+        model(*batch(), dropout=key)
 
 
 def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
@@ -210,14 +212,58 @@ def test_every_dropout_layer_has_its_own_noise() -> None:
 def test_dropout_depends_on_seed_and_position_not_on_the_batch() -> None:
     model, (x, t) = lively(small(dropout=0.5)), batch()
     index = torch.tensor([7, 2**35, 3])
-    out = model(x, t, DropoutKey(0, index))
+    out = model(x, t, dropout=DropoutKey(0, index))
     shuffled = torch.tensor([2, 0, 1])
-    again = model(x[shuffled], t[shuffled], DropoutKey(0, index[shuffled]))
+    again = model(x[shuffled], t[shuffled], dropout=DropoutKey(0, index[shuffled]))
     torch.testing.assert_close(again, out[shuffled], rtol=1e-4, atol=1e-5)
-    alone = model(x[1:2], t[1:2], DropoutKey(0, index[1:2]))
+    alone = model(x[1:2], t[1:2], dropout=DropoutKey(0, index[1:2]))
     torch.testing.assert_close(alone, out[1:2], rtol=1e-4, atol=1e-5)
     for other in (DropoutKey(1, index), DropoutKey(0, index + 1)):
-        assert float((model(x, t, other) - out).abs().max()) > 1e-2
+        assert float((model(x, t, dropout=other) - out).abs().max()) > 1e-2
+
+
+def gradients(model: UNet, precision: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Of a step with dropout: the loss, the gradients, and the bytes that the forward pass keeps for the backward pass."""
+    (x, t), key, kept = batch(8), DropoutKey(0, torch.arange(8)), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too: its address is not used again
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32),
+    ):
+        loss = model(x, t, dropout=key).float().square().mean()
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), found, sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_recomputing_gives_the_same_bits_and_keeps_less(precision: torch.dtype) -> None:
+    wide = {"attention_resolutions": (8, 4), "dropout": 0.5, "num_res_blocks": 2}
+    plain, thrifty = lively(small(**wide)), lively(small(**wide))
+    recompute_activations(thrifty)
+    loss, expected, much = gradients(plain, precision)
+    again, found, little = gradients(thrifty, precision)
+    assert torch.equal(again, loss)
+    assert found.keys() == expected.keys() == dict(plain.named_parameters()).keys()
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+    assert little < 0.4 * much
+
+
+def test_recomputing_computes_nothing_twice_where_there_is_no_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(small())
+    recompute_activations(model)
+    monkeypatch.setattr(unet, "checkpoint", None)
+    with torch.no_grad():
+        out = model(*batch())
+    assert torch.equal(out, lively(small())(*batch()))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +275,7 @@ def test_dropout_depends_on_seed_and_position_not_on_the_batch() -> None:
         ({"channel_multipliers": (1, 0)}, r"channel-multipliers is \(1, 0\); expected"),
         ({"num_res_blocks": 0}, "num-res-blocks is 0; expected 1 or more"),
         ({"dropout": 1.0}, "dropout is 1.0; expected a probability"),
+        ({"num_classes": -1}, "num-classes is -1; expected 0 or more"),
     ],
 )
 def test_a_config_out_of_range_is_refused(fields, message: str) -> None:

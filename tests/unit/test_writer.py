@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index, read_rows
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.pixels import BadImage, decode_png
+from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.sources import RawImage, Source
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_core.data.pixels import BadImage
+from ddpm_core.data.images import BadImage
 
 IMAGE_SUFFIXES = frozenset(
     {

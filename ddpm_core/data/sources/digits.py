@@ -1,13 +1,14 @@
 """scikit-learn's digits: 1,797 grey 8x8 pictures of real handwriting that need no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ddpm_core.data.sources.base import ArraySource
 
 
 def open_digits() -> ArraySource:
     """The digits, their grey values 0..16 stretched to 0..255."""
+    from sklearn.datasets import load_digits  # seconds to import, and every door would wait for it
+
     digits = load_digits()
     return ArraySource(
         images=np.rint(digits.images * (255 / 16)).astype(np.uint8),

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core import storage
-from ddpm_core.data.pixels import BadImage
+from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import RawImage, check_file_size, classes_by_folder, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached
 

@@ -1,0 +1,115 @@
+"""Charts as PNG bytes: the course of training, the variational bound term by term, the noise schedules."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.evaluation.bits_per_dim import BoundStats
+
+_LIGHT, _DARK = ("#5a5750", "#9a5b13"), ("#b9b6ae", "#e0a458")
+"""Ink and accent on a light and on a dark page."""
+
+
+def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = False) -> bytes:
+    """Loss, its running mean and the gradient norm over the steps; transparent behind.
+
+    Args:
+        history: rows with step, loss and grad_norm, as a checkpoint keeps them; values that are not finite leave gaps.
+        dark: for a dark page.
+    """
+    ink, accent = _DARK if dark else _LIGHT
+    figure = _figure(8.4, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    step = np.array([row["step"] for row in history], dtype=np.float64)
+    for axes, key, name in ((upper, "loss", "loss"), (lower, "grad_norm", "gradient norm")):
+        _draw_course(axes, step, np.array([row[key] for row in history], dtype=np.float64), accent)
+        _dress(axes, ink, "", name)
+    lower.set_xlabel("step", color=ink)
+    return _png(figure)
+
+
+def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
+    """The bound's terms over t, and the error of x_0_hat against the bits received (Ho et al. 2020, Fig. 5)."""
+    ink, accent = _DARK if dark else _LIGHT
+    figure = _figure(8.4, 3.2)
+    left, right = figure.subplots(1, 2)
+    known = np.flatnonzero(stats.seen)
+    left.plot(known + 1, stats.mean_terms[known], color=accent, linewidth=1.8, marker="." if len(known) < 200 else None)
+    left.set_xscale("log")
+    left.set_yscale("log")
+    _dress(left, ink, "t + 1", "bits/dim of the step at t")
+    right.plot(stats.received[known], stats.rmse[known], color=accent, linewidth=1.8)
+    _dress(right, ink, "bits/dim received", "RMSE of x̂₀ (0..255)")
+    right.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> bytes:
+    """beta, alpha_bar and log SNR of some schedules over t, on white."""
+    ink, _ = _LIGHT
+    figure = _figure(11, 3.4)
+    panels = figure.subplots(1, 3)
+    for name, schedule in schedules.items():
+        t = np.linspace(0, 1, schedule.num_timesteps)
+        finite = schedule.log_snr.clamp(min=-30).numpy()
+        for axes, values in zip(panels, (schedule.betas.numpy(), schedule.alpha_bar.numpy(), finite), strict=True):
+            axes.plot(t, values, linewidth=1.5, label=name)
+    for axes, name in zip(panels, ("β", "ᾱ", "log SNR"), strict=True):
+        _dress(axes, ink, "t / (T - 1)", name)
+    panels[0].set_yscale("log")
+    panels[2].set_ylim(bottom=-16)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, labelcolor=ink)
+    return _png(figure, transparent=False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, ink: str, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=ink)
+    axes.set_ylabel(y, color=ink)
+    axes.tick_params(colors=ink, which="both", labelsize=9)
+    axes.grid(color=ink, alpha=0.15, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(ink)
+
+
+def _png(figure: Figure, *, transparent: bool = True) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=transparent)
+    return out.getvalue()
+
+
+def _draw_course(axes: Axes, step: NDArray[np.float64], values: NDArray[np.float64], accent: str) -> None:
+    """The values, faint, under their running mean; on a log scale where they span more than a factor of ten."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    positive = finite[finite > 0]
+    if len(positive) and positive.max() > 10 * positive.min():
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.plot(step, finite, color=accent, alpha=0.3, linewidth=0.9, marker="." if len(step) == 1 else None)
+    axes.plot(step, _running_mean(finite, max(1, len(step) // 25)), color=accent, linewidth=1.8)
+
+
+def _running_mean(values: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+    """Mean over the finite ones of up to 2 radius + 1 values around each; the window shrinks at the ends."""
+    present = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(present, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(present)])
+    place = np.arange(len(values))
+    low, high = (place - radius).clip(min=0), (place + radius + 1).clip(max=len(values))
+    found = counts[high] - counts[low]
+    mean: NDArray[np.float64] = np.where(found > 0, (sums[high] - sums[low]) / found.clip(min=1), np.nan)
+    return mean

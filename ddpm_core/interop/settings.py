@@ -1,0 +1,99 @@
+"""What both readers of a foreign config.json share: its defaults filled in, and a refusal that names both values."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+_SHOWN = 160
+"""Characters of a value in a message: a list of all betas is not for one line."""
+
+
+def settle(plain: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings that a config means: what it leaves out is as in diffusers.
+
+    Args:
+        plain: the JSON object. Keys that begin with an underscore are about the file, not about the model.
+        where: its URI, for the message.
+
+    Raises:
+        ValueError: if it has a key that is not known, and so may mean anything.
+    """
+    given = {key: value for key, value in plain.items() if not key.startswith("_")}
+    for key in sorted(given.keys() - defaults.keys()):
+        raise ValueError(
+            f"{where}: {key} is {_short(given[key])}; expected no such key, of which this code knows nothing"
+        )
+    return {**defaults, **given}
+
+
+def expect_class(plain: Mapping[str, Any], expected: tuple[str, ...], where: str) -> None:
+    """Refuse the config of another class.
+
+    Raises:
+        ValueError: with both names.
+    """
+    if plain.get("_class_name") not in expected:
+        raise ValueError(f"{where}: _class_name is {plain.get('_class_name')!r}; expected {' or '.join(expected)}")
+
+
+def expect(settings: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that have no counterpart here.
+
+    Args:
+        expected: the only value of each that can be said here.
+
+    Raises:
+        ValueError: naming the first, with both values.
+    """
+    for key, value in expected.items():
+        if settings[key] != value:
+            refuse(settings, key, repr(value), where)
+
+
+def refuse(settings: Mapping[str, Any], key: str, expected: str, where: str) -> NoReturn:
+    """Say what was found and what was expected.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{where}: {key} is {_short(settings[key])}; expected {expected}")
+
+
+def whole(settings: Mapping[str, Any], key: str, where: str) -> int:
+    """A setting that is a whole number, 1 or more.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    value = settings[key]
+    if type(value) is not int or value < 1:
+        refuse(settings, key, "a whole number, 1 or more", where)
+    return value
+
+
+def number(settings: Mapping[str, Any], key: str, where: str) -> float:
+    """A setting that is a number.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    value = settings[key]
+    if type(value) not in (int, float):
+        refuse(settings, key, "a number", where)
+    return float(value)
+
+
+def listed(settings: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
+    """A setting that is a list of values of a kind, at least one.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    values = settings[key]
+    if not isinstance(values, list | tuple) or not values or any(type(value) is not kind for value in values):
+        refuse(settings, key, f"a list of {kind.__name__}", where)
+    return list(values)
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

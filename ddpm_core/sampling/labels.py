@@ -1,0 +1,51 @@
+"""Which class each seed draws, and the network told of it."""
+
+import torch
+
+from ddpm_core.diffusion.reverse import guided
+from ddpm_core.model.unet import UNet
+from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.types import Denoiser, Int, Tensor
+
+
+def check_labels(config: SampleConfig, num_classes: int) -> None:
+    """Refuse labels that the network does not know.
+
+    Args:
+        num_classes: of the network; 0 for one without labels.
+
+    Raises:
+        ValueError: if so.
+    """
+    if num_classes == 0 and (config.labels or config.guidance != 0):
+        what = f"labels is {list(config.labels)}" if config.labels else f"guidance is {config.guidance:g}"
+        raise ValueError(f"sample.{what} and the model was trained without classes; expected neither")
+    for label in config.labels:
+        if not -1 <= label < num_classes:
+            raise ValueError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
+
+
+def labels_of_seeds(seeds: Int[Tensor, " b"], config: SampleConfig, num_classes: int) -> Int[Tensor, " b"]:
+    """The label of each seed: those of the config in turn, all classes by default; -1 for none."""
+    choice = torch.tensor(config.labels or tuple(range(num_classes)) or (-1,), device=seeds.device)
+    return choice[seeds % len(choice)]
+
+
+def labelled(network: UNet, labels: Int[Tensor, " b"], guidance: float, channels: int) -> Denoiser:
+    """The network as a Denoiser of images of these classes.
+
+    Args:
+        labels: of the batch that will be denoised; -1 for none.
+        guidance: the scale of classifier-free guidance; 0 for none.
+        channels: of an image.
+    """
+
+    def conditional(x_t: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = network(x_t, t, labels)
+        return out
+
+    def unconditional(x_t: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = network(x_t, t)
+        return out
+
+    return guided(conditional, unconditional, guidance, channels) if guidance != 0 else conditional

@@ -1,0 +1,114 @@
+"""The network against an independent one: diffusers' UNet2DModel with the same weights, forward and gradients."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
+from ddpm_core.interop.unet_json import Form, unet_json
+from ddpm_core.model.blocks import time_embedding
+from ddpm_core.model.unet import UNet, UNetConfig
+
+# At 64 pixels the level that has 16 of 256 has 4; all else is the 256x256 networks'.
+SIX_LEVELS = {"channel_multipliers": (1, 1, 2, 2, 4, 4), "attention_resolutions": (4,), "dropout": 0.0}
+CIFAR10 = (UNetConfig(), 32, 35_746_307)
+PAPER_256 = (UNetConfig(**SIX_LEVELS), 64, 113_673_219)
+LARGE_256 = (UNetConfig(base_channels=192, **SIX_LEVELS), 64, 255_677_955)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Our network and diffusers', on the same weights."""
+
+    ours: UNet
+    theirs: UNet2DModel
+    names: list[Name]
+
+    def weights(self) -> Iterator[tuple[Name, nn.Parameter, nn.Parameter]]:
+        ours, theirs = dict(self.ours.named_parameters()), dict(self.theirs.named_parameters())
+        for name in self.names:
+            yield name, ours[name.ours], theirs[name.diffusers]
+
+
+def pair(config: UNetConfig, image_size: int, dtype: torch.dtype = torch.float32) -> Pair:
+    """torch's own initialisation, which has no layer near zero, and norms and biases that are not 1 and 0."""
+    torch.manual_seed(0)
+    ours = UNet(config, image_size=image_size, channels=3).to(dtype)
+    with torch.no_grad():
+        for p in ours.parameters():
+            if p.ndim == 1:
+                p.add_(0.1 * torch.randn_like(p))
+    with torch.device("meta"):
+        theirs = UNet2DModel(**unet_json(Form(unet=config, image_size=image_size, channels=3, num_outputs=3)))
+    names, weights = names_of(ours), dict(ours.named_parameters())
+    shared = {name.diffusers: to_diffusers(name, weights[name.ours].detach()) for name in names}
+    theirs.load_state_dict(shared, assign=True, strict=True)
+    theirs.requires_grad_(True)
+    return Pair(ours=ours, theirs=theirs.eval(), names=names)
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, as a part of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def differences(networks: Pair, image_size: int, dtype: torch.dtype) -> dict[str, float]:
+    """Of the output, of the gradient of the input, and of that of every weight, of a random sum of the output."""
+    torch.manual_seed(1)
+    x, t = torch.randn(1, 3, image_size, image_size, dtype=dtype), torch.tensor([371])
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = networks.ours(ours, t), networks.theirs(theirs, t).sample
+    weight = torch.randn_like(out)
+    out.backward(weight)
+    expected.backward(weight)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    found = {"output": difference(out.detach(), expected.detach()), "input": difference(ours.grad, theirs.grad)}
+    queries: dict[str, float] = {}
+    for name, mine, other in networks.weights():
+        assert mine.grad is not None
+        assert other.grad is not None
+        if name.ours.endswith("query.bias"):
+            queries[name.ours.replace("query", "key")] = float(mine.grad.abs().max())
+        if name.ours.endswith("key.bias"):
+            # It moves all scores of a pixel by the same: its gradient is 0 but for rounding, so queries' set the scale.
+            gap = max(float(mine.grad.abs().max()), float(other.grad.abs().max()))
+            found[name.ours] = gap / queries[name.ours]
+        else:
+            found[name.ours] = difference(mine.grad, from_diffusers(name, other.grad))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "image_size", "num_weights"), [CIFAR10, PAPER_256, LARGE_256], ids=["cifar10", "256", "large 256"]
+)
+def test_output_and_gradients_are_those_of_diffusers(config: UNetConfig, image_size: int, num_weights: int) -> None:
+    networks = pair(config, image_size)
+    assert sum(p.numel() for p in networks.ours.parameters()) == num_weights
+    assert networks.theirs.num_parameters() == num_weights
+    found = differences(networks, image_size, torch.float32)
+    assert len(found) == 2 + len(networks.names)
+    assert found["output"] < 1e-5
+    assert found["input"] < 1e-5
+    # Where a gradient is a sum that nearly cancels, float32 leaves no 1e-5 of it: of the queries and of the time embedding.
+    assert {name: gap for name, gap in found.items() if gap > 5e-5} == {}
+    assert sum(gap > 1e-5 for gap in found.values()) < 0.03 * len(found)
+
+
+class OurEmbedding(nn.Module):
+    """The two libraries round the frequencies of the time embedding, always float32, in different places."""
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return time_embedding(t, 128)
+
+
+def test_all_that_is_different_is_rounding() -> None:
+    config = UNetConfig(attention_resolutions=(8,))
+    networks = pair(config, 16, torch.float64)
+    networks.theirs.time_proj = OurEmbedding()
+    found = differences(networks, 16, torch.float64)
+    assert {name: gap for name, gap in found.items() if gap > 1e-10} == {}

@@ -1,0 +1,92 @@
+"""Data whose optimal denoiser is known in closed form: pixels drawn from a mixture of normal distributions."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.special import ndtr
+
+from ddpm_core.diffusion.process import Prediction, express
+from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.types import Denoiser, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The channels of a pixel are drawn together from a mixture of K normals; pixels do not know of each other."""
+
+    weights: tuple[float, ...]
+    means: Tensor
+    """[K, c]"""
+    covariances: Tensor
+    """[K, c, c]"""
+
+    @property
+    def mean(self) -> Tensor:
+        """[c]"""
+        return torch.einsum("k,kc->c", torch.tensor(self.weights).double(), self.means)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[c, c], by the law of total variance."""
+        apart = self.means - self.mean
+        spread = self.covariances + torch.einsum("kc,kd->kcd", apart, apart)
+        return torch.einsum("k,kcd->cd", torch.tensor(self.weights).double(), spread)
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """Of one channel."""
+        deviations = self.covariances[:, 0, 0].sqrt()
+        parts = [
+            w * ndtr(((x - m) / d).numpy()) for w, m, d in zip(self.weights, self.means[:, 0], deviations, strict=True)
+        ]
+        return torch.as_tensor(sum(parts))
+
+    def expected_x_0(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """E[x_0 | x_t].
+
+        Args:
+            x_t: [b, c, h, w], float64.
+            alpha_bar: [b].
+        """
+        pixels = x_t.movedim(1, -1)
+        logs, expected = [], []
+        for weight, mean, covariance in zip(self.weights, self.means, self.covariances, strict=True):
+            # x_t of one component is normal, and so is x_0 given x_t
+            noisy = alpha_bar[:, None, None] * covariance + (1 - alpha_bar)[:, None, None] * torch.eye(len(mean))
+            root = alpha_bar.sqrt()[:, None, None, None]
+            centred = pixels - root * mean
+            solved = torch.einsum("bcd,bhwd->bhwc", torch.linalg.inv(noisy), centred)
+            expected.append(mean + root * torch.einsum("cd,bhwd->bhwc", covariance, solved))
+            log_density = -0.5 * ((centred * solved).sum(-1) + torch.logdet(noisy)[:, None, None])
+            logs.append(math.log(weight) + log_density)
+        shares = torch.stack(logs).softmax(dim=0)
+        return (shares[..., None] * torch.stack(expected)).sum(0).movedim(-1, 1)
+
+    def denoiser(self, schedule: NoiseSchedule, prediction: Prediction = "eps") -> Denoiser:
+        """The optimal one, which says it in any of the four ways."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return express(prediction, self.expected_x_0(x_t, schedule.alpha_bar[t]), x_t, t, schedule)
+
+        return denoise
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """[count, c]"""
+        generator = torch.Generator().manual_seed(seed)
+        which = torch.multinomial(torch.tensor(self.weights), count, replacement=True, generator=generator)
+        roots = torch.linalg.cholesky(self.covariances)
+        eps = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[which] + torch.einsum("ncd,nd->nc", roots[which], eps)
+
+
+def normal(mean: list[float], covariance: list[list[float]]) -> Mixture:
+    """A mixture of one."""
+    as_double = torch.tensor(mean).double(), torch.tensor(covariance).double()
+    return Mixture(weights=(1.0,), means=as_double[0][None], covariances=as_double[1][None])
+
+
+def line_of(weights: list[float], means: list[float], deviations: list[float]) -> Mixture:
+    """A mixture of normals on the line."""
+    variances = torch.tensor(deviations).double() ** 2
+    centres = torch.tensor(means).double()[:, None]
+    return Mixture(weights=tuple(weights), means=centres, covariances=variances[:, None, None])

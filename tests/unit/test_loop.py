@@ -1,0 +1,208 @@
+"""The training loop on real shards: alone, resumed, and on two and three workers over gloo, it walks one trajectory."""
+
+import multiprocessing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from ddpm_core.artifacts.checkpoint import HistoryRow, newest_checkpoint
+from ddpm_core.artifacts.manifest import DatasetIndex, read_index
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.loader import ImageReader, TrainingStream
+from ddpm_core.data.sources.base import ArraySource
+from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
+from ddpm_core.diffusion.losses import LossConfig
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
+from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.loop import Events, Run, Worker, restore, stream_config, train
+from ddpm_core.training.state import TrainState, network_tensors, new_state, optimizer_tensors
+from ddpm_core.training.step import Objective
+
+# 7 images in 5 lanes on 2 or 3 workers: no two shares alike, and padding in every batch.
+CONFIG = TrainConfig(
+    steps=12,
+    batch_size=7,
+    learning_rate=1e-3,
+    warmup_steps=4,
+    ema_decay=0.9,
+    label_dropout=0.3,
+    timesteps="loss_aware",
+    lanes=5,
+    window=2,
+    log_every=1,
+    checkpoint_every=5,
+    preview_every=100,
+    keep_checkpoints=9,
+)
+T = 3
+OBJECTIVE = Objective(
+    schedule=make_schedule(ScheduleConfig(num_timesteps=T, beta_end=0.5)),
+    reverse=ReverseConfig(prediction="v", variance="learned_range"),
+    loss=LossConfig(objective="bound"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """What a worker ends with."""
+
+    history: list[HistoryRow]
+    network: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
+    """40 noisy squares of two classes: dark and bright."""
+    folder, rng = str(tmp_path_factory.mktemp("dataset")), np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (rng.integers(0, 60, (40, 4, 4)) + 180 * labels[:, None, None]).astype(np.uint8)
+    source = ArraySource(images=images, labels=labels, class_names=("dark", "bright"), stem="square")
+    config = DataConfig(image_size=4, channels=1, samples_per_shard=6)
+    results = [write_shard(plan, source, config, folder) for plan in plan_dataset(40, config)]
+    return commit_dataset(folder, results, config, source.class_names)
+
+
+def start() -> TrainState:
+    config = UNetConfig(
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        dropout=0.2,
+        num_classes=2,
+    )
+    network = UNet(config, image_size=4, channels=1, num_outputs=2)
+    init_unet(network, 0)
+    return new_state(network, CONFIG.learning_rate, loss_aware=T if CONFIG.timesteps == "loss_aware" else None)
+
+
+def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, num_workers: int = 1) -> Walked:
+    """Train from the run's newest checkpoint on, as one of its workers."""
+    state = start()
+    run = Run(uri=run_uri, config={}, dataset_uri=index.uri, dataset_digest=index.digest, versions={})
+    checkpoint = newest_checkpoint(run_uri)
+    if checkpoint is not None:
+        restore(state, checkpoint, run)
+    stream = TrainingStream(
+        ImageReader(index, "train", Path(run_uri) / "cache"),
+        stream_config(config),
+        worker=rank,
+        num_workers=num_workers,
+    )
+    worker = Worker(rank=rank, num_workers=num_workers, device=torch.device("cpu"))
+    events = Events(logged=lambda row: None, saved=lambda uri: None, preview=lambda state: None)
+    train(state, stream, OBJECTIVE, config, worker, run, events)
+    return Walked(history=state.history, network=network_tensors(state), optimizer=optimizer_tensors(state))
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: DatasetIndex, tmp_path_factory: pytest.TempPathFactory) -> Walked:
+    """All steps, on one worker, without a break."""
+    return walk(dataset, str(tmp_path_factory.mktemp("alone")), CONFIG)
+
+
+def _worker(rank: int, folder: str, dataset_uri: str) -> None:
+    """A process that is a worker of two, then one of three."""
+    torch.set_num_threads(1)
+    for num_workers in (2, 3):
+        if rank < num_workers:
+            meeting = f"file://{folder}/meeting-{num_workers}"
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
+            walked = walk(read_index(dataset_uri), f"{folder}/{num_workers}", CONFIG, rank, num_workers)
+            torch.save(vars(walked), f"{folder}/walked-{num_workers}-{rank}.pt")
+            dist.destroy_process_group()
+
+
+def test_two_and_three_workers_walk_as_one_does(dataset: DatasetIndex, alone: Walked, tmp_path: Path) -> None:
+    # One process imports, three are forked from it before it has any threads: seconds less than to spawn them.
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "ddpm_core.training.loop"])
+    torch.multiprocessing.start_processes(
+        _worker, args=(str(tmp_path), dataset.uri), nprocs=3, start_method="forkserver"
+    )
+    for num_workers in (2, 3):
+        found: list[dict[str, Any]] = [
+            torch.load(tmp_path / f"walked-{num_workers}-{i}.pt") for i in range(num_workers)
+        ]
+        for key in ("network", "optimizer"):
+            for other in found[1:]:
+                assert found[0][key].keys() == other[key].keys()
+                for name, tensor in found[0][key].items():
+                    assert torch.equal(other[key][name], tensor), f"{name} differs between workers"
+        history, optimizer = found[0]["history"], found[0]["optimizer"]
+        assert [row["step"] for row in history] == [row["step"] for row in alone.history]
+        for name in ("loss", "grad_norm"):
+            assert [row[name] for row in history] == pytest.approx([row[name] for row in alone.history], rel=1e-4)
+        # Every t was the same one, and the losses lie in the same places of the ring.
+        assert torch.equal(optimizer["timesteps.counts"], alone.optimizer["timesteps.counts"])
+        torch.testing.assert_close(
+            optimizer["timesteps.losses"], alone.optimizer["timesteps.losses"], rtol=1e-4, atol=1e-6
+        )
+        for name, tensor in found[0]["network"].items():
+            torch.testing.assert_close(tensor, alone.network[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_t_was_drawn_by_the_losses_for_most_of_the_way(alone: Walked) -> None:
+    """Or the tests here would show nothing of it."""
+    counts = alone.optimizer["timesteps.counts"]
+    assert int(counts.sum()) == 12 * 7
+    assert int(counts.min()) >= 10
+    assert float(counts.max() / counts.min()) > 1.5
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(dataset: DatasetIndex, alone: Walked, tmp_path: Path) -> None:
+    walk(dataset, str(tmp_path), replace(CONFIG, steps=8))
+    resumed = walk(dataset, str(tmp_path), CONFIG)
+    for ours, theirs in ((resumed.network, alone.network), (resumed.optimizer, alone.optimizer)):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name], tensor), name
+    assert [{**row, "images_per_s": 0} for row in resumed.history] == [
+        {**row, "images_per_s": 0} for row in alone.history
+    ]
+
+
+def test_without_what_was_seen_the_resumed_run_would_walk_elsewhere(
+    dataset: DatasetIndex, alone: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses by which t is drawn are part of the state: leaving them behind must show."""
+    walk(dataset, str(tmp_path), replace(CONFIG, steps=8))
+    from ddpm_core.training import loop
+
+    def forgetful(state: TrainState, *tensors: Any) -> None:
+        load_tensors(state, *tensors)
+        assert state.timesteps is not None
+        state.timesteps.counts.zero_()
+
+    load_tensors = loop.load_tensors
+    monkeypatch.setattr(loop, "load_tensors", forgetful)
+    resumed = walk(dataset, str(tmp_path), CONFIG)
+    assert any(not torch.equal(resumed.network[name], tensor) for name, tensor in alone.network.items())
+
+
+def test_recomputed_activations_walk_the_same_way(
+    dataset: DatasetIndex, alone: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from ddpm_core.model.unet import recompute_activations
+
+    def thrifty() -> TrainState:
+        state = began()
+        assert isinstance(state.network, UNet)
+        recompute_activations(state.network)
+        return state
+
+    began = start
+    monkeypatch.setattr(sys.modules[__name__], "start", thrifty)
+    walked = walk(dataset, str(tmp_path), CONFIG)
+    for name, tensor in alone.network.items():
+        assert torch.equal(walked.network[name], tensor), name

@@ -24,14 +24,14 @@ class Mixture:
     @property
     def mean(self) -> Tensor:
         """[c]"""
-        return torch.einsum("k,kc->c", torch.tensor(self.weights).double(), self.means)
+        return torch.einsum("k,kc->c", torch.tensor(self.weights, dtype=torch.float64), self.means)
 
     @property
     def covariance(self) -> Tensor:
         """[c, c], by the law of total variance."""
         apart = self.means - self.mean
         spread = self.covariances + torch.einsum("kc,kd->kcd", apart, apart)
-        return torch.einsum("k,kcd->cd", torch.tensor(self.weights).double(), spread)
+        return torch.einsum("k,kcd->cd", torch.tensor(self.weights, dtype=torch.float64), spread)
 
     def cdf(self, x: Tensor) -> Tensor:
         """Of one channel."""
@@ -79,14 +79,17 @@ class Mixture:
         return self.means[which] + torch.einsum("ncd,nd->nc", roots[which], eps)
 
 
+def mixture(weights: list[float], means: list[list[float]], covariances: list[list[list[float]]]) -> Mixture:
+    """In float64 throughout: 0.3 in float32 is another number."""
+    centres, spreads = (torch.tensor(values, dtype=torch.float64) for values in (means, covariances))
+    return Mixture(weights=tuple(weights), means=centres, covariances=spreads)
+
+
 def normal(mean: list[float], covariance: list[list[float]]) -> Mixture:
     """A mixture of one."""
-    as_double = torch.tensor(mean).double(), torch.tensor(covariance).double()
-    return Mixture(weights=(1.0,), means=as_double[0][None], covariances=as_double[1][None])
+    return mixture([1.0], [mean], [covariance])
 
 
 def line_of(weights: list[float], means: list[float], deviations: list[float]) -> Mixture:
     """A mixture of normals on the line."""
-    variances = torch.tensor(deviations).double() ** 2
-    centres = torch.tensor(means).double()[:, None]
-    return Mixture(weights=tuple(weights), means=centres, covariances=variances[:, None, None])
+    return mixture(weights, [[mean] for mean in means], [[[deviation**2]] for deviation in deviations])

@@ -23,8 +23,10 @@ install: .venv/.installed  ## what the doors need, in .venv
 demo: .venv/.installed  ## the whole line on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits
 
+# Those that need no Ray run side by side; the others share one Ray.
 test: .venv/.installed-test lint  ## every test that this machine can run
-	@$(BIN)/python -m pytest --durations=10
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(filter-out tests/integration tests/benchmarks,$(wildcard tests/*))
+	@$(BIN)/python -m pytest --durations=10 tests/integration
 
 lint: .venv/.installed-test
 	@$(BIN)/ruff check .

@@ -107,7 +107,7 @@ def progressive(
 def inpaint(
     p: ReverseProcess,
     x_0: Float[Tensor, "b c h w"],
-    known: Float[Tensor, "#b #c h w"],
+    known: Float[Tensor, "#b #c #h #w"],
     x_T: Float[Tensor, "b c h w"],
     noise: ResampleNoise,
     *,

@@ -8,11 +8,12 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.types import Denoiser, Int, Tensor
 
 
-def check_labels(config: SampleConfig, num_classes: int) -> None:
-    """Refuse labels that the network does not know.
+def check_labels(config: SampleConfig, num_classes: int, *, label_dropout: float | None = None) -> None:
+    """Refuse labels that the network does not know, and to go without where it always had one.
 
     Args:
         num_classes: of the network; 0 for one without labels.
+        label_dropout: of its training, where that is known.
 
     Raises:
         ValueError: if so.
@@ -23,11 +24,22 @@ def check_labels(config: SampleConfig, num_classes: int) -> None:
     for label in config.labels:
         if not -1 <= label < num_classes:
             raise ValueError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
+    if label_dropout == 0 and (config.guidance != 0 or -1 in config.labels):
+        what = "labels has -1" if -1 in config.labels else f"guidance is {config.guidance:g}"
+        raise ValueError(
+            f"sample.{what} and the model was trained with train.label-dropout 0: without a label it draws noise; "
+            "expected guidance 0 and labels of classes"
+        )
+
+
+def labels_in_turn(config: SampleConfig, num_classes: int) -> tuple[int, ...]:
+    """The labels that the seeds take in turn: those of the config, all classes by default; empty for a network without."""
+    return config.labels or tuple(range(num_classes))
 
 
 def labels_of_seeds(seeds: Int[Tensor, " b"], config: SampleConfig, num_classes: int) -> Int[Tensor, " b"]:
-    """The label of each seed: those of the config in turn, all classes by default; -1 for none."""
-    choice = torch.tensor(config.labels or tuple(range(num_classes)) or (-1,), device=seeds.device)
+    """The label of each seed; -1 for none."""
+    choice = torch.tensor(labels_in_turn(config, num_classes) or (-1,), device=seeds.device)
     return choice[seeds % len(choice)]
 
 

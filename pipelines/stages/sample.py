@@ -24,7 +24,7 @@ from ddpm_core.diffusion.samplers import check_sampler
 from ddpm_core.evaluation.figures import image_grid
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.generate import generate
-from ddpm_core.sampling.labels import check_labels
+from ddpm_core.sampling.labels import check_labels, labels_in_turn
 from ddpm_core.types import Tensor
 from pipelines.cluster import cpus_per_worker, versions
 from pipelines.models import build_denoiser, code_version, from_json, image_shape, seeded_process, to_json
@@ -52,7 +52,8 @@ def describe_samples(weights: Weights, config: SampleStage, store: str) -> Sampl
     Raises:
         ValueError: if the model cannot do what the request asks for.
     """
-    check_labels(config, weights.config["unet"]["num_classes"])
+    num_classes = weights.config["unet"]["num_classes"]
+    check_labels(config, num_classes, label_dropout=weights.config.get("train", {}).get("label_dropout"))
     reverse, num_timesteps = weights.config["reverse"], weights.config["schedule"]["num_timesteps"]
     check_sampler(config.sampler, reverse["variance"], num_timesteps)
     identity = {
@@ -64,7 +65,7 @@ def describe_samples(weights: Weights, config: SampleStage, store: str) -> Sampl
         "reverse": weights.config["reverse"],
         "sampler": to_json(config.sampler),
         "precision": config.precision,
-        "labels": list(config.labels),
+        "labels": list(labels_in_turn(config, num_classes)),
         "guidance": config.guidance,
     }
     return SampleSet(

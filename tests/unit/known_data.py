@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
 from ddpm_core.diffusion.process import Prediction, express
-from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.diffusion.schedule import NoiseSchedule, schedule_from_betas
 from ddpm_core.types import Denoiser, Tensor
 
 
@@ -93,3 +95,34 @@ def normal(mean: list[float], covariance: list[list[float]]) -> Mixture:
 def line_of(weights: list[float], means: list[float], deviations: list[float]) -> Mixture:
     """A mixture of normals on the line."""
     return mixture(weights, [[mean] for mean in means], [[[deviation**2]] for deviation in deviations])
+
+
+def even_in_log_snr(low: float, high: float, num_timesteps: int) -> NoiseSchedule:
+    """A schedule whose steps are all alike to the solvers: log SNR falls from high to low by equal steps."""
+    alpha_bar = torch.linspace(high, low, num_timesteps, dtype=torch.float64).sigmoid()
+    return schedule_from_betas(1 - alpha_bar / torch.cat((torch.ones(1), alpha_bar[:-1])))
+
+
+def probability_flow(data: Mixture, schedule: NoiseSchedule, x_T: Tensor, *, clean: bool = False) -> Tensor:
+    """Where the ODE takes x_T, by scipy and not by a denoiser: dy/ds = -s grad log q(y) in y = x / sqrt(alpha_bar).
+
+    Args:
+        data: of one channel.
+        x_T: at the schedule's last step; float64.
+        clean: to the end, s = 0. By default to x at t = 0.
+    """
+    weights = np.array(data.weights)
+    means, variances = data.means[:, 0].numpy(), data.covariances[:, 0, 0].numpy()
+
+    def by_log_s(log_s: float, y):
+        noisy = variances + math.exp(2 * log_s)
+        away = y[:, None] - means
+        logs = np.log(weights / np.sqrt(noisy)) - away**2 / (2 * noisy)
+        density = np.exp(logs - logs.max(axis=1, keepdims=True))
+        return math.exp(2 * log_s) * (density * away / noisy).sum(1) / density.sum(1)
+
+    first, last = (-0.5 * float(schedule.log_snr[t]) for t in (-1, 0))
+    start = (x_T / schedule.alpha_bar[-1].sqrt()).flatten().numpy()
+    ends = (first, math.log(1e-8) if clean else last)
+    y = torch.as_tensor(solve_ivp(by_log_s, ends, start, method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1])
+    return y.view_as(x_T) if clean else y.view_as(x_T) * schedule.alpha_bar[0].sqrt()

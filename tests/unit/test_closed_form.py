@@ -8,16 +8,14 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from known_data import Mixture, line_of, mixture, normal
-from scipy.integrate import solve_ivp
+from known_data import Mixture, even_in_log_snr, line_of, mixture, normal, probability_flow
 
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample, steps_taken
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.types import Denoiser, Tensor
 
 T = 101
@@ -223,29 +221,7 @@ X_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 9)
 INTERVALS = (32, 64, 128)
 
 
-def even_in_log_snr(low: float, high: float, num_timesteps: int) -> NoiseSchedule:
-    alpha_bar = torch.linspace(high, low, num_timesteps, dtype=torch.float64).sigmoid()
-    return schedule_from_betas(1 - alpha_bar / torch.cat((torch.ones(1), alpha_bar[:-1])))
-
-
 FINE = even_in_log_snr(-8, 8, FINE_T)
-
-
-def solved(data: Mixture, schedule: NoiseSchedule) -> Tensor:
-    """x at t = 0 of the probability-flow ODE from X_T, by scipy: dy/ds = -s grad log q(y) in y = x / sqrt(alpha_bar)."""
-    weights = np.array(data.weights)
-    means, variances = data.means[:, 0].numpy(), data.covariances[:, 0, 0].numpy()
-
-    def by_log_s(log_s: float, y):
-        noisy = variances + math.exp(2 * log_s)
-        away = y[:, None] - means
-        density = weights / np.sqrt(noisy) * np.exp(-(away**2) / (2 * noisy))
-        return math.exp(2 * log_s) * (density * away / noisy).sum(1) / density.sum(1)
-
-    ends = tuple(-0.5 * float(schedule.log_snr[t]) for t in (-1, 0))
-    start = (X_T / schedule.alpha_bar[-1].sqrt()).flatten().numpy()
-    y = solve_ivp(by_log_s, ends, start, method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
-    return torch.as_tensor(y).view_as(X_T) * schedule.alpha_bar[0].sqrt()
 
 
 def solver_errors(data: Mixture, schedule: NoiseSchedule, name: str, exact: Tensor, shift: int = 0) -> list[float]:
@@ -283,19 +259,21 @@ def test_the_reference_is_the_closed_form_where_there_is_one() -> None:
     s_0, s_T = (float(FINE.snr[t]) ** -0.5 for t in (0, -1))
     shrink = math.sqrt((0.25 + s_0**2) / (0.25 + s_T**2))
     closed = FINE.alpha_bar[0].sqrt() * (0.3 + (X_T / FINE.alpha_bar[-1].sqrt() - 0.3) * shrink)
-    torch.testing.assert_close(solved(LINE, FINE), closed, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(probability_flow(LINE, FINE, X_T), closed, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("data", [LINE, TWO], ids=["one normal", "two normals"])
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_solver", 2), ("heun", 2)])
 def test_the_error_falls_as_theory_says(name: str, order: int, data: Mixture) -> None:
-    assert slopes(solver_errors(data, FINE, name, solved(data, FINE))) == pytest.approx([order, order], abs=0.15)
+    assert slopes(solver_errors(data, FINE, name, probability_flow(data, FINE, X_T))) == pytest.approx(
+        [order, order], abs=0.15
+    )
 
 
 @pytest.mark.parametrize("name", ["dpm_solver", "heun"])
 def test_a_timestep_that_is_off_spoils_the_order(name: str) -> None:
     """Asking the network for a timestep that is 1 in 256 too high already does."""
-    assert slopes(solver_errors(LINE, FINE, name, solved(LINE, FINE), shift=16))[-1] < 1.5
+    assert slopes(solver_errors(LINE, FINE, name, probability_flow(LINE, FINE, X_T), shift=16))[-1] < 1.5
 
 
 @pytest.mark.parametrize("num_steps", [10, 15, 20, 25, 50])
@@ -303,7 +281,7 @@ def test_a_timestep_that_is_off_spoils_the_order(name: str) -> None:
 def test_the_second_order_pays_on_the_papers_schedule(data: Mixture, num_steps: int) -> None:
     """Even where the last of few steps leaps in log SNR, from the middle of the chain to t = 0."""
     paper = make_schedule(ScheduleConfig())
-    exact = solved(data, paper)
+    exact = probability_flow(data, paper, X_T, clean=True)
     ends = {}
     for name in ("ddim", "dpm_solver"):
         ends[name] = sample(

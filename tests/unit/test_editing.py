@@ -150,7 +150,7 @@ def inpainted_moments(value: float, resamplings: int) -> tuple[float, float]:
 def test_resampling_brings_inpainting_to_the_conditional_distribution() -> None:
     """The second channel given the first is N(mean + rho (x - mean), variance (1 - rho^2)); a single pass is far off."""
     mean, variance = -0.1 + RHO * (0.5 - 0.1), VARIANCE * (1 - RHO**2)
-    found = [inpainted_moments(0.5, resamplings) for resamplings in (1, 3, 10)]
+    found = [inpainted_moments(0.5, resamplings) for resamplings in (1, 3, 8)]
     mean_errors, variance_errors = ([abs(f[i] - exact) for f in found] for i, exact in ((0, mean), (1, variance)))
     assert mean_errors == sorted(mean_errors, reverse=True)
     assert variance_errors == sorted(variance_errors, reverse=True)
@@ -184,7 +184,7 @@ def test_inpainting_of_nothing_known_is_sampling() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("resamplings", [1, 2, 5])
+@pytest.mark.parametrize("resamplings", [1, 3])
 def test_inpainting_asks_for_each_noise_once_and_knows_which(resamplings: int) -> None:
     """Two draws a step, and one more for each way back; none for the last step."""
     asked: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.random import Purpose, normals, uniforms
 from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.sampling.labels import check_labels, labelled, labels_of_seeds
+from ddpm_core.sampling.labels import check_labels, labelled, labels_in_turn, labels_of_seeds
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import draw
@@ -237,6 +237,9 @@ def test_seeds_take_the_labels_in_turn() -> None:
     assert labels_of_seeds(seeds, SampleConfig(), CLASSES).tolist() == [int(seed) % 3 for seed in seeds]
     assert labels_of_seeds(seeds, SampleConfig(labels=(-1,)), CLASSES).tolist() == [-1] * 8
     assert labels_of_seeds(seeds, SampleConfig(), 0).tolist() == [-1] * 8
+    # What names the images in a store: to ask for all classes is to ask for none in particular.
+    assert labels_in_turn(SampleConfig(), CLASSES) == labels_in_turn(SampleConfig(labels=(0, 1, 2)), CLASSES)
+    assert labels_in_turn(SampleConfig(), 0) == ()
 
 
 @pytest.mark.parametrize(
@@ -259,6 +262,14 @@ def test_labels_that_it_knows_are_taken() -> None:
     check_labels(SampleConfig(labels=(-1, 0, 2), guidance=2.0), 3)
     with pytest.raises(ValueError, match=r"sample.guidance is -1.0; expected 0 or more"):
         SampleConfig(guidance=-1.0)
+
+
+def test_to_go_without_a_label_is_refused_where_training_never_did() -> None:
+    check_labels(SampleConfig(labels=(0, 2)), 3, label_dropout=0.0)
+    check_labels(SampleConfig(labels=(0, -1), guidance=1.0), 3, label_dropout=0.1)
+    for asked, said in ((SampleConfig(guidance=1.5), "guidance is 1.5"), (SampleConfig(labels=(-1,)), "labels has -1")):
+        with pytest.raises(ValueError, match=f"sample.{said} and the model was trained with train.label-dropout 0"):
+            check_labels(asked, 3, label_dropout=0.0)
 
 
 def test_without_guidance_it_is_the_conditional_network_asked_once() -> None:

@@ -24,9 +24,6 @@ from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_sch
 from ddpm_core.random import Purpose, normals
 from ddpm_core.training.timesteps import LossAwareTimesteps, uniform_timesteps
 
-Draw = Callable[[Tensor, Tensor], Tensor]
-"""Images and a generator's normals for (positions, number of the step)."""
-
 
 def learn(
     network: nn.Module,
@@ -139,7 +136,7 @@ def of_points(
     schedule = make_schedule(ScheduleConfig(num_timesteps=100, beta_start=1e-3, beta_end=0.12))
     network = PointNetwork(schedule.num_timesteps, reverse.num_outputs(2))
     batches = (data(256, seed) for seed in range(1000, 1000 + steps))
-    return learn(network, schedule, reverse, loss, batches, steps=steps, learning_rate=5e-3)
+    return learn(network, schedule, reverse, loss, batches, steps=steps, learning_rate=6e-3)
 
 
 def test_the_two_sample_test_knows_alike_from_unlike() -> None:
@@ -172,7 +169,7 @@ def test_every_sampler_draws_what_was_learnt(
 ) -> None:
     """The paper's settings, and those of Nichol and Dhariwal with v; without training every sampler fails."""
     heldout = data(NUM, 99)
-    untrained, trained = (of_points(data, reverse, loss, steps) for steps in (0, 1500))
+    untrained, trained = (of_points(data, reverse, loss, steps) for steps in (0, 1000))
     for sampler in SAMPLERS:
         assert p_value(drawn(untrained, sampler), heldout) < 0.01, sampler
         assert p_value(drawn(trained, sampler), heldout) > 0.02, sampler
@@ -240,21 +237,20 @@ def test_digits_cost_fewer_bits_than_independent_pixels() -> None:
     train, heldout = digits()
     histogram = min(independent_pixels(train, heldout, added) for added in (1.0, 0.3, 0.1, 0.03, 0.01))
     assert 2.3 < histogram < 2.5 < gaussian_pixels(train, heldout)
-    schedule = make_schedule(ScheduleConfig(name="quadratic", num_timesteps=200, beta_start=4e-6, beta_end=0.09))
+    schedule = make_schedule(ScheduleConfig(name="quadratic", num_timesteps=100, beta_start=1.5e-5, beta_end=0.18))
     reverse, loss = ReverseConfig(prediction="v", variance="learned_range"), LossConfig(objective="bound")
 
     def noise(t: int) -> Tensor:
         return normals(0, Purpose.LIKELIHOOD, torch.arange(len(heldout)), (1, 8, 8), step=t)
 
     bits = {}
-    for steps in (0, 900):
+    for steps in (0, 700):
         torch.manual_seed(0)
         g = torch.Generator().manual_seed(1)
         batches = (to_unit(train[torch.randint(0, len(train), (64,), generator=g)]) for _ in range(steps))
         network = DigitNetwork(schedule.log_snr, num_outputs=2)
-        p = learn(network, schedule, reverse, loss, batches, steps=steps, learning_rate=3e-3, loss_aware=True)
+        p = learn(network, schedule, reverse, loss, batches, steps=steps, learning_rate=6e-3, loss_aware=True)
         bound = variational_bound(p, to_unit(heldout), noise)
         bits[steps] = float((bound.prior + bound.terms.sum(dim=1)).mean())
     assert bits[0] > gaussian_pixels(train, heldout)
-    print(bits, histogram, gaussian_pixels(train, heldout))
-    assert bits[900] < histogram - 0.1
+    assert bits[700] < histogram - 0.1

@@ -1,6 +1,7 @@
 """The training loop on real shards: alone, resumed, and on two and three workers over gloo, it walks one trajectory."""
 
 import multiprocessing
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.training import loop
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events, Run, Worker, restore, stream_config, train
-from ddpm_core.training.state import TrainState, network_tensors, new_state, optimizer_tensors
+from ddpm_core.training.state import TrainState, load_tensors, network_tensors, new_state, optimizer_tensors
 from ddpm_core.training.step import Objective
 
 # 7 images in 5 lanes on 2 or 3 workers: no two shares alike, and padding in every batch.
@@ -32,6 +34,7 @@ CONFIG = TrainConfig(
     batch_size=7,
     learning_rate=1e-3,
     warmup_steps=4,
+    grad_clip=0.5,
     ema_decay=0.9,
     label_dropout=0.3,
     timesteps="loss_aware",
@@ -156,11 +159,19 @@ def test_t_was_drawn_by_the_losses_for_most_of_the_way(alone: Walked) -> None:
     assert int(counts.sum()) == 12 * 7
     assert int(counts.min()) >= 10
     assert float(counts.max() / counts.min()) > 1.5
+    assert min(row["grad_norm"] for row in alone.history) > CONFIG.grad_clip  # ... nor of the clipping
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(dataset: DatasetIndex, alone: Walked, tmp_path: Path) -> None:
-    walk(dataset, str(tmp_path), replace(CONFIG, steps=8))
-    resumed = walk(dataset, str(tmp_path), CONFIG)
+@pytest.fixture(scope="module")
+def broken(dataset: DatasetIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended after 8 steps."""
+    folder = tmp_path_factory.mktemp("broken")
+    walk(dataset, str(folder), replace(CONFIG, steps=8))
+    return folder
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(dataset: DatasetIndex, alone: Walked, broken: Path, tmp_path: Path) -> None:
+    resumed = walk(dataset, str(shutil.copytree(broken, tmp_path / "run")), CONFIG)
     for ours, theirs in ((resumed.network, alone.network), (resumed.optimizer, alone.optimizer)):
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
@@ -170,39 +181,16 @@ def test_a_resumed_run_goes_on_bit_for_bit(dataset: DatasetIndex, alone: Walked,
     ]
 
 
-def test_without_what_was_seen_the_resumed_run_would_walk_elsewhere(
-    dataset: DatasetIndex, alone: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_the_losses_seen_the_resumed_run_walks_elsewhere(
+    dataset: DatasetIndex, alone: Walked, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The losses by which t is drawn are part of the state: leaving them behind must show."""
-    walk(dataset, str(tmp_path), replace(CONFIG, steps=8))
-    from ddpm_core.training import loop
+    """They are part of the state: leaving them behind must show."""
 
     def forgetful(state: TrainState, *tensors: Any) -> None:
         load_tensors(state, *tensors)
         assert state.timesteps is not None
         state.timesteps.counts.zero_()
 
-    load_tensors = loop.load_tensors
     monkeypatch.setattr(loop, "load_tensors", forgetful)
-    resumed = walk(dataset, str(tmp_path), CONFIG)
+    resumed = walk(dataset, str(shutil.copytree(broken, tmp_path / "run")), CONFIG)
     assert any(not torch.equal(resumed.network[name], tensor) for name, tensor in alone.network.items())
-
-
-def test_recomputed_activations_walk_the_same_way(
-    dataset: DatasetIndex, alone: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    from ddpm_core.model.unet import recompute_activations
-
-    def thrifty() -> TrainState:
-        state = began()
-        assert isinstance(state.network, UNet)
-        recompute_activations(state.network)
-        return state
-
-    began = start
-    monkeypatch.setattr(sys.modules[__name__], "start", thrifty)
-    walked = walk(dataset, str(tmp_path), CONFIG)
-    for name, tensor in alone.network.items():
-        assert torch.equal(walked.network[name], tensor), name

@@ -1,21 +1,32 @@
-"""The samplers, on data whose optimal denoiser is known in closed form."""
+"""The samplers, step by step. What they make of data that are known is in test_closed_form.py."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
+import jaxtyping
 import pytest
 import torch
 
-from ddpm_core.diffusion.process import predict_x_0
-from ddpm_core.diffusion.reverse import Clip, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.process import express, predict_x_0
+from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
+from ddpm_core.diffusion.samplers import SamplerConfig, check_sampler, sample, spaced_process, steps_taken
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor
 
-MEAN, DEVIATION = 0.3, 0.5
-PAPER = make_schedule(ScheduleConfig())
 SHORT = make_schedule(ScheduleConfig(num_timesteps=10, beta_start=0.02, beta_end=0.5))
+EVERY_SAMPLER = [
+    SamplerConfig(clip="none"),
+    SamplerConfig(variance="fixed_small", num_steps=4),
+    SamplerConfig(name="ddim", num_steps=5, clip="dynamic"),
+    SamplerConfig(name="ddim", eta=0.7, spacing="trailing", num_steps=3),
+    SamplerConfig(name="dpm_solver", clip="none"),
+    SamplerConfig(name="dpm_solver", spacing="leading", num_steps=5, clip="dynamic"),
+    SamplerConfig(name="heun", clip="none"),
+    SamplerConfig(name="heun", spacing="quadratic", num_steps=3),
+]
 
 
 def keyed(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32):
@@ -25,17 +36,6 @@ def keyed(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32):
         return normals(0, Purpose.SAMPLING, torch.arange(shape[0]), shape[1:], step=t).to(dtype)
 
     return noise
-
-
-def gaussian_denoiser(schedule: NoiseSchedule) -> Denoiser:
-    """E[eps | x_t] for pixels x_0 ~ N(MEAN, DEVIATION^2), all independent."""
-
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = schedule.alpha_bar[t][:, None, None, None].to(x_t.dtype)
-        variance = alpha_bar * DEVIATION**2 + 1 - alpha_bar
-        return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * MEAN) / variance
-
-    return denoise
 
 
 def process(denoiser: Denoiser, schedule: NoiseSchedule = SHORT) -> ReverseProcess:
@@ -48,25 +48,12 @@ def bent_denoiser(x_t: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(2 * x_t + 0.1 * t[:, None, None, None])
 
 
-@pytest.mark.parametrize(
-    ("config", "bias"),
-    [
-        (SamplerConfig(variance="fixed_large", clip="none"), 0.005),
-        (SamplerConfig(variance="fixed_small", clip="none"), 0.005),
-        (SamplerConfig(variance="fixed_small", num_steps=250, clip="none"), 0.02),
-        (SamplerConfig(name="ddim", clip="none"), 0.005),
-        (SamplerConfig(name="ddim", num_steps=100, clip="none"), 0.01),
-        (SamplerConfig(name="ddim", num_steps=250, eta=1.0, clip="none"), 0.02),
-    ],
-)
-def test_gaussian_data_come_out_again(config: SamplerConfig, bias: float) -> None:
-    """Mean and deviation within 4 standard errors, and the error of a finite number of steps relative to DEVIATION."""
-    shape = (4, 1, 32, 32)
-    noise = keyed(shape)
-    x_0 = sample(process(gaussian_denoiser(PAPER), PAPER), config, noise(1000), noise).double()
-    n = x_0.numel()
-    assert float(x_0.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / math.sqrt(n) + bias * DEVIATION)
-    assert float(x_0.std()) == pytest.approx(DEVIATION, abs=4 * DEVIATION / math.sqrt(2 * n) + bias * DEVIATION)
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As without jaxtyping, whose refusal of wrong shapes and types comes first in tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("clip", ["static", "none", "dynamic"])
@@ -106,14 +93,70 @@ def test_ddim_is_eq_12() -> None:
     assert float(sample(process(lambda x_t, t: x_t / 2), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
 
 
+def half(x_t: Tensor, t: Tensor) -> Tensor:
+    """eps_hat = x_t / 2."""
+    return x_t / 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "leap"), [([9, 6, 3, 0], "linspace", True), ([9, 7, 5, 3, 1], "trailing", False)]
+)
+def test_dpm_solver_is_the_published_algorithm(steps: list[int], spacing, leap: bool) -> None:
+    """DPM-Solver++(2M) in the words of Lu et al. 2022b, Algorithm 2: h, r, D; in plain Python numbers.
+
+    But for a leap, the last step to t = 0, before which r is below 1/2: there D is the newest estimate alone.
+    """
+    schedule = make_schedule(ScheduleConfig(num_timesteps=10, beta_start=0.002, beta_end=0.5))
+    noise = keyed((1, 1, 1, 1), torch.float64)
+    x, ratios = float(noise(10)), []
+    before = h_before = math.nan
+    for t, t_next in pairwise(steps):
+        alpha, alpha_next = (math.sqrt(float(schedule.alpha_bar[i])) for i in (t, t_next))
+        sigma, sigma_next = (math.sqrt(1 - a**2) for a in (alpha, alpha_next))
+        x_0_hat = (x - sigma * x / 2) / alpha
+        h = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
+        D = x_0_hat
+        if t != steps[0]:
+            r = h_before / h
+            ratios.append(r)
+            if not (leap and t_next == 0):
+                D = (1 + 1 / (2 * r)) * x_0_hat - 1 / (2 * r) * before
+        x = sigma_next / sigma * x - alpha_next * (math.exp(-h) - 1) * D
+        before, h_before = x_0_hat, h
+    assert [r < 0.5 for r in ratios] == [False] * (len(ratios) - 1) + [leap]
+    bar = float(schedule.alpha_bar[steps[-1]])
+    x = (x - math.sqrt(1 - bar) * x / 2) / math.sqrt(bar)  # the last estimate
+    config = SamplerConfig(name="dpm_solver", num_steps=len(steps), spacing=spacing, clip="none")
+    assert steps_taken(config, 10)[::-1] == steps
+    assert float(sample(process(half, schedule), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
+
+
+def test_heun_is_the_trapezium_rule() -> None:
+    """Karras et al. 2022, Algorithm 1, on dy/ds = eps_hat; in plain Python numbers."""
+    noise = keyed((1, 1, 1, 1), torch.float64)
+    bars = {t: float(SHORT.alpha_bar[t]) for t in (9, 6, 3, 0)} | {-1: 1.0}
+    y = float(noise(10)) / math.sqrt(bars[9])
+    for t, t_next in pairwise([9, 6, 3, 0, -1]):
+        s, s_next = (math.sqrt(1 / bars[i] - 1) for i in (t, t_next))
+        slope = math.sqrt(bars[t]) * y / 2
+        euler = y + (s_next - s) * slope
+        slope_next = math.sqrt(bars[t_next]) * euler / 2
+        y = y + (s_next - s) * (slope + slope_next) / 2 if t_next >= 0 else euler
+    config = SamplerConfig(name="heun", num_steps=4, clip="none")
+    assert float(sample(process(half), config, noise(10), noise)) == pytest.approx(y, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("config", "asked"),
     [
         (SamplerConfig(), list(range(9, 0, -1))),
         (SamplerConfig(num_steps=4), [9, 6, 3]),
+        (SamplerConfig(num_steps=3, spacing="trailing"), [9, 6]),  # the last step is from 2
         (SamplerConfig(num_steps=1), []),
         (SamplerConfig(name="ddim", eta=0.5, num_steps=4), [9, 6, 3]),
         (SamplerConfig(name="ddim", num_steps=4), []),
+        (SamplerConfig(name="dpm_solver"), []),
+        (SamplerConfig(name="heun"), []),
     ],
 )
 def test_noise_is_asked_for_only_where_it_is_used(config: SamplerConfig, asked: list[int]) -> None:
@@ -122,7 +165,7 @@ def test_noise_is_asked_for_only_where_it_is_used(config: SamplerConfig, asked: 
     assert seen == asked
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver", "heun"])
 def test_denoiser_and_on_step_see_the_schedules_own_timesteps(name) -> None:
     noise, denoised, steps = keyed((2, 1, 2, 2)), [], []
 
@@ -132,7 +175,10 @@ def test_denoiser_and_on_step_see_the_schedules_own_timesteps(name) -> None:
 
     config = SamplerConfig(name=name, num_steps=4, clip="none")
     sample(process(denoise), config, noise(10), noise, on_step=lambda t, x_t, x_0_hat: steps.append((t, x_t, x_0_hat)))
-    assert [t for t, _ in denoised] == [[9, 9], [6, 6], [3, 3], [0, 0]]
+    times = [9, 6, 6, 3, 3, 0, 0] if name == "heun" else [9, 6, 3, 0]
+    assert [t for t, _ in denoised] == [[t, t] for t in times]
+    if name == "heun":  # its second look is at where Euler's step would end
+        denoised = [denoised[0], *denoised[2::2]]
     assert [t for t, _, _ in steps] == [9, 6, 3, 0]
     assert torch.equal(steps[0][1], noise(10))
     for (ts, seen), (_, x_t, x_0_hat) in zip(denoised, steps, strict=True):
@@ -141,24 +187,221 @@ def test_denoiser_and_on_step_see_the_schedules_own_timesteps(name) -> None:
         torch.testing.assert_close(x_0_hat, predict_x_0("eps", bent_denoiser(x_t, t), x_t, t, SHORT))
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
-def test_clipping_keeps_images_in_range(name) -> None:
+@pytest.mark.parametrize("config", EVERY_SAMPLER)
+def test_an_image_does_not_depend_on_its_neighbours(config: SamplerConfig) -> None:
+    """Not by one bit: nothing of an image enters another's. (A network's own matrix products may round otherwise.)"""
+    noise = keyed((5, 2, 3, 3))
+    together = sample(process(bent_denoiser), config, 2 * noise(10), noise)
+    for i in range(5):
+        alone = sample(process(bent_denoiser), config, 2 * noise(10)[i : i + 1], lambda t, i=i: noise(t)[i : i + 1])
+        assert torch.equal(alone, together[i : i + 1])
+
+
+@pytest.mark.parametrize("config", EVERY_SAMPLER)
+def test_the_dtype_of_x_T_is_kept(config: SamplerConfig) -> None:
+    """A network under autocast may speak bfloat16; the chain stays in its own."""
+    noise, exact = keyed((2, 1, 4, 4)), keyed((2, 1, 4, 4), torch.float64)
+    single = sample(process(bent_denoiser), config, noise(10), noise)
+    double = sample(process(bent_denoiser), config, exact(10), exact)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+    spoken = process(lambda x_t, t: bent_denoiser(x_t, t).bfloat16())
+    assert sample(spoken, config, noise(10), noise).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "config",
+    [c for c in EVERY_SAMPLER if c.name != "dpm_solver"],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_chain_can_be_taken_up_where_it_was_left(config: SamplerConfig, place: int) -> None:
+    """From x_t at one of its steps, the steps below it being the same; dpm_solver alone remembers the step before."""
+    noise, states = keyed((2, 1, 3, 3)), {}
+    config = replace(config, num_steps=None, spacing="linspace")
+    x_0 = sample(
+        process(bent_denoiser), config, noise(10), noise, on_step=lambda t, x_t, x_0_hat: states.update({t: x_t})
+    )
+    start = sorted(states)[-1 - place]
+    again = sample(process(bent_denoiser), config, states[start], noise, start=start)
+    torch.testing.assert_close(again, x_0, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "steps"),
+    [
+        (SamplerConfig(), 3, [0, 1, 2, 3]),
+        (SamplerConfig(num_steps=3), 6, [0, 3, 6]),
+        (SamplerConfig(num_steps=3, spacing="trailing"), 5, [1, 3, 5]),
+        (SamplerConfig(num_steps=9), 2, [0, 1, 2]),  # no more than there are
+        (SamplerConfig(num_steps=9, spacing="leading"), 2, [0, 1, 2]),
+        (SamplerConfig(num_steps=2), 0, [0]),
+        (SamplerConfig(num_steps=4), None, [0, 3, 6, 9]),
+        (SamplerConfig(num_steps=4, spacing="leading"), None, [0, 2, 4, 6]),
+    ],
+)
+@pytest.mark.parametrize("name", ["ancestral", "heun"])
+def test_a_part_of_the_chain_begins_at_its_start(
+    config: SamplerConfig, start: int | None, steps: list[int], name
+) -> None:
+    noise, seen = keyed((1, 1, 2, 2)), []
+    config = replace(config, name=name)
+    assert steps_taken(config, 10, start) == steps
+    sample(
+        process(bent_denoiser), config, noise(10), noise, start=start, on_step=lambda t, x_t, x_0_hat: seen.append(t)
+    )
+    assert seen == steps[::-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "message"),
+    [
+        (
+            SamplerConfig(num_steps=4, spacing="leading"),
+            8,
+            "spacing is leading, whose first step below 8 is 6; expected linsp",
+        ),
+        (
+            SamplerConfig(num_steps=3, spacing="quadratic"),
+            8,
+            "spacing is quadratic, whose first step below 8 is 7; expected",
+        ),
+        (SamplerConfig(), 10, "the start is step 10; expected 0 to 9"),
+        (SamplerConfig(), -1, "the start is step -1; expected 0 to 9"),
+        (SamplerConfig(num_steps=11), None, "11 sampling steps of a schedule of 10; expected 1 to 10"),
+        (SamplerConfig(num_steps=11), 5, "11 sampling steps of a schedule of 10; expected 1 to 10"),
+    ],
+)
+def test_steps_that_cannot_be_taken_are_refused(config: SamplerConfig, start: int | None, message: str) -> None:
+    noise = keyed((1, 1, 2, 2))
+    with pytest.raises(ValueError, match=message):
+        sample(process(bent_denoiser), config, noise(10), noise, start=start)
+
+
+def says(prediction, schedule: NoiseSchedule = SHORT) -> ReverseProcess:
+    """The bent denoiser's estimate, said in another way: a mean is that of the step from t to t-1."""
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        x_0_hat = predict_x_0("eps", bent_denoiser(x_t, t), x_t, t, schedule)
+        return express(prediction, x_0_hat, x_t, t, schedule)
+
+    return ReverseProcess(denoiser=denoise, schedule=schedule, config=ReverseConfig(prediction=prediction))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "mean"])
+@pytest.mark.parametrize("config", EVERY_SAMPLER)
+def test_all_predictions_of_one_network_give_one_image(prediction, config: SamplerConfig) -> None:
+    noise = keyed((2, 1, 3, 3), torch.float64)
+    expected = sample(process(bent_denoiser), config, noise(10), noise)
+    torch.testing.assert_close(sample(says(prediction), config, noise(10), noise), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_mean_survives_respacing_in_float32(dtype: torch.dtype) -> None:
+    """Its coefficient of x_0 is about 1e-4 at the paper's last step: by way of it x_0 keeps three digits."""
+    paper = make_schedule(ScheduleConfig())
+    noise = keyed((2, 1, 3, 3), dtype)
+    config = SamplerConfig(num_steps=20)
+    x_0 = sample(says("mean", paper), config, noise(1000), noise)
+    expected = sample(process(bent_denoiser, paper), config, noise(1000), noise)
+    torch.testing.assert_close(x_0, expected, rtol=0, atol=0.01 if dtype == torch.float32 else 1e-8)
+
+
+@pytest.mark.parametrize("said", [-50.0, 0.0, 50.0])
+def test_a_learned_variance_stays_between_its_bounds_when_respaced(said: float) -> None:
+    """Whatever the network says of its short step: posterior_variance and beta of the long one."""
+    paper = make_schedule(ScheduleConfig())
+    p = ReverseProcess(
+        denoiser=lambda x_t, t: torch.cat((0 * x_t, 0 * x_t + said), dim=1),
+        schedule=paper,
+        config=ReverseConfig(variance="learned"),
+    )
+    steps = list(range(0, 1000, 111))
+    spaced = spaced_process(p, steps)
+    t = torch.arange(1, 10)
+    log_variance = spaced.denoiser(torch.zeros(9, 1, 1, 1), t)[:, 1].flatten().double()
+    bounds = spaced.schedule.posterior_variance[1:], spaced.schedule.betas[1:]
+    torch.testing.assert_close(log_variance.exp(), bounds[0 if said < 0 else 1], rtol=1e-5, atol=0)
+
+
+def test_all_the_steps_are_asked_for_as_the_network_says_them() -> None:
+    """Without respacing nothing is said anew."""
+    p = ReverseProcess(
+        denoiser=lambda x_t, t: torch.cat((x_t, 0 * x_t - 3), dim=1),
+        schedule=SHORT,
+        config=ReverseConfig(prediction="mean", variance="learned"),
+    )
+    x_t, t = torch.ones(1, 1, 1, 1), torch.tensor([4])
+    spaced = spaced_process(p, list(range(7)))
+    assert torch.equal(spaced.denoiser(x_t, t), p.denoiser(x_t, t))
+    assert spaced.config == p.config
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver", "heun"])
+@pytest.mark.parametrize("prediction", ["eps", "mean"])
+def test_networks_that_learn_the_variance_are_sampled_by_all(variance, name, prediction) -> None:
+    """The others have no use for it."""
+    plain = says(prediction)
+    p = ReverseProcess(
+        denoiser=lambda x_t, t: torch.cat((plain.denoiser(x_t, t), torch.sin(x_t)), dim=1),
+        schedule=SHORT,
+        config=ReverseConfig(prediction=prediction, variance=variance),
+    )
+    noise, config = keyed((2, 2, 3, 3)), SamplerConfig(name=name, num_steps=4)
+    x_0 = sample(p, config, noise(10), noise)
+    assert x_0.shape == (2, 2, 3, 3)
+    assert bool(x_0.isfinite().all())
+    if name != "ancestral":
+        torch.testing.assert_close(x_0, sample(plain, config, noise(10), noise))
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_a_fixed_variance_of_a_network_that_learned_its_own_is_refused(variance) -> None:
+    p = ReverseProcess(denoiser=bent_denoiser, schedule=SHORT, config=ReverseConfig(variance=variance))
+    message = f"sampler.variance is fixed_small and the model's own is {variance}; expected none"
+    noise = keyed((1, 1, 2, 2))
+    with pytest.raises(ValueError, match=message):
+        sample(p, SamplerConfig(variance="fixed_small"), noise(10), noise)
+    with pytest.raises(ValueError, match=message):
+        check_sampler(SamplerConfig(variance="fixed_small"), variance, 10)
+
+
+@pytest.mark.parametrize("own", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("asked", [None, "fixed_small", "fixed_large"])
+def test_the_models_fixed_variance_can_be_exchanged(own, asked) -> None:
+    noise = keyed((1, 1, 2, 2), torch.float64)
+    p = ReverseProcess(denoiser=bent_denoiser, schedule=SHORT, config=ReverseConfig(variance=own))
+    expected = ReverseProcess(denoiser=bent_denoiser, schedule=SHORT, config=ReverseConfig(variance=asked or own))
+    found = sample(p, SamplerConfig(variance=asked), noise(10), noise)
+    assert torch.equal(found, sample(expected, SamplerConfig(), noise(10), noise))
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver", "heun"])
+@pytest.mark.parametrize("clip", ["static", "dynamic"])
+def test_clipping_keeps_images_in_range(name, clip: Clip) -> None:
     noise = keyed((1, 1, 8, 8))
-    x_0 = sample(process(lambda x_t, t: 0 * x_t), SamplerConfig(name=name), 3 * noise(10), noise)
+    x_0 = sample(process(lambda x_t, t: 0 * x_t), SamplerConfig(name=name, clip=clip), 3 * noise(10), noise)
     assert float(x_0.abs().max()) <= 1
 
 
-def test_sampling_keeps_no_graph() -> None:
+@pytest.mark.parametrize("config", EVERY_SAMPLER)
+def test_sampling_keeps_no_graph(config: SamplerConfig) -> None:
     noise, weight = keyed((1, 1, 2, 2)), torch.ones(1, requires_grad=True)
-    assert not sample(process(lambda x_t, t: weight * x_t), SamplerConfig(), noise(10), noise).requires_grad
+    assert not sample(process(lambda x_t, t: weight * x_t), config, noise(10), noise).requires_grad
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"num_steps": 0}, "num-steps is 0; expected 1 or more"),
         ({"eta": -0.1}, "eta is -0.1; expected 0 to 1"),
         ({"eta": 1.5}, "eta is 1.5; expected 0 to 1"),
+        ({"eta": math.nan}, "eta is nan; expected 0 to 1"),
+        ({"name": "dim"}, "sampler.name is dim; expected one of ancestral, ddim, dpm_solver, heun"),
+        ({"spacing": "even"}, "sampler.spacing is even; expected one of linspace, leading, trailing, quadratic"),
+        ({"clip": "hard"}, "sampler.clip is hard; expected one of none, static, dynamic"),
+        ({"variance": "learned"}, "sampler.variance is learned; expected one of fixed_small, fixed_large"),
     ],
 )
 def test_a_config_out_of_range_is_refused(fields, message: str) -> None:
@@ -166,7 +409,29 @@ def test_a_config_out_of_range_is_refused(fields, message: str) -> None:
         SamplerConfig(**fields)
 
 
-def test_more_steps_than_the_schedule_has_are_refused() -> None:
-    noise = keyed((1, 1, 2, 2))
-    with pytest.raises(ValueError, match="11 sampling steps of a schedule of 10; expected 1 to 10"):
-        sample(process(bent_denoiser), SamplerConfig(num_steps=11), noise(10), noise)
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("x_T", "message"),
+    [
+        (
+            torch.tensor([0.0, math.nan, math.inf, 1.0]).view(1, 1, 2, 2),
+            "x_T has 2 values that are not finite; expected",
+        ),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "x_T is of type torch.int64; expected floating point values"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "x_T is of type torch.uint8; expected floating point values"),
+        (torch.zeros(1, 2, 2), r"x_T has shape \[1, 2, 2\]; expected \[batch, channels, height, width\]"),
+        (torch.zeros(1, 1, 1, 2, 2), r"x_T has shape \[1, 1, 1, 2, 2\]; expected \[batch, channels, height, width\]"),
+    ],
+)
+def test_what_is_no_noise_is_refused(x_T: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(process(bent_denoiser), SamplerConfig(), x_T, keyed((1, 1, 2, 2)))
+
+
+def test_a_batch_of_none_is_sampled() -> None:
+    assert sample(process(bent_denoiser), SamplerConfig(), torch.zeros(0, 1, 2, 2), keyed((0, 1, 2, 2))).shape == (
+        0,
+        1,
+        2,
+        2,
+    )

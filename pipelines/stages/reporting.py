@@ -177,9 +177,13 @@ def _bound_rows(bound: BoundStats | None) -> tuple[FigureRow, ...]:
     error = f"an upper bound; standard error {bound.standard_error:.2g}"
     return (
         FigureRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
-        FigureRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last"),
+        FigureRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
         FigureRow(
-            name="distortion", of=of, value=bound.distortion, note=f"bits/dim; RMSE {bound.rmse[0]:.3g} of 0..255"
+            name="distortion",
+            of=of,
+            value=bound.distortion,
+            note=f"bits/dim of the last step; RMSE {bound.rmse[0]:.3g} of 0..255",
+            headline=False,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,10 +79,20 @@ def session() -> Iterator[None]:
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         runtime_env={"env_vars": _worker_environment()},
     )
+    signal.signal(signal.SIGTERM, _terminate)  # Ray has set its own, which ends the process where it stands
     try:
         yield
     finally:
         ray.shutdown()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: of a scheduler, a machine that is taken away, or `ray job stop`."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise Terminated
 
 
 def _worker_environment() -> dict[str, str]:
@@ -99,7 +110,7 @@ def cpus_per_worker(num_workers: int) -> int:
 
 
 def shard_cache() -> Path:
-    """Where this node keeps copies of shards from S3."""
+    """Where this node keeps copies of shards from S3: up to 50 GB, or DDPM_SHARD_CACHE_BYTES where that is set on the node."""
     return platformdirs.user_cache_path("ddpm") / "shards"
 
 

@@ -24,18 +24,20 @@ from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
-from pipelines.cluster import check_resources
-from pipelines.models import to_json
+from ddpm_core.plain import to_json
+from pipelines.cluster import Terminated, check_resources
 from pipelines.recipes import RECIPES, Recipe, SampleStage, make
 
 A = TypeVar("A")
 
 _INTERRUPTED = 130
-"""What a shell expects of a program that Ctrl-C ended."""
+"""What a shell expects of a program that Ctrl-C ended,"""
+_TERMINATED = 143
+"""and of one that SIGTERM ended."""
 _DOMESTIC = ("ddpm_core", "pipelines")
 _EVERYWHERE = """\
   --dry-run  print the resolved config and the plan, touch nothing
-  --json     print what was made as one JSON object, last line of stdout"""
+  --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def open_door(
         read: makes the flags of the command line, as `parse` does, for a door without a recipe.
 
     Exits:
-        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 1 with a traceback for a mistake of ours.
+        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 with a traceback for a mistake of ours.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = f"python pipelines/{Path(sys.argv[0]).name}"
@@ -88,18 +90,18 @@ def open_door(
     except (ValueError, OSError) as error:
         sys.exit(_mistake(error))
     if dry_run:
-        print(json.dumps(to_json(args), indent=2))
-        print("\n".join(lines))
+        print(json.dumps(to_json(args), indent=None if as_json else 2))
+        print("" if as_json else "\n".join(lines), end="" if as_json else "\n")
         return
     try:
         outcome = run(args)
     except (ValueError, OSError) as error:
-        if not _raised_by_us(error):
+        if not raised_by_us(error):
             raise
         sys.exit(_mistake(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED)
     _show(outcome, as_json)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
@@ -191,7 +193,7 @@ def _mistake(error: Exception) -> int:
     return 2
 
 
-def _raised_by_us(error: Exception) -> bool:
+def raised_by_us(error: Exception) -> bool:
     """Whether the error was worded by this project for a user; anything else deserves its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     last = Path(frames[-1].filename) if frames else Path()

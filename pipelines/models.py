@@ -1,110 +1,46 @@
 """Configs and weights to networks and schedules, and the names by which both are told apart."""
 
-import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import cattrs
+from typing import Any
 
 import ddpm_core
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
-from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
-from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.model.unet import UNet
+from ddpm_core.plain import from_json
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import labelled, labels_of_seeds
+from ddpm_core.training.build import build_network, build_schedule, run_config
 from ddpm_core.training.state import load_network
-from ddpm_core.training.step import Objective
 from ddpm_core.types import Int, Tensor
 from pipelines.recipes import Recipe
 from pipelines.tracking import Tracker, resolve_model
 
-_strict = cattrs.Converter(forbid_extra_keys=True)
-T = TypeVar("T")
-
-# Fields of the training config that may change without changing the trajectory.
-_FREE = {
-    "steps",
-    "num_workers",
-    "use_gpu",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "preview_every",
-    "recompute",
-}
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as JSON types."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
-
-
-def from_json(kind: type[T], plain: dict[str, Any]) -> T:
-    """A config from JSON, read strictly.
-
-    Raises:
-        ValueError: if a key is unknown or a value is of the wrong type.
-    """
-    try:
-        return _strict.structure(plain, kind)
-    except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
-
 
 def trajectory(recipe: Recipe, index: DatasetIndex, init_from: str | None) -> dict[str, Any]:
-    """All that decides the weights of a run at a given step, as JSON."""
-    train = {key: value for key, value in to_json(recipe.train).items() if key not in _FREE}
-    # Not "auto": a run that moved between CPU and GPU would go on in another precision unnoticed.
-    train["precision"] = recipe.train.resolved_precision
-    return {
-        "image_size": index.image_size,
-        "channels": index.channels,
-        "unet": to_json(recipe.unet),
-        "schedule": to_json(recipe.schedule),
-        "reverse": to_json(recipe.reverse),
-        "loss": to_json(recipe.loss),
-        "train": train,
-        "init_from": init_from,
-    }
+    """All that decides the weights of a recipe's run at a given step, as JSON."""
+    train = replace(recipe.train, precision=recipe.train.resolved_precision)
+    return run_config(
+        index,
+        unet=recipe.unet,
+        schedule=recipe.schedule,
+        reverse=recipe.reverse,
+        loss=recipe.loss,
+        train=train,
+        init_from=init_from,
+    )
 
 
 def digest(plain: Any, length: int = 12) -> str:
     """The first hex digits of the sha256 over canonical JSON."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def build_network(config: dict[str, Any]) -> UNet:
-    """The network of a checkpoint's config, with no weights in it yet."""
-    channels = config["channels"]
-    return UNet(
-        from_json(UNetConfig, config["unet"]),
-        image_size=config["image_size"],
-        channels=channels,
-        num_outputs=from_json(ReverseConfig, config["reverse"]).num_outputs(channels),
-    )
-
-
-def build_schedule(config: dict[str, Any]) -> NoiseSchedule:
-    """The schedule of a checkpoint's config."""
-    return make_schedule(from_json(ScheduleConfig, config["schedule"]))
-
-
-def build_objective(config: dict[str, Any]) -> Objective:
-    """What training on a checkpoint's config minimises."""
-    return Objective(
-        schedule=build_schedule(config),
-        reverse=from_json(ReverseConfig, config["reverse"]),
-        loss=from_json(LossConfig, config["loss"]),
-    )
 
 
 def seeded_process(
@@ -124,11 +60,6 @@ def reverse_process(
         schedule=build_schedule(config),
         config=from_json(ReverseConfig, config["reverse"]),
     )
-
-
-def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    """Channels, height and width of a checkpoint's images."""
-    return config["channels"], config["image_size"], config["image_size"]
 
 
 def build_denoiser(weights: Weights) -> UNet:

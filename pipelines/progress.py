@@ -36,6 +36,10 @@ class Progress:
             )
         self._count = count
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        tqdm.write(line, file=sys.stderr)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:

@@ -29,13 +29,30 @@ class TrainStage(TrainConfig):
 
     num_workers: int = 1
     """Data-parallel workers, at most one a lane; the trajectory does not depend on them."""
+    min_workers: int | None = None
+    """Train on with as few while nodes are lost, and grow again when they are back; none: wait for all."""
     use_gpu: bool = False
     """One GPU a worker."""
+    validate_every: int = 0
+    """Checkpoints at multiples of so many steps are judged while training goes on, and the best one stays; 0: none."""
+    validate_images: int = 512
+    """Images generated to judge a checkpoint; bits/dim as in `evaluate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_workers < 1:
             raise ValueError(f"train.num-workers is {self.num_workers}; expected 1 or more")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"train.min-workers is {self.min_workers}; expected 1 to {self.num_workers} (train.num-workers)"
+            )
+        if self.validate_every < 0 or self.validate_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.validate-every is {self.validate_every}; expected a multiple of train.checkpoint-every, "
+                f"which is {self.checkpoint_every}, or 0"
+            )
+        if self.validate_images < 2:
+            raise ValueError(f"train.validate-images is {self.validate_images}; expected 2 or more")
         if self.num_workers > self.lanes:
             raise ValueError(
                 f"train.num-workers is {self.num_workers} for {self.lanes} lanes; expected at most one worker a lane: "

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
+from ddpm_core.plain import to_json
 from pipelines.cluster import check_resources
 from pipelines.door import Outcome, check_data, check_training, open_door
 from pipelines.line import open_line
-from pipelines.models import digest, to_json
+from pipelines.models import digest
 from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
 from pipelines.stages.sweep import SweepConfig

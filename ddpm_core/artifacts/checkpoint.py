@@ -10,6 +10,8 @@ import io
 import json
 import logging
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +22,7 @@ import safetensors.torch
 from ddpm_core import storage
 from ddpm_core.types import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
@@ -44,6 +46,8 @@ class Checkpoint:
     step: int
     """Completed steps; the next one to run has this number."""
     images_seen: int
+    skipped: int = 0
+    """Of the completed steps, those without an update, because loss or gradient was not finite."""
     seed: int
     dataset_digest: str
     dataset_uri: str
@@ -90,20 +94,28 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     uri = checkpoint_uri(run_uri, checkpoint.step)
     if storage.exists(storage.join(uri, "state.json")):
         return uri
-    files = {
-        "model.safetensors": safetensors.torch.save(checkpoint.model),
-        "ema.safetensors": safetensors.torch.save(checkpoint.ema),
-        "optimizer.safetensors": safetensors.torch.save(checkpoint.optimizer),
-        "history.parquet": _history_bytes(checkpoint.history),
+    files: dict[str, Callable[[], bytes]] = {
+        "model.safetensors": lambda: safetensors.torch.save(checkpoint.model),
+        "ema.safetensors": lambda: safetensors.torch.save(checkpoint.ema),
+        "optimizer.safetensors": lambda: safetensors.torch.save(checkpoint.optimizer),
+        "history.parquet": lambda: _history_bytes(checkpoint.history),
     }
-    for name, data in files.items():
-        storage.write_bytes(storage.join(uri, name), data)
+    with ThreadPoolExecutor(len(files), "checkpoint") as pool:  # a file's sum and its way to the store take turns
+        sums = dict(
+            zip(files, pool.map(lambda name: _write_file(storage.join(uri, name), files[name]()), files), strict=True)
+        )
     tensors = ("model", "ema", "optimizer", "history")
     state = {key: value for key, value in vars(checkpoint).items() if key not in tensors}
     state["format_version"] = FORMAT_VERSION
-    state["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    state["sha256"] = sums
     storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
     return uri
+
+
+def _write_file(uri: str, data: bytes) -> str:
+    """Write one file; returns its sha256."""
+    storage.write_bytes(uri, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_checkpoint(uri: str) -> Checkpoint:
@@ -164,12 +176,19 @@ def newest_checkpoint(run_uri: str) -> Checkpoint | None:
     return None
 
 
-def delete_old_checkpoints(run_uri: str, keep_last: int) -> None:
-    """Delete all but the newest few; state.json goes first, so that none is ever half there."""
+def step_of(uri: str) -> int:
+    """The step of a checkpoint's URI."""
+    return int(uri.rsplit("-", 1)[1])
+
+
+def delete_old_checkpoints(run_uri: str, keep_last: int, keep: Callable[[int], bool] = lambda step: False) -> None:
+    """Delete all but the newest few, and those whose step is to be kept; state.json goes first, so that none is ever
+    half there."""
     for uri in list_checkpoints(run_uri)[:-keep_last]:
-        storage.delete(storage.join(uri, "state.json"))
-        for file, _ in storage.list_files(uri):
-            storage.delete(file)
+        if not keep(step_of(uri)):
+            storage.delete(storage.join(uri, "state.json"))
+            for file, _ in storage.list_files(uri):
+                storage.delete(file)
 
 
 def _read_state(uri: str) -> dict[str, Any]:

@@ -9,9 +9,8 @@ side.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import cattrs
 import safetensors
 import safetensors.torch
 import torch
@@ -24,6 +23,7 @@ from ddpm_core.interop import scheduler_json, unet_json
 from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.unet import UNetConfig
+from ddpm_core.plain import from_json
 
 _WEIGHTS, _PICKLE = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -31,8 +31,6 @@ _WRITTEN_FOR = "0.42.1"
 """The version of diffusers whose form is written."""
 # What the layers of attention are called in files of early versions, as in the first published models.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-_strict = cattrs.Converter(forbid_extra_keys=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +103,15 @@ def write_diffusers(folder_uri: str, weights: Weights) -> None:
         ValueError: in one line: diffusers cannot say what the network is, or another model lies in the folder.
     """
     config = weights.config
-    channels, reverse = config["channels"], _structure(ReverseConfig, config["reverse"])
+    channels, reverse = config["channels"], from_json(ReverseConfig, config["reverse"])
     form = Form(
-        unet=_structure(UNetConfig, config["unet"]),
+        unet=from_json(UNetConfig, config["unet"]),
         image_size=config["image_size"],
         channels=channels,
         num_outputs=reverse.num_outputs(channels),
     )
     unet = unet_json.unet_json(form)
-    scheduler = scheduler_json.scheduler_json(_structure(ScheduleConfig, config["schedule"]), reverse)
+    scheduler = scheduler_json.scheduler_json(from_json(ScheduleConfig, config["schedule"]), reverse)
     ours = weights.tensors
     tensors = {name.diffusers: to_diffusers(name, ours[name.ours]) for name in names_of(form.empty())}
     index = {"scheduler": ["diffusers", scheduler_json.CLASS], "unet": ["diffusers", unet_json.CLASS]}
@@ -204,10 +202,3 @@ def _read(uri: str) -> bytes:
 def _json_bytes(kind: str, settings: dict[str, Any]) -> bytes:
     plain = {"_class_name": kind, "_diffusers_version": _WRITTEN_FOR, **settings}
     return (json.dumps(plain, indent=2) + "\n").encode()
-
-
-def _structure(kind: type[T], plain: dict[str, Any]) -> T:
-    try:
-        return _strict.structure(plain, kind)
-    except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None

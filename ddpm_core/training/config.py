@@ -5,6 +5,18 @@ from typing import Literal
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+FREE = {
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_every",
+    "max_skipped",
+    "preview_every",
+    "recompute",
+}
+"""Fields that may change in mid-run: the weights at a step do not depend on them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -47,6 +59,10 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 3
     """The newest ones that stay."""
+    keep_every: int = 0
+    """Those at multiples of so many steps stay too; 0: none."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient may be infinite or no number; each is skipped, one more ends the run."""
     preview_every: int = 5_000
     """Steps between grids of sampled images."""
     recompute: bool = False
@@ -64,7 +80,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 1 or more")
-        for name in ("steps", "warmup_steps"):
+        for name in ("steps", "warmup_steps", "keep_every", "max_skipped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "grad_clip"):

@@ -1,5 +1,6 @@
 """The training state: network, averaged weights, optimizer, step; to and from tensors by name."""
 
+import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -19,10 +20,20 @@ class TrainState:
     ema: dict[str, Tensor]
     optimizer: torch.optim.Adam
     step: int = 0
+    """Completed steps."""
+    skipped: int = 0
+    """Of these, the ones without an update, because loss or gradient was not finite."""
     timesteps: LossAwareTimesteps | None = None
     """Of a loss-aware choice of t."""
     history: list[dict[str, int | float]] = field(default_factory=list)
     """Logged rows: step, images_seen, loss, grad_norm, images_per_s."""
+    moving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while the state goes over from one step to the next. Who else holds it finds all of it at one step."""
+
+    @property
+    def updates(self) -> int:
+        """Updates of the weights so far."""
+        return self.step - self.skipped
 
 
 def new_state(network: nn.Module, learning_rate: float, *, loss_aware: int | None = None) -> TrainState:
@@ -39,30 +50,39 @@ def new_state(network: nn.Module, learning_rate: float, *, loss_aware: int | Non
 
 
 def network_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The network's weights, on the CPU."""
-    return {name: p.detach().cpu() for name, p in state.network.named_parameters()}
+    """A copy of the network's weights, on the CPU."""
+    return {name: _copy(p) for name, p in state.network.named_parameters()}
 
 
 def ema_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The averaged weights, on the CPU."""
-    return {name: p.cpu() for name, p in state.ema.items()}
+    """A copy of the averaged weights, on the CPU."""
+    return {name: _copy(p) for name, p in state.ema.items()}
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`, none before the first step; and the losses by
+    """A copy of Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`, none before the first step; and the losses by
     which t is drawn under `timesteps.losses` and `timesteps.counts`."""
     drawn = state.timesteps
-    seen = {} if drawn is None else {"timesteps.losses": drawn.losses, "timesteps.counts": drawn.counts}
+    seen = {} if drawn is None else {"timesteps.losses": _copy(drawn.losses), "timesteps.counts": _copy(drawn.counts)}
     return seen | {
-        f"{moment}.{name}": state.optimizer.state[p][moment].cpu()
+        f"{moment}.{name}": _copy(state.optimizer.state[p][moment])
         for name, p in state.network.named_parameters()
         if p in state.optimizer.state
         for moment in _MOMENTS
     }
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
 def load_tensors(
-    state: TrainState, network: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Tensor], step: int
+    state: TrainState,
+    network: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    step: int,
+    skipped: int = 0,
 ) -> None:
     """Set the state to saved tensors.
 
@@ -74,15 +94,23 @@ def load_tensors(
         state.ema[name] = ema[name].to(p.device, copy=True)
         if f"{_MOMENTS[0]}.{name}" in optimizer:
             moments = {moment: optimizer[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}
-            state.optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+            state.optimizer.state[p] = {"step": torch.tensor(float(step - skipped)), **moments}
     if state.timesteps is not None:
         state.timesteps.losses = optimizer["timesteps.losses"].clone()
         state.timesteps.counts = optimizer["timesteps.counts"].clone()
-    state.step = step
+    state.step, state.skipped = step, skipped
 
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy weights into a network.
+    """Copy weights into a network. Errors as in `check_weights`."""
+    check_weights(network, tensors)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.copy_(tensors[name])
+
+
+def check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights of another network.
 
     Raises:
         ValueError: naming the first weight that does not fit.
@@ -95,6 +123,3 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"the weights are of another architecture: {name} has shape {found.get(name)}, "
                 f"the network expects {expected.get(name)}; use the recipe that the weights were trained with"
             )
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            p.copy_(tensors[name])

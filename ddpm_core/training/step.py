@@ -14,6 +14,7 @@ from ddpm_core.model.ema import ema_update
 from ddpm_core.model.unet import DropoutKey
 from ddpm_core.random import Purpose, integers, normals, uniforms
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.parallel import mean_over_workers
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.timesteps import uniform_timesteps
 from ddpm_core.types import Float, Int, Tensor, UInt8
@@ -40,15 +41,20 @@ class Draws(NamedTuple):
     eps: Float[Tensor, "b c h w"]
 
 
-class StepResult(NamedTuple):
-    """Of a step."""
+class Backward(NamedTuple):
+    """What a backward pass found; the gradient itself lies in the network, clipped."""
 
     loss: Tensor
-    """Mean over the global batch, once averaged over the workers; 0-d."""
+    """Mean over the global batch; 0-d."""
     grad_norm: Tensor
     """Of the global gradient before clipping; 0-d."""
     losses: Float[Tensor, " b"]
     """Of each of this worker's samples, not weighted."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step may be taken: loss and gradient are numbers, on every worker."""
+        return bool(self.loss.isfinite() & self.grad_norm.isfinite())
 
 
 def draw(
@@ -87,7 +93,7 @@ def warmup(step: int, config: TrainConfig) -> float:
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
-def train_step(
+def backward(
     state: TrainState,
     forward: nn.Module,
     draws: Draws,
@@ -98,8 +104,8 @@ def train_step(
     *,
     num_workers: int,
     autocast: torch.autocast,
-) -> StepResult:
-    """Move the state by one step of Adam on the objective.
+) -> Backward:
+    """The clipped gradient of the objective at the state, which stays as it is.
 
     The loss is the weighted sum over this worker's share, divided by the *global* batch and multiplied by the number of
     workers, so that DDP's mean over workers is the mean over the global batch, however the samples were dealt.
@@ -109,8 +115,6 @@ def train_step(
         weights: 1 for a sample, 0 for padding.
     """
     dropout = DropoutKey(config.seed, positions)
-    for group in state.optimizer.param_groups:
-        group["lr"] = warmup(state.step, config)
     state.optimizer.zero_grad(set_to_none=True)
 
     def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
@@ -123,7 +127,16 @@ def train_step(
     loss = (losses * draws.weights * weights).sum() * (num_workers / config.batch_size)
     loss.backward()  # type: ignore[no-untyped-call]
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip)
-    state.optimizer.step()
-    ema_update(state.ema, dict(state.network.named_parameters()), config.ema_decay, num_updates=state.step)
+    return Backward(mean_over_workers(loss.detach()), grad_norm.detach(), losses.detach())
+
+
+def advance(state: TrainState, config: TrainConfig, *, update: bool) -> None:
+    """Complete a step: Adam and the averaged weights by the network's gradient, or, without an update, neither."""
+    if update:
+        for group in state.optimizer.param_groups:
+            group["lr"] = warmup(state.step, config)
+        state.optimizer.step()
+        ema_update(state.ema, dict(state.network.named_parameters()), config.ema_decay, num_updates=state.updates)
+    else:
+        state.skipped += 1
     state.step += 1
-    return StepResult(loss.detach(), grad_norm.detach(), losses.detach())

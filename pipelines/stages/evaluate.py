@@ -18,8 +18,9 @@ from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import NAME, extract, extractor_digest
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
+from ddpm_core.plain import to_json
 from pipelines.cluster import shard_cache
-from pipelines.models import build_denoiser, digest, reverse_process, to_json
+from pipelines.models import build_denoiser, digest, reverse_process
 from pipelines.progress import progress
 from pipelines.recipes import Recipe, SampleStage
 from pipelines.stages import reporting

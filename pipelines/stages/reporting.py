@@ -20,10 +20,12 @@ from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
+from ddpm_core.plain import from_json, to_json
 from ddpm_core.sampling.generate import denoising_strip
+from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
 from pipelines.cluster import shard_cache, versions
-from pipelines.models import build_denoiser, code_version, from_json, image_shape, seeded_process, to_json
+from pipelines.models import build_denoiser, code_version, seeded_process
 from pipelines.recipes import Recipe, SampleStage
 
 _STRIP_FRAMES = 11

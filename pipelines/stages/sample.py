@@ -23,11 +23,13 @@ from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.diffusion.samplers import check_sampler
 from ddpm_core.evaluation.figures import image_grid
 from ddpm_core.model.unet import UNet
+from ddpm_core.plain import from_json, to_json
 from ddpm_core.sampling.generate import generate
 from ddpm_core.sampling.labels import check_labels, labels_in_turn
+from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
 from pipelines.cluster import cpus_per_worker, versions
-from pipelines.models import build_denoiser, code_version, from_json, image_shape, seeded_process, to_json
+from pipelines.models import build_denoiser, code_version, seeded_process
 from pipelines.progress import progress
 from pipelines.recipes import SampleStage
 

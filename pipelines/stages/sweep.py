@@ -5,6 +5,7 @@ would put it, so the winner needs no second training.
 """
 
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,14 +21,20 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
-from ddpm_core.training.loop import Events, Worker
+from ddpm_core.plain import to_json
+from ddpm_core.training.loop import Events
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
-from pipelines.cluster import cpus_per_worker
-from pipelines.models import run_folder, to_json
+from ddpm_core.training.walk import walk
+from pipelines.cluster import cpus_per_worker, shard_cache
+from pipelines.models import run_folder
 from pipelines.recipes import Recipe
 from pipelines.stages.evaluate import real_stats
-from pipelines.stages.train import instructions, preview_images, run_name, walk
+from pipelines.stages.train import preview_images, run_name, told
 from pipelines.tracking import RunHandle, Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +173,22 @@ def _trial(
     schedule = replace(recipe.schedule, **_schedule_fields(drawn))
     recipe = replace(recipe, schedule=schedule)
     name = run_name(recipe, index, None)
-    told = instructions(recipe, index, run_folder(recipe.store, name), None)
+    what = told(recipe, index, run_folder(recipe.store, name), None)
 
     def measure(state: TrainState) -> None:
         seeds = range(sweep.num_images)
-        batches = (preview_images(state, told["config"], seeds[i : i + 64]) for i in range(0, len(seeds), 64))
+        batches = (preview_images(state, what.run.config, seeds[i : i + 64]) for i in range(0, len(seeds), 64))
         generated = FeatureStats.from_features(extract(torch.cat(list(batches))))
         tune.report({"step": state.step, NAME: frechet_distance(generated, reference), "run": name})
 
     device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
-    events = Events(logged=lambda row: None, saved=lambda uri: None, preview=measure)
-    walk(told, Worker(rank=0, num_workers=1, device=device), events)
+    events = Events(logged=lambda row: None, preview=measure, warned=logger.warning)
+    worker = Worker(rank=0, num_workers=1, device=device)
+
+    def saver(state: TrainState) -> Saver:
+        return Saver(state, what.train, what.run, saved=lambda uri: None, warned=logger.warning)
+
+    walk(what, worker, events, shard_cache(), saver)
 
 
 def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,9 @@
-"""The train stage: a TorchTrainer whose workers run ddpm_core's loop, and a board on which the first one posts its progress."""
+"""The train stage: what a run is, whether it may go on, and what is shown of it while it does."""
 
-import threading
-import uuid
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
 import torch
 
 from ddpm_core import storage
@@ -21,37 +16,27 @@ from ddpm_core.artifacts.checkpoint import (
     read_history,
 )
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.loader import ImageReader, TrainingStream
 from ddpm_core.data.order import lanes_of_worker, local_batch_size
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.evaluation.figures import image_grid
-from ddpm_core.model.unet import init_unet, recompute_activations
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
-from ddpm_core.training.loop import Events, Run, Worker, restore, stream_config, train
-from ddpm_core.training.state import TrainState, ema_tensors, load_network, new_state
+from ddpm_core.training.build import build_network, check_continues, image_shape
+from ddpm_core.training.saver import Run
+from ddpm_core.training.state import TrainState, check_weights, ema_tensors, load_network
+from ddpm_core.training.walk import Told
 from ddpm_core.types import Tensor
-from pipelines.cluster import cpus_per_worker, shard_cache, versions
-from pipelines.models import (
-    build_network,
-    build_objective,
-    code_version,
-    digest,
-    from_json,
-    image_shape,
-    run_folder,
-    seeded_process,
-    to_json,
-    trajectory,
-)
-from pipelines.progress import progress
-from pipelines.recipes import Recipe, TrainStage
+from pipelines.cluster import versions
+from pipelines.models import code_version, digest, run_folder, seeded_process, trajectory
+from pipelines.progress import Progress, progress
+from pipelines.recipes import Recipe
+from pipelines.stages.fit import fit
+from pipelines.stages.judge import Judge
 from pipelines.tracking import RunHandle
 
-_POLL_S = 0.5
 _PREVIEW_IMAGES, _PREVIEW_STEPS = 64, 25
 
 
@@ -89,24 +74,16 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
     check_classes(recipe.unet.num_classes, index)
     lanes = recipe.train.lanes
     local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
-    build_network(trajectory(recipe, index, None))
+    network = build_network(trajectory(recipe, index, None))
+    if init_from is not None:
+        check_weights(network, init_from.tensors)
     name = run_name(recipe, index, init_from)
     checkpoint = newest_checkpoint(run_folder(recipe.store, name))
-    if checkpoint is None:
-        return None
-    if checkpoint.dataset_digest != index.digest:
-        raise ValueError(
-            f"run {name} was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {index.digest[:12]}; "
-            "give the run another --name"
-        )
-    wanted = _flat(trajectory(recipe, index, _origin(init_from)))
-    found = _flat(checkpoint.config)
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise ValueError(
-                f"run {name} was started with {key} = {found.get(key)}, now it is {wanted.get(key)}; "
-                "give the run another --name, or go on with the value it has"
-            )
+    if checkpoint is not None:
+        try:
+            check_continues(checkpoint, trajectory(recipe, index, _origin(init_from)), index.digest)
+        except ValueError as error:
+            raise ValueError(f"run {name}: {error}") from None
     return checkpoint
 
 
@@ -123,13 +100,6 @@ def check_classes(num_classes: int, index: DatasetIndex) -> None:
         )
 
 
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
 def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: Weights | None = None) -> Trained:
     """Train the recipe on a dataset, from its newest checkpoint on, and track it.
 
@@ -144,7 +114,11 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         run.log_metrics(_points(checkpoint.history))
     done = checkpoint.step if checkpoint else -1
     if done < recipe.train.steps:
-        _fit(recipe, index, run, run_uri, init_from, max(done, 0))
+        judge, what = Judge(recipe, index, run_uri), told(recipe, index, run_uri, init_from)
+        with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
+            scribe = _Scribe(run, shown, judge)
+            fit(what, recipe.train, scribe.tell, partial(_preview, run=what.run))
+            scribe.note(judge.found(wait=True))
     final = list_checkpoints(run_uri)[-1]
     history = read_history(final)
     rates = sorted(row["images_per_s"] for row in history)
@@ -157,39 +131,16 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     )
 
 
-def _fit(
-    recipe: Recipe, index: DatasetIndex, run: RunHandle, run_uri: str, init_from: Weights | None, done: int
-) -> None:
-    board = ray.remote(_Board).options(num_cpus=0).remote()
-    told = {**instructions(recipe, index, run_uri, init_from), "board": board}
-    count, gpu = recipe.train.num_workers, recipe.train.use_gpu
-    resources = {"CPU": cpus_per_worker(count), "GPU": int(gpu)}
-    # Ray resumes a run of the same name from its own records; ours lie in the checkpoints, so each attempt has a new name.
-    records = storage.join(run_uri, "ray")
-    trainer = ray.train.torch.TorchTrainer(
-        _train_on_worker,
-        train_loop_config=told,
-        scaling_config=ray.train.ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=resources),
-        run_config=ray.train.RunConfig(
-            name=uuid.uuid4().hex[:12],
-            storage_path=records,
-            failure_config=ray.train.FailureConfig(max_failures=3),
-        ),
-    )
-    _run(trainer, board, recipe, run, done)
-    for uri, _ in storage.list_files(records):
-        storage.delete(uri)
-
-
-def instructions(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> dict[str, Any]:
+def told(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> Told:
     """What a worker must be told to walk a recipe's trajectory."""
-    return {
-        "train": to_json(recipe.train),
-        "config": trajectory(recipe, index, _origin(init_from)),
-        "index": index,
-        "run_uri": run_uri,
-        "init": ray.put(init_from.tensors) if init_from else None,
-    }
+    run = Run(
+        uri=run_uri,
+        config=trajectory(recipe, index, _origin(init_from)),
+        dataset_uri=index.uri,
+        dataset_digest=index.digest,
+        versions={**versions(), "code": code_version()},
+    )
+    return Told(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
 
 
 def _points(history: list[HistoryRow]) -> list[HistoryRow]:
@@ -197,93 +148,37 @@ def _points(history: list[HistoryRow]) -> list[HistoryRow]:
     return [{key: value for key, value in row.items() if key != "images_seen"} for row in history]
 
 
-class _Board:
-    """Where the first worker posts and the driver reads."""
+class _Scribe:
+    """Shows a run's progress, logs its figures and pictures, and has its checkpoints judged."""
 
-    def __init__(self) -> None:
-        self._events: list[tuple[str, Any]] = []
+    def __init__(self, run: RunHandle, shown: Progress, judge: Judge) -> None:
+        self._run, self._shown, self._judge = run, shown, judge
 
-    def post(self, kind: str, what: Any) -> None:
-        self._events.append((kind, what))
+    def tell(self, events: list[tuple[str, Any]]) -> None:
+        """What the workers posted."""
+        rows = [what for kind, what in events if kind == "logged"]
+        if rows:
+            latest = rows[-1]
+            self._shown.set(
+                int(latest["step"]),
+                loss=f"{latest['loss']:.4f}",
+                grad=f"{latest['grad_norm']:.2f}",
+                speed=f"{latest['images_per_s']:.0f} images/s",
+            )
+            self._run.log_metrics(_points(rows))
+        for kind, what in events:
+            if kind == "preview":
+                self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
+            elif kind == "saved":
+                self._judge.saved(what)
+            elif kind == "warned":
+                self._shown.say(what)
+        self.note(self._judge.found())
 
-    def take(self) -> list[tuple[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-
-def _run(trainer: Any, board: Any, recipe: Recipe, run: RunHandle, done: int) -> None:
-    """Run the trainer in a thread, and meanwhile show progress and log metrics and pictures.
-
-    In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
-    """
-    result: Future[Any] = Future()
-
-    def fit() -> None:
-        try:
-            result.set_result(trainer.fit())
-        except BaseException as error:  # raised in the main thread
-            result.set_exception(error)
-
-    threading.Thread(target=fit, name="trainer", daemon=True).start()
-    with progress("train", recipe.train.steps, "step", initial=done) as shown:
-        while not result.done():
-            wait([result], timeout=_POLL_S)
-            _tell(ray.get(board.take.remote()), run, shown)
-    result.result()
-
-
-def _tell(events: list[tuple[str, Any]], run: RunHandle, shown: Any) -> None:
-    rows = [what for kind, what in events if kind == "logged"]
-    if rows:
-        latest = rows[-1]
-        shown.set(
-            int(latest["step"]),
-            loss=f"{latest['loss']:.4f}",
-            grad=f"{latest['grad_norm']:.2f}",
-            speed=f"{latest['images_per_s']:.0f} images/s",
-        )
-        run.log_metrics(_points(rows))
-    for kind, what in events:
-        if kind == "preview":
-            run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
-
-
-def _train_on_worker(told: dict[str, Any]) -> None:
-    """What each worker does: build, restore, train."""
-    context = ray.train.get_context()
-    worker = Worker(
-        rank=context.get_world_rank(), num_workers=context.get_world_size(), device=ray.train.torch.get_device()
-    )
-    torch.set_num_threads(cpus_per_worker(worker.num_workers))
-    walk(told, worker, _events(told))
-
-
-def walk(told: dict[str, Any], worker: Worker, events: Events) -> None:
-    """Train from wherever the run is to its last step, as one of its workers."""
-    config = from_json(TrainStage, told["train"])
-    index: DatasetIndex = told["index"]
-    run = Run(
-        uri=told["run_uri"],
-        config=told["config"],
-        dataset_uri=index.uri,
-        dataset_digest=index.digest,
-        versions={**versions(), "code": code_version()},
-    )
-    network = build_network(told["config"])
-    init_unet(network, config.seed)
-    if told["init"] is not None:
-        load_network(network, ray.get(told["init"]))
-    if config.recompute:
-        recompute_activations(network)
-    objective = build_objective(told["config"])
-    loss_aware = objective.schedule.num_timesteps if config.timesteps == "loss_aware" else None
-    state = new_state(network.to(worker.device), config.learning_rate, loss_aware=loss_aware)
-    checkpoint = newest_checkpoint(run.uri)
-    if checkpoint is not None:
-        restore(state, checkpoint, run)
-    reader = ImageReader(index, "train", shard_cache())
-    stream = TrainingStream(reader, stream_config(config), worker=worker.rank, num_workers=worker.num_workers)
-    train(state, stream, objective, config, worker, run, events)
+    def note(self, figures: list[dict[str, float]]) -> None:
+        """What the judge found."""
+        if figures:
+            self._run.log_metrics(figures)
 
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:
@@ -297,13 +192,8 @@ def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> T
     return generate(p, sampler, wanted, image_shape(config)).cpu()
 
 
-def _events(told: dict[str, Any]) -> Events:
-    post = told["board"].post.remote
-
-    def preview(state: TrainState) -> None:
-        images = preview_images(state, told["config"], range(_PREVIEW_IMAGES))
-        uri = storage.join(told["run_uri"], "samples", f"step-{state.step:08d}.png")
-        storage.write_bytes(uri, image_grid(images, columns=8))
-        post("preview", {"uri": uri, "step": state.step})
-
-    return Events(logged=lambda row: post("logged", row), saved=lambda uri: post("saved", uri), preview=preview)
+def _preview(state: TrainState, run: Run) -> dict[str, Any]:
+    images = preview_images(state, run.config, range(_PREVIEW_IMAGES))
+    uri = storage.join(run.uri, "samples", f"step-{state.step:08d}.png")
+    storage.write_bytes(uri, image_grid(images, columns=8))
+    return {"uri": uri, "step": state.step}

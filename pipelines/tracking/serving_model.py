@@ -20,8 +20,9 @@ from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
+from ddpm_core.training.build import build_network, image_shape
 from ddpm_core.training.state import load_network
-from pipelines.models import build_network, image_shape, seeded_process
+from pipelines.models import seeded_process
 
 BATCH_SIZE = 64
 

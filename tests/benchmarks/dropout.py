@@ -21,7 +21,7 @@ from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import autocast_for
 from ddpm_core.training.state import TrainState, new_state
-from ddpm_core.training.step import Objective, draw, train_step
+from ddpm_core.training.step import Objective, advance, backward, draw
 
 RATE = 0.1
 
@@ -53,7 +53,9 @@ def one_step(state: TrainState, config: TrainConfig, device: torch.device) -> tu
     began, spent = time.perf_counter(), time.process_time()
     draws = draw(state, images, labels, positions, config, 1000)
     autocast = autocast_for(config, device)
-    train_step(state, state.network, draws, positions, weights, objective, config, num_workers=1, autocast=autocast)
+    rest = (positions, weights, objective, config)
+    backward(state, state.network, draws, *rest, num_workers=1, autocast=autocast)
+    advance(state, config, update=True)
     _synchronize(device)
     return time.perf_counter() - began, time.process_time() - spent
 

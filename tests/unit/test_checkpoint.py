@@ -96,7 +96,7 @@ def test_a_truncated_state_is_skipped_too(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_newer_format_is_refused_not_skipped(tmp_path: Path) -> None:
     state = Path(write_checkpoint(str(tmp_path), checkpoint(10))) / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 99}))
-    with pytest.raises(ValueError, match="format_version 99; this code reads up to 1"):
+    with pytest.raises(ValueError, match="format_version 99; this code reads up to 2"):
         newest_checkpoint(str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """The training loop on real shards: alone, resumed, and on two and three workers over gloo, it walks one trajectory."""
 
+import json
 import multiprocessing
 import shutil
 from dataclasses import dataclass, replace
@@ -24,7 +25,9 @@ from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training import loop
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.loop import Events, Run, Worker, restore, stream_config, train
+from ddpm_core.training.loop import Events, restore, stream_config, train
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_tensors, network_tensors, new_state, optimizer_tensors
 from ddpm_core.training.step import Objective
 
@@ -51,6 +54,13 @@ OBJECTIVE = Objective(
     reverse=ReverseConfig(prediction="v", variance="learned_range"),
     loss=LossConfig(objective="bound"),
 )
+
+
+SILENT = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
+
+
+def silent_saver(state: TrainState, config: TrainConfig, run: Run) -> Saver:
+    return Saver(state, config, run, saved=lambda uri: None, warned=lambda line: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +101,8 @@ def start() -> TrainState:
 def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, num_workers: int = 1) -> Walked:
     """Train from the run's newest checkpoint on, as one of its workers."""
     state = start()
-    run = Run(uri=run_uri, config={}, dataset_uri=index.uri, dataset_digest=index.digest, versions={})
+    shape = {"image_size": 4, "channels": 1}
+    run = Run(uri=run_uri, config=shape, dataset_uri=index.uri, dataset_digest=index.digest, versions={})
     checkpoint = newest_checkpoint(run_uri)
     if checkpoint is not None:
         restore(state, checkpoint, run)
@@ -102,8 +113,7 @@ def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, 
         num_workers=num_workers,
     )
     worker = Worker(rank=rank, num_workers=num_workers, device=torch.device("cpu"))
-    events = Events(logged=lambda row: None, saved=lambda uri: None, preview=lambda state: None)
-    train(state, stream, OBJECTIVE, config, worker, run, events)
+    train(state, stream, OBJECTIVE, config, worker, run, SILENT, silent_saver(state, config, run))
     return Walked(history=state.history, network=network_tensors(state), optimizer=optimizer_tensors(state))
 
 
@@ -186,11 +196,67 @@ def test_without_the_losses_seen_the_resumed_run_walks_elsewhere(
 ) -> None:
     """They are part of the state: leaving them behind must show."""
 
-    def forgetful(state: TrainState, *tensors: Any) -> None:
-        load_tensors(state, *tensors)
+    def forgetful(state: TrainState, *tensors: Any, **counts: int) -> None:
+        load_tensors(state, *tensors, **counts)
         assert state.timesteps is not None
         state.timesteps.counts.zero_()
 
     monkeypatch.setattr(loop, "load_tensors", forgetful)
     resumed = walk(dataset, str(shutil.copytree(broken, tmp_path / "run")), CONFIG)
     assert any(not torch.equal(resumed.network[name], tensor) for name, tensor in alone.network.items())
+
+
+def test_a_step_that_is_no_number_is_skipped_listed_and_survived(
+    dataset: DatasetIndex, alone: Walked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.draw
+
+    def broken(state: TrainState, *rest: Any) -> Any:
+        draws = real(state, *rest)
+        return draws._replace(weights=draws.weights / 0) if state.step == 5 else draws
+
+    monkeypatch.setattr(loop, "draw", broken)
+    warned: list[str] = []
+    monkeypatch.setattr(f"{__name__}.SILENT", replace(SILENT, warned=warned.append))
+    walked = walk(dataset, str(tmp_path), CONFIG)
+    (line,) = warned
+    assert line.startswith("step 5 is skipped, its loss or gradient is not finite; its samples: ")
+    listed = json.loads(Path(line.rsplit(" ", 1)[1]).read_text())
+    assert sorted(listed["positions"]) == list(range(35, 42))
+    assert listed["loss"] == float("inf")
+    assert [row["step"] for row in walked.history] == list(range(1, 13))
+    assert [row["loss"] for row in walked.history[:5]] == [row["loss"] for row in alone.history[:5]]
+    assert all(bool(tensor.isfinite().all()) for tensor in walked.network.values())
+    newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None
+    assert (newest.step, newest.skipped) == (12, 1)
+    # The samples of the skipped step count as seen by no one.
+    assert int(walked.optimizer["timesteps.counts"].sum()) == 11 * 7
+
+
+def test_a_run_of_nothing_but_such_steps_ends(
+    dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.draw
+    monkeypatch.setattr(
+        loop, "draw", lambda state, *rest: (d := real(state, *rest))._replace(weights=d.weights * float("nan"))
+    )
+    with pytest.raises(FloatingPointError, match="not finite in 4 steps in a row, the last of them step 3"):
+        walk(dataset, str(tmp_path), replace(CONFIG, max_skipped=3))
+
+
+@pytest.mark.parametrize("what", ["another dataset", "another architecture"])
+def test_a_run_that_was_trained_otherwise_is_refused(
+    dataset: DatasetIndex, broken: Path, tmp_path: Path, what: str
+) -> None:
+    copied = shutil.copytree(broken, tmp_path / "run")
+    file = next(iter(sorted(copied.rglob("state.json"))[-1:]))
+    state = json.loads(file.read_text())
+    state |= {"dataset_digest": "f" * 64} if what == "another dataset" else {"config": {"image_size": 8, "channels": 1}}
+    file.write_text(json.dumps(state))
+    said = {
+        "another dataset": f"was trained on dataset ffffffffffff, this one is {dataset.digest[:12]}; give the run another",
+        "another architecture": "was started with image_size = 8, now it is 4; give the run another --name",
+    }
+    with pytest.raises(ValueError, match=said[what]):
+        walk(dataset, str(copied), CONFIG)

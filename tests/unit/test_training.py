@@ -24,7 +24,7 @@ from ddpm_core.training.state import (
     new_state,
     optimizer_tensors,
 )
-from ddpm_core.training.step import Draws, Objective, StepResult, draw, train_step, warmup
+from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw, warmup
 
 CONFIG = TrainConfig(
     steps=10, batch_size=6, learning_rate=1e-3, warmup_steps=4, grad_clip=0.05, ema_decay=0.9, flip=True, lanes=6
@@ -56,21 +56,26 @@ def drawn(images: torch.Tensor, positions: torch.Tensor, *, T: int = 50, **chang
     return draw(uniform, images, torch.full((len(images),), -1), positions, replace(CONFIG, **changes), T)
 
 
-def step(state: TrainState, rows: slice, padding: int = 0, num_workers: int = 1, first: int = 0) -> StepResult:
+def step(state: TrainState, rows: slice, padding: int = 0, num_workers: int = 1, first: int = 0) -> Backward:
     positions = torch.cat([torch.arange(first, first + 6)[rows], torch.zeros(padding, dtype=torch.int64)])
     images = torch.cat([IMAGES[rows], IMAGES[:1].expand(padding, 1, 8, 8)])
     weights = torch.cat([torch.ones(len(positions) - padding), torch.zeros(padding)])
-    return train_step(
-        state,
-        state.network,
-        drawn(images, positions),
-        positions,
-        weights,
-        PAPER,
-        CONFIG,
-        num_workers=num_workers,
-        autocast=OFF,
-    )
+    return train_step(state, drawn(images, positions), positions, weights, num_workers=num_workers)
+
+
+def train_step(
+    state: TrainState,
+    draws: Draws,
+    positions: torch.Tensor,
+    weights: torch.Tensor,
+    objective: Objective = PAPER,
+    num_workers: int = 1,
+) -> Backward:
+    """One whole step, as the loop does it."""
+    rest = (positions, weights, objective, CONFIG)
+    found = backward(state, state.network, draws, *rest, num_workers=num_workers, autocast=OFF)
+    advance(state, CONFIG, update=found.is_finite)
+    return found
 
 
 def gradient(state: TrainState) -> torch.Tensor:
@@ -133,7 +138,7 @@ def test_the_loss_is_the_weighted_mean_of_the_losses_told() -> None:
     trained, positions = state(), torch.tensor([0, 1, 2, 3, 0, 0])
     draws = drawn(IMAGES, positions)._replace(weights=torch.tensor([0.5, 2.0, 1.0, 0.0, 7.0, 7.0]))
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
-    told = train_step(trained, trained.network, draws, positions, weights, PAPER, CONFIG, num_workers=3, autocast=OFF)
+    told = train_step(trained, draws, positions, weights, num_workers=3)
     share = (told.losses * torch.tensor([0.5, 2.0, 1.0, 0.0, 0.0, 0.0])).sum()
     assert float(told.loss) == pytest.approx(float(share) * 3 / 6, rel=1e-6)
 
@@ -159,9 +164,7 @@ def test_every_objective_of_every_prediction_and_variance_trains_or_is_refused(
     trained, positions = state(wanted), torch.arange(6)
     before = {name: p.clone() for name, p in trained.network.named_parameters()}
     draws = drawn(IMAGES, positions)._replace(t=torch.tensor([0, 1, 2, 25, 48, 49]))  # both ends of the chain
-    told = train_step(
-        trained, trained.network, draws, positions, torch.ones(6), wanted, CONFIG, num_workers=1, autocast=OFF
-    )
+    told = train_step(trained, draws, positions, torch.ones(6), wanted)
     assert bool(told.losses.isfinite().all())
     assert 0 < float(told.grad_norm) < float("inf")
     for name, p in trained.network.named_parameters():
@@ -177,19 +180,10 @@ def test_a_schedule_that_ends_without_signal_trains_but_not_by_eps(objective: st
     trained, positions = state(wanted), torch.arange(6)
     draws = drawn(IMAGES, positions)._replace(t=torch.tensor([0, 1, 2, 25, 48, 49]))
     rest = (positions, torch.ones(6))
-    told = train_step(trained, trained.network, draws, *rest, wanted, CONFIG, num_workers=1, autocast=OFF)
+    told = train_step(trained, draws, *rest, wanted)
     assert 0 < float(told.grad_norm) < float("inf")
     with pytest.raises(ValueError, match=r"reverse.prediction is eps and the schedule ends at alpha_bar = 0"):
-        train_step(
-            trained,
-            trained.network,
-            draws,
-            *rest,
-            replace(wanted, reverse=ReverseConfig()),
-            CONFIG,
-            num_workers=1,
-            autocast=OFF,
-        )
+        train_step(trained, draws, *rest, replace(wanted, reverse=ReverseConfig()))
 
 
 def test_the_learning_rate_rises_linearly_then_stays() -> None:

@@ -15,7 +15,7 @@ from ddpm_core.model.blocks import Downsample
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state
-from ddpm_core.training.step import Objective, draw, train_step
+from ddpm_core.training.step import Objective, advance, backward, draw
 from pipelines.recipes import RECIPES
 
 CONFIG = TrainConfig(batch_size=6, learning_rate=1e-3, warmup_steps=0, grad_clip=0.01, ema_decay=0.9, flip=False)
@@ -44,9 +44,9 @@ def step(trained: TrainState, rows: slice = slice(0, 6), num_workers: int = 1) -
     none, ones = torch.full_like(positions, -1), torch.ones(len(positions))
     draws = draw(trained, images, none, positions, CONFIG, 50)
     off = torch.autocast("cpu", enabled=False)
-    train_step(
-        trained, trained.network, draws, positions, ones, OBJECTIVE, CONFIG, num_workers=num_workers, autocast=off
-    )
+    rest = (positions, ones, OBJECTIVE, CONFIG)
+    backward(trained, trained.network, draws, *rest, num_workers=num_workers, autocast=off)
+    advance(trained, CONFIG, update=True)
     return {name: p.grad.clone() for name, p in trained.network.named_parameters() if p.grad is not None}
 
 

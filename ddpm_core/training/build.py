@@ -1,0 +1,100 @@
+"""The config of a run, as its checkpoints hold it: made, compared, and turned into the network and objective it describes."""
+
+from dataclasses import fields
+from typing import Any
+
+from ddpm_core.artifacts.checkpoint import Checkpoint
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.diffusion.losses import LossConfig
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.plain import from_json, to_json
+from ddpm_core.training.config import FREE, TrainConfig
+from ddpm_core.training.step import Objective
+
+
+def run_config(
+    index: DatasetIndex,
+    *,
+    unet: UNetConfig,
+    schedule: ScheduleConfig,
+    reverse: ReverseConfig,
+    loss: LossConfig,
+    train: TrainConfig,
+    init_from: str | None,
+) -> dict[str, Any]:
+    """All that decides the weights of a run at a given step, as JSON.
+
+    Args:
+        train: with its precision said. Not "auto": a run that moved between CPU and GPU would go on in another one unnoticed.
+        init_from: sha256 of the weights that it begins with, if not with the seed's.
+    """
+    decisive = {field.name for field in fields(TrainConfig)} - FREE
+    return {
+        "image_size": index.image_size,
+        "channels": index.channels,
+        "unet": to_json(unet),
+        "schedule": to_json(schedule),
+        "reverse": to_json(reverse),
+        "loss": to_json(loss),
+        "train": {key: value for key, value in to_json(train).items() if key in decisive},
+        "init_from": init_from,
+    }
+
+
+def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_digest: str) -> None:
+    """Refuse to go on from a checkpoint that was trained otherwise.
+
+    Raises:
+        ValueError: with both values, if dataset or config differ.
+    """
+    if checkpoint.dataset_digest != dataset_digest:
+        raise ValueError(
+            f"the run was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {dataset_digest[:12]}; "
+            "give the run another --name"
+        )
+    found, wanted = _flat(checkpoint.config), _flat(config)
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise ValueError(
+                f"the run was started with {key} = {found.get(key)}, now it is {wanted.get(key)}; "
+                "give the run another --name, or go on with the value it has"
+            )
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def build_network(config: dict[str, Any]) -> UNet:
+    """The network of a checkpoint's config, with no weights in it yet."""
+    channels = config["channels"]
+    return UNet(
+        from_json(UNetConfig, config["unet"]),
+        image_size=config["image_size"],
+        channels=channels,
+        num_outputs=from_json(ReverseConfig, config["reverse"]).num_outputs(channels),
+    )
+
+
+def build_schedule(config: dict[str, Any]) -> NoiseSchedule:
+    """The schedule of a checkpoint's config."""
+    return make_schedule(from_json(ScheduleConfig, config["schedule"]))
+
+
+def build_objective(config: dict[str, Any]) -> Objective:
+    """What training on a checkpoint's config minimises."""
+    return Objective(
+        schedule=build_schedule(config),
+        reverse=from_json(ReverseConfig, config["reverse"]),
+        loss=from_json(LossConfig, config["loss"]),
+    )
+
+
+def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width of a checkpoint's images."""
+    return config["channels"], config["image_size"], config["image_size"]

@@ -1,0 +1,65 @@
+"""One worker's whole way: build what the run's config says, go on from the newest checkpoint, train to the last step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_core.artifacts.checkpoint import Tensors, newest_checkpoint
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.data.loader import ImageReader, TrainingStream
+from ddpm_core.model.unet import init_unet, recompute_activations
+from ddpm_core.training.build import build_network, build_objective
+from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.loop import Events, restore, stream_config, train
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.saver import Run, Saver
+from ddpm_core.training.state import TrainState, load_network, new_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What every worker of a run is told."""
+
+    train: TrainConfig
+    run: Run
+    index: DatasetIndex
+    init: Tensors | None = None
+    """Weights to begin with, instead of the seed's."""
+
+
+def begin(told: Told, worker: Worker) -> TrainState:
+    """The state that the run has come to: its newest checkpoint, or that before the first step."""
+    config = told.train
+    network = build_network(told.run.config)
+    init_unet(network, config.seed)
+    if told.init is not None:
+        load_network(network, told.init)
+    if config.recompute:
+        recompute_activations(network)
+    loss_aware = build_objective(told.run.config).schedule.num_timesteps if config.timesteps == "loss_aware" else None
+    state = new_state(network.to(worker.device), config.learning_rate, loss_aware=loss_aware)
+    checkpoint = newest_checkpoint(told.run.uri)
+    if checkpoint is not None:
+        restore(state, checkpoint, told.run)
+    return state
+
+
+def walk(
+    told: Told, worker: Worker, events: Events, cache: Path, make_saver: Callable[[TrainState], Saver]
+) -> TrainState:
+    """Train from wherever the run is to its last step, as one of its workers; returns the state at the end.
+
+    Args:
+        cache: where copies of shards from S3 are kept on this machine.
+        make_saver: of the state's checkpoints.
+    """
+    state = begin(told, worker)
+    stream = TrainingStream(
+        ImageReader(told.index, "train", cache),
+        stream_config(told.train),
+        worker=worker.rank,
+        num_workers=worker.num_workers,
+    )
+    objective = build_objective(told.run.config)
+    train(state, stream, objective, told.train, worker, told.run, events, make_saver(state))
+    return state

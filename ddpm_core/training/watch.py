@@ -1,0 +1,67 @@
+"""What ends a run before it goes astray: numbers that are none, and memory that does not suffice."""
+
+import json
+
+import torch
+
+from ddpm_core import storage
+from ddpm_core.data.loader import Batch
+from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.state import TrainState
+from ddpm_core.training.step import Backward, Draws
+
+
+def record_skipped(run_uri: str, step: int, worker: int, batch: Batch, draws: Draws, found: Backward) -> str:
+    """Write down which samples a skipped step was to train on, for a person to look at; returns the URI."""
+    uri = storage.join(run_uri, "skipped", f"step-{step:08d}-worker-{worker}.json")
+    real = batch.weights.bool().cpu()
+    what = {
+        "step": step,
+        "loss": float(found.loss),
+        "grad_norm": float(found.grad_norm),
+        "positions": batch.positions.cpu()[real].tolist(),
+        "t": draws.t.cpu()[real].tolist(),
+        "losses": [float(loss) for loss in found.losses.cpu()[real]],
+    }
+    storage.write_bytes(uri, json.dumps(what, indent=2).encode())
+    return uri
+
+
+def check_skipped(state: TrainState, in_a_row: int, config: TrainConfig, where: str) -> None:
+    """End a run whose steps are skipped one after the other.
+
+    Raises:
+        FloatingPointError: once there are more than `config.max_skipped` in a row.
+    """
+    if in_a_row > config.max_skipped:
+        raise FloatingPointError(
+            f"loss or gradient was not finite in {in_a_row} steps in a row, the last of them step {state.step - 1}; "
+            f"expected at most {config.max_skipped} (train.max-skipped). The samples are listed in {where}: look at "
+            "them, lower --train.learning-rate, or train in float32"
+        )
+
+
+def batch_that_fits(local_batch: int, before_bytes: int, peak_bytes: int, asked_bytes: int, total_bytes: int) -> int:
+    """The images a worker that would fit into a device's memory, if what is needed grows with them; 0: not even one.
+
+    Args:
+        local_batch: images a worker for which memory did not suffice.
+        before_bytes: in use before the step: weights, moments, averages.
+        peak_bytes: in use at most when it failed.
+        asked_bytes: what the request that failed asked for on top of that.
+        total_bytes: of the device.
+    """
+    needed = max(peak_bytes + asked_bytes - before_bytes, 1)  # at least: the step had not ended
+    return max(0, min(local_batch - 1, int(local_batch * (total_bytes - before_bytes) / needed)))
+
+
+def out_of_memory(device: torch.device, before_bytes: int, local_batch: int, config: TrainConfig) -> MemoryError:
+    """The error of one line for a step that did not fit into a GPU's memory."""
+    properties, peak = torch.cuda.get_device_properties(device), torch.cuda.max_memory_allocated(device)
+    # What failed is not told in numbers; an image's share of the peak is a fair guess at it.
+    fits = batch_that_fits(local_batch, before_bytes, peak, peak // max(local_batch, 1), properties.total_memory)
+    share = -(-config.batch_size // max(local_batch, 1))
+    return MemoryError(
+        f"{local_batch} images a worker do not fit into the {properties.total_memory / 2**30:.0f} GiB of {properties.name}"
+        f"; about {fits} would: lower --train.batch-size to {fits * share}, take more workers, or set --train.recompute"
+    )

@@ -1,0 +1,128 @@
+"""The board of a training run: an actor on which workers post what happens, and learn that they have to leave."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+SILENT_S = 30.0
+"""Without a sign of life for so long, a worker is named."""
+STUCK_S = 120.0
+"""At the same step for so long, and for many times longer than any step took so far, the workers are named."""
+_PATIENCE = 10
+_CLAIM_S = 2.0
+"""A worker that is alive takes the order to save in less."""
+
+
+@dataclass
+class _Sign:
+    """The last sign of life of a worker."""
+
+    where: str
+    step: int
+    doing: str
+    heard: float
+    since: float
+
+
+class Watch:
+    """Tells which worker keeps the others waiting. Times are in seconds of any clock that does not go back."""
+
+    def __init__(self) -> None:
+        self._signs: dict[int, _Sign] = {}
+        self._told: set[tuple[int, int]] = set()
+        self._longest_s = 0.0
+
+    def beat(self, rank: int, where: str, step: int, doing: str, now: float) -> None:
+        """A sign of life: the worker, its node and process, its step, and `reading` or `computing`."""
+        last = self._signs.get(rank)
+        if last is None or last.step != step:
+            if last is not None and step > last.step:
+                self._longest_s = max(self._longest_s, now - last.since)
+            self._signs[rank] = _Sign(where, step, doing, now, now)
+        else:
+            last.doing, last.heard = doing, now
+
+    def stalled(self, now: float) -> list[str]:
+        """A line for each worker that keeps the others waiting, once for each step."""
+        silent = {rank: s for rank, s in self._signs.items() if now - s.heard > SILENT_S}
+        patience = max(STUCK_S, _PATIENCE * self._longest_s)
+        stuck = {rank: s for rank, s in self._signs.items() if rank not in silent and now - s.since > patience}
+        # Who computes waits for the others' gradients; who reads is waited for.
+        reading = {rank: s for rank, s in stuck.items() if s.doing == "reading"}
+        lines = []
+        for rank, sign in sorted({**silent, **(reading or stuck if not silent else {})}.items()):
+            if (rank, sign.step) not in self._told:
+                self._told.add((rank, sign.step))
+                what = (
+                    f"has said nothing for {now - sign.heard:.0f} s"
+                    if rank in silent
+                    else f"has been {sign.doing} for {now - sign.since:.0f} s"
+                )
+                lines.append(f"worker {rank} ({sign.where}) {what}, at step {sign.step}")
+        return lines
+
+    def clear(self) -> None:
+        """Forget the workers: others take their place."""
+        self._signs.clear()
+
+
+class Board:
+    """What is posted here, in order, and the one order that workers are given: save the last step, and leave."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, Any]] = []
+        self._watch = Watch()
+        self._leave, self._left = asyncio.Event(), asyncio.Event()
+        self._claimed = self._finished = False
+        self._step = 0
+
+    async def post(self, kind: str, what: Any) -> None:
+        """Tell the driver."""
+        self._events.append((kind, what))
+
+    async def take(self) -> list[tuple[str, Any]]:
+        """All that was posted since the last time, and who is waited for."""
+        stalled = [("warned", line) for line in self._watch.stalled(time.monotonic())]
+        events, self._events = self._events + stalled, []
+        return events
+
+    async def beat(self, rank: int, where: str, step: int, doing: str) -> None:
+        """See Watch.beat."""
+        self._watch.beat(rank, where, step, doing, time.monotonic())
+
+    async def finish(self) -> None:
+        """The first worker is done: there is nothing left to save."""
+        self._finished = True
+
+    async def claim(self) -> bool:
+        """Wait for the order to leave. Of the workers that are alive then, one is told to save: all hold the same state."""
+        await self._leave.wait()
+        first, self._claimed = not self._claimed, True
+        return first
+
+    async def saved(self, step: int) -> None:
+        """The worker that was told to save has done so."""
+        self._step = step
+        self._left.set()
+
+    async def leave(self, timeout_s: float) -> int | None:
+        """Order the workers to leave, and wait until the last completed step stands as a checkpoint.
+
+        Returns:
+            the step; None if there is nothing to save, no worker is alive, or the one that is could not save in time.
+        """
+        if self._finished:
+            return None
+        self._leave.set()
+        try:
+            deadline = time.monotonic() + timeout_s
+            while not self._left.is_set():
+                now = time.monotonic()
+                if now > deadline or (not self._claimed and now > deadline - timeout_s + _CLAIM_S):
+                    return None
+                await asyncio.sleep(0.02)
+            return self._step
+        finally:
+            self._leave, self._left, self._claimed = asyncio.Event(), asyncio.Event(), False
+            self._watch.clear()

@@ -1,0 +1,246 @@
+"""A TorchTrainer whose workers run ddpm_core's loop; none of what they did is lost when one of them goes.
+
+All workers hold the same state. Before Ray takes a group of them down, to replace a lost one or to grow, one that is alive
+saves the last completed step; so it does when the driver is told to end (SIGTERM, Ctrl-C).
+"""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.artifacts.validation import best_step
+from ddpm_core.training.loop import Events
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.saver import Saver
+from ddpm_core.training.state import TrainState
+from ddpm_core.training.walk import Told, walk
+from pipelines.cluster import cpus_per_worker, shard_cache
+from pipelines.door import raised_by_us
+from pipelines.recipes import TrainStage
+from pipelines.stages.board import Board
+
+LEAVE_S = 120.0
+"""So long a worker may take to save before it is taken down all the same."""
+_POLL_S, _BEAT_S = 0.5, 5.0
+_GROW_S = 30.0
+"""How often Ray looks for room for more workers."""
+
+Tell = Callable[[list[tuple[str, Any]]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What a worker needs beside the run itself."""
+
+    told: Told
+    """Without the weights to begin with,"""
+    init: Any
+    """which lie in Ray's object store, if there are any."""
+    board: Any
+    threads: int
+    """Of each worker, whatever their number: other threads add up in another order."""
+    preview: Callable[[TrainState], dict[str, Any]]
+    """Makes the grid of samples; returns what is posted."""
+
+
+def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]) -> None:
+    """Train to the last step.
+
+    Args:
+        tell: shown what happens, in the driver's main thread, every half second.
+
+    Raises:
+        ValueError: if a worker refused to go on, in one line.
+        RuntimeError: if training failed thrice without a step forward.
+    """
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    threads = cpus_per_worker(stage.num_workers)
+    init = ray.put(told.init) if told.init else None
+    orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
+    try:
+        while not _trained(_trainer(orders, stage), board, tell, told.run.uri):
+            pass
+    except KeyboardInterrupt:
+        _leave(board, tell)
+        raise
+    finally:
+        for uri, _ in storage.list_files(_records(told)):
+            storage.delete(uri)
+
+
+def _trained(trainer: Any, board: Any, tell: Tell, run_uri: str) -> bool:
+    """Whether the trainer got to the end; False if it gave up, but not where it began, so that another one may go on."""
+    before = list_checkpoints(run_uri)[-1:]
+    try:
+        _follow(trainer, board, tell)
+    except ray.train.TrainingFailedError as error:
+        if list_checkpoints(run_uri)[-1:] == before:
+            raise
+        tell([("warned", f"training failed several times, and goes on as it got further: {_last_line(error)}")])
+        return False
+    return True
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:160]
+
+
+def _records(told: Told) -> str:
+    return storage.join(told.run.uri, "ray")
+
+
+def _trainer(orders: Orders, stage: TrainStage) -> Any:
+    elastic = stage.min_workers is not None and stage.min_workers < stage.num_workers
+    if elastic:
+        # After a loss Ray waits so long for a group of the old size before it takes a smaller one.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    scaling = ray.train.ScalingConfig(
+        num_workers=(stage.min_workers, stage.num_workers) if elastic else stage.num_workers,
+        use_gpu=stage.use_gpu,
+        resources_per_worker={"CPU": orders.threads, "GPU": int(stage.use_gpu)},
+        **({"elastic_resize_monitor_interval_s": _GROW_S} if elastic else {}),
+    )
+    return ray.train.torch.TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"orders": orders},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            # Ray resumes a run of the same name from its own records; ours lie in the checkpoints: each fit has its own.
+            name=uuid.uuid4().hex[:12],
+            storage_path=_records(orders.told),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            callbacks=[_SaveBeforeShutdown(orders.board)],
+        ),
+    )
+
+
+class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
+    """Has a worker save before the group is taken down. Runs in Ray's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        ray.get(self._board.leave.remote(LEAVE_S))
+
+    def before_worker_group_abort(self, worker_group_context: Any) -> None:
+        ray.get(self._board.leave.remote(LEAVE_S))
+
+
+def _follow(trainer: Any, board: Any, tell: Tell) -> None:
+    """Run the trainer in a thread, and meanwhile tell what happens.
+
+    In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
+    """
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(trainer.fit())
+        except BaseException as error:  # raised in the main thread
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="trainer", daemon=True).start()
+    ended = False
+    while not ended:
+        ended = bool(wait([result], timeout=_POLL_S).done)
+        events = ray.get(board.take.remote())
+        tell(events)
+        for kind, what in events:
+            if kind == "refused":
+                raise ValueError(what)
+    result.result()
+
+
+def _leave(board: Any, tell: Tell) -> None:
+    began = time.perf_counter()
+    step = ray.get(board.leave.remote(LEAVE_S))
+    events = ray.get(board.take.remote())
+    if step is not None:
+        events.append(("warned", f"step {step:,} was saved in {time.perf_counter() - began:.1f} s"))
+    tell(events)
+
+
+def _train_on_worker(config: dict[str, Any]) -> None:
+    """What each worker does."""
+    orders: Orders = config["orders"]
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(), num_workers=context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    torch.set_num_threads(orders.threads)
+    board = orders.board
+    try:
+        with _beating(board, worker.rank) as doing:
+            told = orders.told if orders.init is None else replace(orders.told, init=ray.get(orders.init))
+            walk(told, worker, _events(orders, doing), shard_cache(), lambda state: _saver(state, orders))
+    except (ValueError, MemoryError, ArithmeticError) as error:
+        if raised_by_us(error):  # another attempt would end as this one did
+            ray.get(board.post.remote("refused", str(error)))
+        raise
+    if worker.is_first:
+        ray.get(board.finish.remote())
+
+
+def _events(orders: Orders, doing: Callable[[int, str], None]) -> Events:
+    post = orders.board.post.remote
+    return Events(
+        logged=lambda row: post("logged", row),
+        preview=lambda state: post("preview", orders.preview(state)),
+        warned=lambda line: post("warned", line),
+        doing=doing,
+    )
+
+
+def _saver(state: TrainState, orders: Orders) -> Saver:
+    """The state's saver, and a thread that has it save when the worker is told to leave."""
+    board, told = orders.board, orders.told
+    saver = Saver(
+        state,
+        told.train,
+        told.run,
+        saved=lambda uri: board.post.remote("saved", uri),
+        warned=lambda line: board.post.remote("warned", line),
+        best=lambda: best_step(told.run.uri),
+    )
+
+    def leave_when_told() -> None:
+        if ray.get(board.claim.remote()):
+            ray.get(board.saved.remote(saver.leave()))
+
+    threading.Thread(target=leave_when_told, name="leave", daemon=True).start()
+    return saver
+
+
+@contextmanager
+def _beating(board: Any, rank: int) -> Iterator[Callable[[int, str], None]]:
+    """Shows the board every few seconds what the worker does, which it says by calling what it is given."""
+    where, now, ended = f"{socket.gethostname()}, process {os.getpid()}", [(0, "starting")], threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_S):
+            board.beat.remote(rank, where, *now[0])
+
+    def say(step: int, doing: str) -> None:
+        now[0] = (step, doing)
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
+    try:
+        yield say
+    finally:
+        ended.set()

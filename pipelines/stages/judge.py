@@ -1,0 +1,99 @@
+"""Evaluation beside training: a checkpoint's samples and held-out likelihood, measured by a task while the workers train on.
+
+A task of our own rather than Ray Train's asynchronous validation: that one belongs to a group of workers and to checkpoints
+that Ray keeps; this one reads a checkpoint at its URI, and outlives the group that wrote it.
+"""
+
+from functools import reduce
+from typing import Any
+
+import ray
+import torch
+
+from ddpm_core.artifacts.checkpoint import read_weights, step_of
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.validation import FIGURE, read_validations, write_validation
+from ddpm_core.data.loader import ImageReader
+from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
+from ddpm_core.evaluation.features import NAME, extract
+from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
+from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.sampling.generate import generate
+from ddpm_core.training.build import image_shape
+from pipelines.cluster import shard_cache
+from pipelines.models import build_denoiser, reverse_process, seeded_process
+from pipelines.recipes import Recipe
+from pipelines.stages.evaluate import real_stats
+
+_BATCH = 64
+
+
+class Judge:
+    """Measures every n-th checkpoint, one at a time; of those that come meanwhile only the newest is measured next."""
+
+    def __init__(self, recipe: Recipe, index: DatasetIndex, run_uri: str) -> None:
+        self._recipe, self._index, self._run_uri = recipe, index, run_uri
+        self._every = recipe.train.validate_every
+        self._reference = real_stats(index, "train", recipe.evaluate, recipe.store) if self._every else None
+        self._running: Any = None
+        self._next: str | None = None
+
+    def saved(self, uri: str) -> None:
+        """A checkpoint stands."""
+        step = step_of(uri)
+        if self._every and step % self._every == 0 and step not in read_validations(self._run_uri):
+            self._next = uri
+        self._start()
+
+    def _start(self) -> None:
+        if self._next is not None and self._running is None:
+            uri, self._next = self._next, None
+            task = _measure.options(num_cpus=0, num_gpus=0)
+            self._running = task.remote(uri, self._run_uri, self._index, self._recipe, self._reference)
+
+    def found(self, *, wait: bool = False) -> list[dict[str, float]]:
+        """Figures that have come in: step, distance under its own name, bits_per_dim.
+
+        Args:
+            wait: for all that are under way.
+        """
+        rows = []
+        while self._running is not None:
+            done, _ = ray.wait([self._running], timeout=None if wait else 0)
+            if not done:
+                break
+            rows.append(ray.get(self._running))
+            self._running = None
+            self._start()
+        return rows
+
+
+@ray.remote
+def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats) -> dict[str, float]:
+    """Figures of a checkpoint's averaged weights, written beside its run."""
+    torch.set_num_threads(1)
+    weights = read_weights(uri)
+    network, parts = build_denoiser(weights), []
+    count = recipe.train.validate_images
+    for first in range(0, count, _BATCH):
+        seeds = torch.arange(first, min(first + _BATCH, count))
+        p = seeded_process(network, weights.config, seeds, SampleConfig())
+        images = generate(p, recipe.sample.sampler, seeds, image_shape(weights.config))
+        parts.append(FeatureStats.from_features(extract(images)))
+    figures = {FIGURE: frechet_distance(merge_all(parts), reference)}
+    config = recipe.evaluate
+    num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
+    reader = ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
+    bounds: list[BoundStats] = []
+    for first in range(0, num_heldout, GROUP):
+        places = reader.places(range(first, min(first + GROUP, num_heldout)))
+        p = reverse_process(network, weights.config, reader.labels(*places))
+        bounds.append(measure_bound(p, reader.images(*places), first, config.bits_per_dim_steps))
+    if bounds:
+        figures["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
+    write_validation(run_uri, weights.step, figures)
+    return {
+        "step": weights.step,
+        f"validation/{NAME}": figures.pop(FIGURE),
+        **{f"validation/{k}": v for k, v in figures.items()},
+    }

@@ -2,6 +2,11 @@
 
 A URI is a local path (or file:///path) or s3://bucket/key. An absent file is a FileNotFoundError; any other failure a
 StorageError of one line. A file is there whole or not at all: readers never see half of one.
+
+S3 servers fail now and then. Each request for an object, or for a part of a large one, is made again with growing pauses
+while it fails in a way that may pass (no connection, an answer cut short, 5xx, throttling), until DDPM_S3_DEADLINE_S
+seconds (default 120) after it began. A try that is under way then is not cut off, save by silence of as many seconds,
+60 at the most.
 """
 
 import hashlib
@@ -77,17 +82,15 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Write a file if none stands there. Of several writers at once exactly one gets True.
-
-    On S3 this holds after a lost answer too if no two writers write the same bytes: what stands is then compared.
-    """
+    """Write a file if none stands there. Of several writers at once exactly one gets True."""
     return s3.create_bytes(uri, data) if is_s3(uri) else local.create_bytes(local_path(uri), data)
 
 
 def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
     """Replace a file if its content is `expected` (compare and swap); False, and nothing done, if it is not or is gone.
 
-    Safe against other replace_bytes and create_bytes; locally write_bytes does not wait for a swap under way.
+    Safe against other replace_bytes and create_bytes; locally write_bytes does not wait for a swap under way. Contents
+    should not come again (A, B, A): on S3 a swap whose answer was lost is tried again, and would then be done twice.
     """
     if is_s3(uri):
         return s3.replace_bytes(uri, data, expected)

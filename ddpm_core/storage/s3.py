@@ -2,128 +2,94 @@
 
 A conditional put makes the commit: it holds under a race on AWS and on Ceph, where completing a multipart upload does
 not; so whatever is created or swapped under a condition goes up in one put.
+
+Every request goes through `persistently`, which tries again. So one may be carried out twice, or be carried out and its
+answer lost: an object made under a condition or in parts names its writers, which tells one's own first try from
+another's.
 """
 
+import base64
+import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import boto3
-from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto_errors
-from botocore.config import Config
 
 from ddpm_core.storage.local import TEMPORARY
+from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, persistently
 from ddpm_core.storage.uri import StorageError, split_s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef
 else:
     S3Client = object
 
-ATTEMPTS = 5
-_ABSENT = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _LOST_RACE = {"412", "PreconditionFailed"}
-_BUSY = {"409", "ConditionalRequestConflict", "OperationAborted"}
-_UNREACHABLE = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
-_NO_CREDENTIALS = (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError)
-_TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4)
-_lock = threading.Lock()
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _client(attempts: int = ATTEMPTS) -> S3Client:
-    """This process's client for the settings that now stand in the environment; threads may share it."""
-    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    with _lock:  # making one is not safe in threads, using one is
-        return _make_client(os.getpid(), settings, attempts)
-
-
-@lru_cache(maxsize=8)
-def _make_client(process: int, settings: tuple[tuple[str, str], ...], attempts: int) -> S3Client:
-    endpoint = _endpoint()
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"AWS_ENDPOINT_URL_S3 is {endpoint}; expected http://host:port or https://host:port")
-    # Servers other than AWS seldom answer to bucket.host, and older ones refuse the checksum trailers that are new.
-    other: dict[str, Any] = {
-        "s3": {"addressing_style": "path"},
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    }
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=10,
-        read_timeout=60,
-        max_pool_connections=32,
-        **(other if endpoint else {}),
-    )
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    session = boto3.session.Session(region_name=region)
-    return session.client("s3", endpoint_url=endpoint, config=config, region_name=session.region_name or "us-east-1")
-
-
-def _code(error: boto_errors.ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
-
-
-@contextmanager
-def _errors(uri: str) -> Iterator[None]:
-    """One line that says what to do, in place of botocore's errors; an absent object is a FileNotFoundError."""
-    server = _endpoint() or "AWS"
-    try:
-        yield
-    except boto_errors.ClientError as error:
-        if _code(error) in _ABSENT:
-            raise FileNotFoundError(f"no file at {uri}") from None
-        if _code(error) == "NoSuchBucket":
-            bucket = split_s3(uri)[0]
-            raise StorageError(f"{uri}: there is no bucket {bucket} at {server}; create it or name another") from None
-        if _code(error) in _REFUSED:
-            raise StorageError(
-                f"{uri}: {server} refused the credentials ({_code(error)}); set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY of a user who may read and write there"
-            ) from None
-        raise StorageError(f"{uri}: {server} answered: {error}") from error
-    except _NO_CREDENTIALS:
-        raise StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-    except _UNREACHABLE as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(f"{uri}: cannot reach {server} ({reason}); set AWS_ENDPOINT_URL_S3 to the server") from None
-    except boto_errors.BotoCoreError as error:
-        raise StorageError(f"{uri}: {' '.join(str(error).split())}") from error
+_PAST_THE_END = {"416", "InvalidRange"}
+_SOON_S = 5.0
+"""How long a store is tried that is only being checked, or where an upload has failed already."""
+_PART_BYTES = 32 << 20
+_NUM_THREADS = 4
+_WRITERS = "writers"
+"""Name of the metadata that hold the last writers' random names, newest first."""
+_NUM_WRITERS = 32
 
 
 def read_bytes(uri: str) -> bytes:
-    bucket, key = split_s3(uri)
-    with _errors(uri):
-        return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    file = BytesIO()
+    download(uri, file)
+    return file.getvalue()
+
+
+def download(uri: str, file: BufferedIOBase) -> None:
+    """Copy an object into an empty file, in parts of one version, several at a time."""
+    body, size, etag = _read_part(uri, 0, _PART_BYTES)
+    file.write(body)
+    lock = threading.Lock()
+
+    def fetch(offset: int) -> None:
+        part = read_range(uri, offset, _PART_BYTES, etag)
+        with lock:
+            file.seek(offset)
+            file.write(part)
+
+    if size > _PART_BYTES:
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            list(threads.map(fetch, range(_PART_BYTES, size, _PART_BYTES)))
 
 
 def read_range(uri: str, offset: int, size: int, etag: str | None = None) -> bytes:
     """The bytes [offset, offset + size), fewer at the end; with an etag, of that version of the object or an error."""
-    if size <= 0:
-        return b""
+    return _read_part(uri, offset, size, etag)[0] if size > 0 else b""
+
+
+def _read_part(uri: str, offset: int, size: int, etag: str | None = None) -> tuple[bytes, int, str]:
+    """(the bytes [offset, offset + size), the size of the whole object, its etag); (b"", 0, "") from its end on."""
     bucket, key = split_s3(uri)
     condition: dict[str, Any] = {"IfMatch": etag} if etag else {}
-    with _errors(uri):
+
+    def get(client: S3Client) -> tuple[bytes, int, str]:
         try:
-            span = f"bytes={offset}-{offset + size - 1}"
-            return _client().get_object(Bucket=bucket, Key=key, Range=span, **condition)["Body"].read()
+            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + size - 1}", **condition)
         except boto_errors.ClientError as error:
-            if _code(error) in {"416", "InvalidRange"}:
-                return b""
-            if _code(error) in _LOST_RACE:
+            if error_code(error) in _PAST_THE_END and not etag:
+                return b"", 0, ""
+            if error_code(error) in _LOST_RACE:
                 raise StorageError(f"{uri} was replaced while it was being read; read it again") from None
             raise
+        body = answer["Body"].read()
+        total = int(answer.get("ContentRange", "").rpartition("/")[2] or len(body))
+        if len(body) != min(size, total - offset):
+            raise boto_errors.IncompleteReadError(actual_bytes=len(body), expected_bytes=min(size, total - offset))
+        return body, total, answer["ETag"]
+
+    return persistently(uri, "read", get)
 
 
 def describe(uri: str) -> tuple[int, str] | None:
@@ -132,8 +98,7 @@ def describe(uri: str) -> tuple[int, str] | None:
     if not key:
         return None
     try:
-        with _errors(uri):
-            head = _client().head_object(Bucket=bucket, Key=key)
+        head = persistently(uri, "look up", lambda client: client.head_object(Bucket=bucket, Key=key))
     except FileNotFoundError:
         return None
     return head["ContentLength"], head["ETag"]
@@ -142,84 +107,156 @@ def describe(uri: str) -> tuple[int, str] | None:
 def list_files(uri: str) -> list[tuple[str, int, str]]:
     """(uri, size, etag) of every object below the prefix, sorted; folder markers are left out."""
     bucket, key = split_s3(uri)
-    found = []
-    with _errors(uri):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{key}/" if key else "")
-        for page in pages:
-            for item in page.get("Contents", []):
-                if not item["Key"].endswith("/"):
-                    found.append((f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]))
-    return sorted(found)
+    found: list[tuple[str, int, str]] = []
+    place: dict[str, Any] = {}
+
+    def get_page(client: S3Client) -> "ListObjectsV2OutputTypeDef":
+        return client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", **place)
+
+    while True:
+        page = persistently(uri, "list", get_page)
+        items = page.get("Contents", [])
+        found += [(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]) for item in items]
+        if not page["IsTruncated"]:
+            return sorted(item for item in found if not item[0].endswith("/"))
+        place = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    bucket, key = split_s3(uri)
-    with _errors(uri):
-        _client().put_object(Bucket=bucket, Key=key, Body=data)
+    _put(uri, data)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    return _put_if(uri, data, {"IfNoneMatch": "*"})
+    return _put(uri, data, {"IfNoneMatch": "*"})
 
 
 def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
     bucket, key = split_s3(uri)
+
+    def get(client: S3Client) -> tuple[bytes, str, str]:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer["ETag"], answer["Metadata"].get(_WRITERS, "")
+
     try:
-        with _errors(uri):
-            current = _client().get_object(Bucket=bucket, Key=key)
-            if current["Body"].read() != expected:
-                return False
-        return _put_if(uri, data, {"IfMatch": current["ETag"].strip('"')})  # Ceph compares without the quotes
+        content, etag, writers = persistently(uri, "read", get)
+        if content != expected:
+            return False
+        return _put(uri, data, {"IfMatch": etag.strip('"')}, writers)  # Ceph compares without the quotes
     except FileNotFoundError:
         return False
 
 
-def _put_if(uri: str, data: bytes, condition: dict[str, Any]) -> bool:
-    """Put under a condition; False if it did not hold."""
+def _put(uri: str, data: bytes, condition: dict[str, Any] | None = None, writers: str = "") -> bool:
+    """Put, under a condition or none; False if it did not hold.
+
+    Args:
+        writers: of the version that is replaced; they are carried on, so that a put whose answer was lost is known to
+            have won even if it was replaced since (up to _NUM_WRITERS times, by contents that do not come again).
+    """
     bucket, key = split_s3(uri)
-    for attempt in range(ATTEMPTS):
-        with _errors(uri):
-            try:
-                _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
-                return True
-            except boto_errors.ClientError as error:
-                if _code(error) in _BUSY and attempt + 1 < ATTEMPTS:
-                    continue  # another conditional put was under way; it may yet have failed
-                if _code(error) not in _LOST_RACE:
-                    raise
-                if not error.response["ResponseMetadata"].get("RetryAttempts"):
-                    return False
-        # The put was retried below us: what stands in the way may be our own first try, whose answer was lost.
-        return read_bytes(uri) == data
-    raise AssertionError("the last attempt either returns or raises")
+    name = uuid.uuid4().hex[:16]
+    metadata = {_WRITERS: " ".join([name, *writers.split()][:_NUM_WRITERS])}
+
+    def put(client: S3Client) -> bool:
+        try:
+            client.put_object(
+                Bucket=bucket, Key=key, Body=data, ContentMD5=_md5(data), Metadata=metadata, **condition or {}
+            )
+        except boto_errors.ClientError as error:
+            if error_code(error) not in _LOST_RACE:
+                raise
+            return _was_written_by(client, bucket, key, name)
+        return True
+
+    return persistently(uri, "write", put)
+
+
+def _was_written_by(client: S3Client, bucket: str, key: str, name: str) -> bool:
+    """Whether the version that stands, or one that it replaced, is by this writer."""
+    try:
+        return name in client.head_object(Bucket=bucket, Key=key)["Metadata"].get(_WRITERS, "").split()
+    except boto_errors.ClientError as error:
+        if error_code(error) in ABSENT:
+            return False
+        raise
+
+
+def _md5(data: bytes) -> str:
+    """For the server to compare with what arrived."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def upload(path: Path, uri: str) -> None:
-    bucket, key = split_s3(uri)
-    with open(path, "rb") as file, _errors(uri):
-        _client().upload_fileobj(file, bucket, key, Config=_TRANSFER)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _PART_BYTES:
+            write_bytes(uri, file.read())
+        else:
+            _put_parts(uri, file, size)
 
 
-def download(uri: str, file: BinaryIO) -> None:
+def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
+    """Put a file in parts, several at a time; on failure the parts are removed again."""
     bucket, key = split_s3(uri)
-    with _errors(uri):
-        _client().download_fileobj(bucket, key, file, Config=_TRANSFER)
+    name = uuid.uuid4().hex[:16]
+    lock = threading.Lock()
+
+    def begin(client: S3Client) -> str:
+        return client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={_WRITERS: name})["UploadId"]
+
+    def put(offset: int) -> "CompletedPartTypeDef":
+        with lock:
+            file.seek(offset)
+            part = file.read(_PART_BYTES)
+        number, digest = offset // _PART_BYTES + 1, _md5(part)
+
+        def put_part(client: S3Client) -> str:
+            return client.upload_part(**where, PartNumber=number, Body=part, ContentMD5=digest)["ETag"]
+
+        return {"PartNumber": number, "ETag": persistently(uri, "write", put_part)}
+
+    def complete(client: S3Client) -> None:
+        try:
+            client.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
+        except boto_errors.ClientError as error:
+            if error_code(error) != "NoSuchUpload" or not _was_written_by(client, bucket, key, name):
+                raise  # else an earlier try completed it, and its answer was lost
+
+    def abort(client: S3Client) -> None:
+        try:
+            client.abort_multipart_upload(**where)
+        except boto_errors.ClientError as error:
+            if error_code(error) != "NoSuchUpload":
+                raise
+
+    where: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": persistently(uri, "write", begin)}
+    try:
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            parts = list(threads.map(put, range(0, size, _PART_BYTES)))
+        persistently(uri, "write", complete)
+    except BaseException as error:
+        try:
+            persistently(uri, "remove the parts", abort, _SOON_S)
+        except OSError as left:
+            error.add_note(f"parts of the upload were left: {left}")
+        raise
 
 
 def delete(uri: str) -> None:
     bucket, key = split_s3(uri)
-    with _errors(uri):
-        _client().delete_object(Bucket=bucket, Key=key)
+    persistently(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=key))
 
 
 def check_store(uri: str) -> None:
     """See ddpm_core.storage.check_store."""
     bucket, key = split_s3(uri)
     probe = "/".join(part for part in (key, f"{TEMPORARY}{uuid.uuid4().hex}") if part)
+
+    def write_and_remove(client: S3Client) -> None:
+        client.put_object(Bucket=bucket, Key=probe, Body=b"probe")
+        client.delete_object(Bucket=bucket, Key=probe)
+
     try:
-        with _errors(uri):
-            client = _client(attempts=2)  # a wrong address should be told at once
-            client.put_object(Bucket=bucket, Key=probe, Body=b"probe")
-            client.delete_object(Bucket=bucket, Key=probe)
+        persistently(uri, "write", write_and_remove, min(_SOON_S, default_deadline_s()))
     except OSError as error:
         raise ValueError(f"the store cannot be written: {error}") from None

@@ -1,27 +1,40 @@
 """From shards on disk or S3 to batches of uint8 images, read ahead in the background."""
 
-import hashlib
-import mmap
+import json
+import logging
+import os
 import queue
 import threading
+import weakref
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from ddpm_core import storage
-from ddpm_core.artifacts.manifest import DatasetIndex, read_rows
+from ddpm_core.artifacts.manifest import DatasetIndex, index_uri
 from ddpm_core.data.images import decode_png
 from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+from ddpm_core.data.shard_cache import DAMAGED, open_copy
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
-_DAMAGED = "the shard was changed or damaged: delete the dataset and shard it again"
+_COLUMNS = ["offset", "size", "crc32", "label"]
+_SPARE_SHARDS = 16
+"""Shards that stay open beside those that a stream holds."""
+_FETCHERS = 4
+"""Shards that are fetched at once: enough to hide S3's latency, few enough to leave the training its processors."""
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -36,58 +49,99 @@ class Batch(NamedTuple):
     """1 for a sample, 0 for padding."""
 
 
+class _Rows:
+    """The rows of an index, a shard's at a time: the footer is read once, and the file stays the one that was opened."""
+
+    def __init__(self, index: DatasetIndex) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._file: pq.ParquetFile | None = None
+
+    def read(self, number: int) -> dict[str, NDArray[Any]]:
+        """What a reader needs of a shard's rows: offset, size, crc32 and label, each [samples of the shard].
+
+        Raises:
+            ValueError: if the index is damaged, or another than the one that was told.
+        """
+        uri = index_uri(self._index.uri)
+        try:
+            with self._lock:  # one file, which is at one place at a time
+                if self._file is None:
+                    self._file = self._opened(uri)
+                rows = self._file.read_row_group(number, columns=_COLUMNS)
+        except (FileNotFoundError, storage.StorageError):
+            raise
+        except (pa.ArrowInvalid, OSError) as error:  # an OSError is how pyarrow tells of what cannot be decompressed
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{uri} is damaged ({reason}): delete the dataset and shard it again") from None
+        # Not pyarrow's to_numpy, which imports pandas: most of the time that a start took.
+        return {column: np.from_dlpack(rows[column].combine_chunks()) for column in _COLUMNS}
+
+    def _opened(self, uri: str) -> pq.ParquetFile:
+        stream = storage.open_read(uri)
+        weakref.finalize(self, stream.close)
+        file = pq.ParquetFile(stream)
+        digest = json.loads((file.schema_arrow.metadata or {}).get(b"ddpm", b"{}")).get("digest")
+        if digest != self._index.digest:
+            raise ValueError(
+                f"{uri} has digest {digest}, this process began with {self._index.digest}: the dataset was replaced "
+                "meanwhile; start again, a run that was trained on it under another --name"
+            )
+        return file
+
+
 class Shard:
-    """One memory-mapped tar and its rows of the index.
+    """One open tar and its rows of the index.
+
+    Bytes are read, not mapped: where a disk or another's hand takes them away under us, reading is an error and a map a crash.
 
     Raises:
-        ValueError: when a sample's bytes do not have the checksum that the index holds.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not the file that the index describes; in `image`, not the bytes.
     """
 
-    def __init__(self, index: DatasetIndex, number: int, cache: Path) -> None:
-        self.name = index.shards[number].name
-        rows = read_rows(index, number)
-        self.offsets, self.sizes, self.checksums, self.labels = (
-            rows[column].to_numpy() for column in ("offset", "size", "crc32", "label")
-        )
-        with open(_local_copy(index, number, cache), "rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, index: DatasetIndex, number: int, rows: dict[str, NDArray[Any]], cache: Path) -> None:
+        entry = index.shards[number]
+        self.name = storage.join(index.uri, entry.name)
+        self._offsets, self._sizes, self._checksums, self.labels = (rows[column] for column in _COLUMNS)
+        end = int((self._offsets + self._sizes).max(initial=0))
+        if len(self.labels) != entry.num_samples or end > entry.size_bytes:
+            raise ValueError(
+                f"{index_uri(index.uri)} has {len(self.labels)} rows for {entry.name}, up to byte {end}; expected "
+                f"{entry.num_samples} rows in {entry.size_bytes} bytes: delete the dataset and shard it again"
+            )
+        try:
+            if storage.is_s3(self.name):
+                self._file = open_copy(self.name, sha256=entry.sha256, size_bytes=entry.size_bytes, folder=cache)
+                self._remedy = f"delete its copy {cache / entry.sha256}, which was damaged here"
+            else:
+                self._file = os.open(storage.absolute(self.name), os.O_RDONLY)
+                self._remedy = DAMAGED
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.name}: there is no such file, the index says {entry.size_bytes} bytes; {DAMAGED}"
+            ) from None
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
+        if size != entry.size_bytes:
+            raise ValueError(f"{self.name}: it has {size} bytes, the index says {entry.size_bytes}; {self._remedy}")
 
-    def image(self, row: int) -> UInt8[np.ndarray, "h w c"]:
-        """The decoded image of one row."""
-        offset, size = int(self.offsets[row]), int(self.sizes[row])
-        data = self._bytes[offset : offset + size]
-        found, expected = zlib.crc32(data), int(self.checksums[row])
+    def image(self, row: int, out: UInt8[np.ndarray, "h w c"] | None = None) -> UInt8[np.ndarray, "h w c"]:
+        """The decoded image of one row; in `out`, if that is given."""
+        data = os.pread(self._file, self._sizes.item(row), self._offsets.item(row))
+        found, expected = zlib.crc32(data), self._checksums.item(row)
         if found != expected:
             raise ValueError(
-                f"{self.name}, row {row}: crc32 is {found:#010x}, the index says {expected:#010x}; {_DAMAGED}"
+                f"{self.name}, row {row}: crc32 is {found:#010x}, the index says {expected:#010x}; {self._remedy}"
             )
-        return decode_png(data)
-
-
-def _local_copy(index: DatasetIndex, number: int, cache: Path) -> Path:
-    """The shard's path: in place for a local dataset, else a copy kept under its sha256 and verified once."""
-    entry = index.shards[number]
-    uri = storage.join(index.uri, entry.name)
-    if not storage.is_s3(uri):
-        return Path(storage.absolute(uri))
-    path = cache / entry.sha256
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        arriving = path.with_name(f"{path.name}.{threading.get_native_id()}.part")
-        storage.download(uri, arriving)
-        with open(arriving, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != entry.sha256:
-            arriving.unlink()
-            raise ValueError(f"{uri}: sha256 is {found}, the index says {entry.sha256}; {_DAMAGED}")
-        arriving.replace(path)
-    return path
+        return decode_png(data, out)
 
 
 class ImageReader:
-    """Random access to the images of one split.
+    """Random access to the images of one split; threads may share it.
 
-    Decoded images are kept when the whole split fits into `keep_bytes`, so that a small dataset is decoded once.
+    Decoded images are kept when the whole split fits into `keep_bytes`, so that a small dataset is decoded once. Else a
+    shard is open while it is held (see `hold`), or among the last few that were used.
     """
 
     def __init__(self, index: DatasetIndex, split: str, cache: Path, keep_bytes: int = 256 << 20) -> None:
@@ -95,27 +149,49 @@ class ImageReader:
         self.numbers = [number for number, shard in enumerate(index.shards) if shard.split == split]
         self.shard_sizes = np.array([index.shards[number].num_samples for number in self.numbers], dtype=np.int64)
         self.num_samples = int(self.shard_sizes.sum())
-        self._shards: dict[int, Shard] = {}
+        self._rows = _Rows(index)
+        self._open: OrderedDict[int, Future[Shard]] = OrderedDict()
+        self._held: frozenset[int] = frozenset()
+        self._lock = threading.Lock()  # of the two above
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        shape = (self.num_samples, index.image_size, index.image_size, index.channels)
-        keep = int(np.prod(shape)) <= keep_bytes
-        self._kept = np.empty(shape, dtype=np.uint8) if keep else None
-        self._is_kept = np.zeros(self.num_samples, dtype=bool)
+        kept = self.num_samples if self.num_samples * index.image_size**2 * index.channels <= keep_bytes else 0
+        self._images = np.empty((kept, index.channels, index.image_size, index.image_size), dtype=np.uint8)
+        self._labels = np.empty(kept, dtype=np.int64)
+        self._is_kept = np.zeros(kept, dtype=bool)
+
+    def hold(self, shards: Iterable[int]) -> None:
+        """Keep these shards (numbers of the split) open once they are, until others are held; close the rest."""
+        with self._lock:
+            self._held = frozenset(shards)
+            for number in [number for number in self._open if number not in self._held]:
+                del self._open[number]
+
+    def fetch(self, number: int) -> None:
+        """Open a shard of the split before it is needed, unless all its images are kept already."""
+        start, stop = self._starts[number : number + 2]
+        if not len(self._is_kept) or not self._is_kept[start:stop].all():
+            self._shard(number)
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._shards:
-            self._shards[number] = Shard(self.index, self.numbers[number], self._cache)
-        return self._shards[number]
-
-    def _image(self, number: int, row: int) -> UInt8[np.ndarray, "h w c"]:
-        if self._kept is None:
-            return self._shard(number).image(row)
-        place = self._starts[number] + row
-        if not self._is_kept[place]:
-            self._kept[place] = self._shard(number).image(row)
-            self._is_kept[place] = True
-        kept: NDArray[np.uint8] = self._kept[place]
-        return kept
+        """The open shard. Of threads that want it at once the first one opens it, and the others wait."""
+        with self._lock:
+            opening, first = self._open.get(number), number not in self._open
+            if opening is None:
+                opening = self._open[number] = Future()
+                spare = [other for other in self._open if other not in self._held]
+                for other in spare[:-_SPARE_SHARDS]:
+                    del self._open[other]  # closed once the last thread that reads it lets it go
+            self._open.move_to_end(number)
+        if first:
+            try:
+                place = self.numbers[number]
+                opening.set_result(Shard(self.index, place, self._rows.read(place), self._cache))
+            except BaseException as error:
+                with self._lock:
+                    if self._open.get(number) is opening:
+                        del self._open[number]  # the next one who asks tries again
+                opening.set_exception(error)
+        return opening.result()
 
     def places(self, numbers: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard numbers (of the split) and rows of the images from one place of the split to another."""
@@ -125,13 +201,40 @@ class ImageReader:
 
     def images(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> UInt8[Tensor, "b c h w"]:
         """The images at these shard numbers (of the split) and rows."""
-        read = np.stack([self._image(int(s), int(r)) for s, r in zip(shard, row, strict=True)])
-        return torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
+        if not len(self._is_kept):
+            return torch.from_numpy(self._decoded(shard, row))
+        place = self._starts[shard] + row
+        new = ~self._is_kept[place]
+        if new.any():
+            self._images[place[new]] = self._decoded(shard[new], row[new])
+            self._labels[place[new]] = self._read_labels(shard[new], row[new])
+            self._is_kept[place[new]] = True
+        return torch.from_numpy(self._images[place])
 
     def labels(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> Int[Tensor, " b"]:
         """The labels at these shard numbers (of the split) and rows; -1 for none."""
-        read = [int(self._shard(int(s)).labels[int(r)]) for s, r in zip(shard, row, strict=True)]
-        return torch.tensor(read, dtype=torch.int64)
+        place = self._starts[shard] + row
+        if len(self._is_kept) and self._is_kept[place].all():
+            return torch.from_numpy(self._labels[place])
+        return torch.from_numpy(self._read_labels(shard, row))
+
+    def _decoded(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> UInt8[np.ndarray, "b c h w"]:
+        """One after another: two threads were no faster at 32 pixels, since each image is back after some 30 us."""
+        size, channels = self.index.image_size, self.index.channels
+        read = np.empty((len(shard), size, size, channels), dtype=np.uint8)
+        for number in np.unique(shard).tolist():
+            own = self._shard(number)
+            chosen = np.flatnonzero(shard == number)
+            for place, at in zip(chosen.tolist(), row[chosen].tolist(), strict=True):
+                own.image(at, read[place])
+        return np.ascontiguousarray(read.transpose(0, 3, 1, 2))
+
+    def _read_labels(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> Int[np.ndarray, " b"]:
+        read = np.empty(len(shard), dtype=np.int64)
+        for number in np.unique(shard).tolist():
+            chosen = shard == number
+            read[chosen] = self._shard(number).labels[row[chosen]]
+        return read
 
     def in_order(self, batch_size: int, shards: range | None = None) -> Iterator[UInt8[Tensor, "b c h w"]]:
         """The images of the given shards of the split as they are stored, in batches; the last one may be smaller."""
@@ -163,11 +266,13 @@ class TrainingStream:
             lanes=config.lanes,
             window=config.window,
         )
+        self._known = range(0)  # the positions of which the shards that are held are true
         self.served = lanes_of_worker(config.lanes, worker, num_workers)
         self.local_batch_size = local_batch_size(config.batch_size, reader.num_samples, config.lanes, self.served)
 
     def batch(self, step: int) -> Batch:
         """This worker's share of global batch `step`."""
+        self._hold(step)
         positions = worker_positions(
             step, self.config.batch_size, self.order.num_samples, self.config.lanes, self.served
         )
@@ -184,9 +289,16 @@ class TrainingStream:
         )
 
     def read_ahead(self, first_step: int, last_step: int, depth: int = 4) -> Iterator[Batch]:
-        """The batches of steps first..last-1, prepared by a background thread. An error there is raised here."""
+        """The batches of steps first..last-1, prepared by a background thread. An error there is raised here.
+
+        Once a lane enters a window, the shards of its next one are fetched; those of its last one are closed.
+
+        Args:
+            depth: batches that wait at the most.
+        """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
         stopped = threading.Event()
+        fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch-shards")
 
         def offer(item: Batch | BaseException) -> None:
             while not stopped.is_set():
@@ -195,10 +307,13 @@ class TrainingStream:
                     return
 
         def prepare() -> None:
+            self._known = range(0)
             try:
                 for step in range(first_step, last_step):
                     if stopped.is_set():
                         return
+                    for number in self._hold(step):
+                        fetchers.submit(self._fetch, number)
                     offer(self.batch(step))
             except BaseException as error:  # handed to the consumer, who raises it
                 offer(error)
@@ -213,4 +328,22 @@ class TrainingStream:
                 yield item
         finally:
             stopped.set()
+            fetchers.shutdown(wait=False, cancel_futures=True)
             thread.join()
+            fetchers.shutdown()
+
+    def _hold(self, step: int) -> tuple[int, ...]:
+        """Hold the shards that the lanes read from this step on, and in their next windows; those, if they are others now."""
+        position = step * self.config.batch_size
+        if position in self._known:
+            return ()
+        shards, until = self.order.ahead(position, self.served)
+        self._known = range(position, until)
+        self._reader.hold(shards)
+        return shards
+
+    def _fetch(self, number: int) -> None:
+        try:
+            self._reader.fetch(number)
+        except (OSError, ValueError) as error:  # not lost: the batch that needs the shard opens it itself, or raises
+            logger.warning(f"{error}; tried again when the training gets there")

@@ -26,6 +26,15 @@ class Location(NamedTuple):
     row: NDArray[np.int64]
 
 
+class Ahead(NamedTuple):
+    """What a worker reads at a position of the stream, and soon after."""
+
+    shards: tuple[int, ...]
+    """Of the present window of each lane, then of the next one of each; no shard twice."""
+    until: int
+    """The first position of which this is no longer true, since a lane enters its next window there."""
+
+
 class StreamOrder:
     """The order of one dataset's training samples, forever.
 
@@ -51,6 +60,7 @@ class StreamOrder:
                 f"the dataset has {self.num_samples} training images for {lanes} lanes; lower --train.lanes"
             )
         self._layout = lru_cache(maxsize=2)(self._lay_out_shards)
+        self._window_edges = lru_cache(maxsize=2 * lanes + 2)(self._cut_into_windows)
         self._window_order = lru_cache(maxsize=2 * lanes + 2)(self._shuffle_window)
 
     def locate(self, positions: NDArray[np.int64]) -> Location:
@@ -64,24 +74,56 @@ class StreamOrder:
                 shard[chosen], row[chosen] = self._locate_in_lane(int(epoch), int(lane), offsets[chosen])
         return Location(shard, row)
 
+    def ahead(self, position: int, served: range) -> Ahead:
+        """The shards that the served lanes read from this position on, in their present windows and in the next ones.
+
+        No sample is shuffled for it.
+        """
+        present, following, until = [], [], []
+        for lane in served:
+            epoch, place = divmod(position, self.num_samples)
+            offset = max(0, (place - lane) // self.lanes)  # of the lane's last sample up to here, or its epoch's first
+            shards, (epoch, offset) = self._window_at(epoch, lane, offset)
+            present.append(shards)
+            until.append(epoch * self.num_samples + (offset * self.lanes + lane if offset else 0))
+            following.append(self._window_at(epoch, lane, offset)[0])
+        return Ahead(tuple(dict.fromkeys(np.concatenate(present + following).tolist())), min(until))
+
+    def _window_at(self, epoch: int, lane: int, offset: int) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        """The shards of the lane's window that holds this offset, and (epoch, offset) where the next window begins."""
+        start, stop = self._lane_range(lane)
+        permuted, bounds = self._layout(epoch)
+        if len(permuted) <= self.window:
+            return permuted, (epoch + 1, 0)
+        edges = self._window_edges(epoch, lane)
+        number = int(np.searchsorted(edges, start + offset, side="right")) - 1
+        a, b = edges[number], edges[number + 1]
+        first, last = np.searchsorted(bounds, a, side="right") - 1, np.searchsorted(bounds, b, side="left")
+        return permuted[first:last], (epoch + 1, 0) if b == stop else (epoch, int(b) - start)
+
     def _locate_in_lane(self, epoch: int, lane: int, offsets: NDArray[np.int64]) -> Location:
         permuted, bounds = self._layout(epoch)
-        start, stop = self._lane_range(lane)
+        start, _ = self._lane_range(lane)
         if len(permuted) <= self.window:  # one window holds everything: permuted whole before it is dealt
             laid = self._window_order(epoch, 0, self.num_samples)[start + offsets]
         else:
             laid = np.empty_like(offsets)
-            first_shard = int(np.searchsorted(bounds, start, side="right")) - 1
-            own_shard = np.searchsorted(bounds, start + offsets, side="right") - 1
-            window = (own_shard - first_shard) // self.window
+            edges = self._window_edges(epoch, lane)
+            window = np.searchsorted(edges, start + offsets, side="right") - 1
             for number in np.unique(window):
-                shard = first_shard + int(number) * self.window
-                a = max(start, int(bounds[shard]))
-                b = min(stop, int(bounds[min(shard + self.window, len(permuted))]))
+                a, b = int(edges[number]), int(edges[number + 1])
                 chosen = window == number
                 laid[chosen] = self._window_order(epoch, a, b)[start + offsets[chosen] - a]
         place = np.searchsorted(bounds, laid, side="right") - 1
         return Location(permuted[place], laid - bounds[place])
+
+    def _cut_into_windows(self, epoch: int, lane: int) -> NDArray[np.int64]:
+        """Where the lane's windows meet, its own two ends included: a cut after every `window` shards it has a part in."""
+        _, bounds = self._layout(epoch)
+        start, stop = self._lane_range(lane)
+        first = int(np.searchsorted(bounds, start, side="right")) - 1
+        last = int(np.searchsorted(bounds, stop, side="left"))
+        return np.concatenate([[start], bounds[first + self.window : last : self.window], [stop]]).astype(np.int64)
 
     def _lane_range(self, lane: int) -> tuple[int, int]:
         """The lane's range of the laid-out samples; ranges differ in length by at most one, longer ones first."""

@@ -1,9 +1,13 @@
 """The data order: exactly once, lanes as even as may be, nothing follows from the worker count."""
 
+import hashlib
+
 import numpy as np
 import pytest
+import torch
 
 from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+from ddpm_core.random import Purpose, words
 
 SIZES = {
     "one window": np.array([5, 7, 3]),
@@ -28,6 +32,43 @@ def epoch_of(stream, epoch):
 def test_every_sample_comes_exactly_once_an_epoch(sizes, lanes, epoch):
     everything = [(s, r) for s, size in enumerate(sizes) for r in range(size)]
     assert sorted(epoch_of(order(sizes, lanes=lanes), epoch)) == everything
+
+
+def by_hand(sizes, *, epoch, seed, digest, lanes, window):
+    """An epoch as the module's first lines tell it, sample by sample."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{epoch}".encode()).digest()[:8], "little")
+
+    def permuted(items, kind, start):
+        drawn = words(key, Purpose.PERMUTATION, torch.arange(start, start + len(items)), 2, step=kind).tolist()
+        return [items[i] for i in sorted(range(len(items)), key=lambda i: tuple(drawn[i]))]
+
+    shards = permuted(list(range(len(sizes))), 0, 0)
+    laid = [(shard, row) for shard in shards for row in range(sizes[shard])]
+    if len(shards) <= window:
+        laid = permuted(laid, 1, 0)
+    dealt, start = [], 0
+    for lane in range(lanes):
+        stop = start + len(laid) // lanes + (lane < len(laid) % lanes)
+        own = laid[start:stop]
+        if len(shards) > window:
+            names = list(dict.fromkeys(shard for shard, _ in own))
+            mixed = []
+            for first in range(0, len(names), window):
+                part = [sample for sample in own if sample[0] in names[first : first + window]]
+                mixed += permuted(part, 1, start + len(mixed))
+            own = mixed
+        dealt.append(own)
+        start = stop
+    return [dealt[place % lanes][place // lanes] for place in range(len(laid))]
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("lanes", [1, 3, 7])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_an_epoch_is_what_the_rules_say(sizes, lanes, window):
+    options = {"seed": 5, "digest": "e", "lanes": lanes, "window": window}
+    for epoch in (0, 2):
+        assert epoch_of(order(sizes, **options), epoch) == by_hand(sizes.tolist(), epoch=epoch, **options)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"digest": "e"}, {"lanes": 4}, {"window": 3}])
@@ -109,3 +150,37 @@ def test_resuming_deep_in_a_large_dataset_is_arithmetic():
     stream.locate(np.arange(position, position + 128))
     assert stream._window_order.cache_info().currsize <= 2 * 8
     assert stream._layout.cache_info().currsize == 1
+    # ... and to say which shards come, none at all.
+    fresh = order([1000] * 14_000, lanes=8, window=8)
+    assert len(fresh.ahead(position, range(8)).shards) == 2 * 8 * 8
+    assert fresh._window_order.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize(("lanes", "window"), [(1, 2), (3, 1), (3, 4), (7, 2)])
+@pytest.mark.parametrize("served", [range(1), range(3), range(2, 7)])
+def test_the_shards_ahead_are_those_that_are_read(sizes, lanes, window, served):
+    served = range(min(served.start, lanes - 1), min(served.stop, lanes))
+    stream = order(sizes, lanes=lanes, window=window)
+    n = stream.num_samples
+    read = stream.locate(np.arange(4 * n)).shard
+    own = np.isin(np.arange(4 * n) % n % lanes, np.array(served))
+    position, turns = 0, 0
+    while position < 2 * n:
+        ahead = stream.ahead(position, served)
+        assert ahead.until > position
+        assert len(set(ahead.shards)) == len(ahead.shards)
+        span = slice(position, ahead.until)
+        assert set(read[span][own[span]].tolist()) <= set(ahead.shards)
+        # The next windows are there too, before the stream enters them: what follows reads nothing that was not named.
+        following = stream.ahead(ahead.until, served)
+        span = slice(ahead.until, following.until)
+        assert set(read[span][own[span]].tolist()) <= set(ahead.shards) | set(following.shards)
+        entered = stream.locate(np.array([p for p in range(ahead.until, 4 * n) if own[p]][:1])).shard
+        assert set(entered.tolist()) <= set(ahead.shards)
+        # It names no more than the lanes' windows: two each, of which the first may begin and end within a shard.
+        assert len(ahead.shards) <= min(len(sizes), 2 * window * len(served)) or len(sizes) <= window
+        for between in ((position + ahead.until - 1) // 2, ahead.until - 1):
+            assert stream.ahead(between, served) == ahead
+        position, turns = ahead.until, turns + 1
+    assert turns >= 2

@@ -1,5 +1,6 @@
 """The line: the stages in their order, each tracked as one MLflow run under one parent. A door opens the part it needs."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +11,29 @@ from typing import TYPE_CHECKING
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.plain import to_json
 from pipelines.cluster import check_cluster, session
-from pipelines.models import code_version, digest, find_weights, run_folder, to_json
+from pipelines.models import code_version, digest, find_weights, run_folder
 from pipelines.progress import Progress
 from pipelines.recipes import Recipe
 from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
 from pipelines.stages.shard import run_shard
 from pipelines.stages.train import Trained, run_name, run_train
-from pipelines.tracking import Promotion, RunHandle, Tracker, open_tracking, promote, register_model
+from pipelines.tracking import (
+    Promotion,
+    RunHandle,
+    Tracker,
+    TrackingError,
+    open_tracking,
+    promote,
+    register_model,
+)
 
 if TYPE_CHECKING:
     from pipelines.stages.sweep import SweepConfig, Swept
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,10 @@ class Line:
         return index
 
     def train(self, index: DatasetIndex, init_from: Weights | None = None) -> Trained:
-        """The trained model, from wherever its run was; its averaged weights are registered as the candidate."""
+        """The trained model, from wherever its run was; its averaged weights are registered as the candidate.
+
+        Training is done even if MLflow is away then: a warning says how they come to be registered.
+        """
         check_cluster(self.recipe.store, "train.num-workers", self.recipe.train.num_workers, self.recipe.train.use_gpu)
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
         params = {
@@ -67,7 +82,11 @@ class Line:
         with self.tracker.run("train", parent=self.parent, key=key, params=params) as run:
             self._log_dataset(run, index)
             trained = run_train(self.recipe, index, run, init_from)
-            self._register(run, read_weights(trained.checkpoint_uri))
+            weights = read_weights(trained.checkpoint_uri)
+            try:
+                self._register(run, weights)
+            except TrackingError as error:
+                logger.warning("%s; trained, but not registered: the same command again registers it", error)
         return trained
 
     def sample(self, weights: Weights) -> Sampled:
@@ -96,19 +115,26 @@ class Line:
         return evaluated
 
     def promote(self, weights: Weights, evaluated: Evaluated) -> tuple[int, Promotion]:
-        """The weights' version in the registry, and whether it is the champion now."""
+        """The weights' version in the registry, and whether it is the champion now.
+
+        Raises:
+            TrackingError: if MLflow is away; all that was made before is there, and the same command goes on here.
+        """
         key = digest(["promote", weights.sha256, evaluated.report_uri])
         with self.tracker.run("promote", parent=self.parent, key=key) as run:
-            version = self._register(run, weights)
             metric = evaluated.metric
-            promotion = promote(
-                self.tracker,
-                self.model_name,
-                version,
-                metric=metric,
-                value=evaluated.figures[metric],
-                reference=evaluated.reference,
-            )
+            try:
+                version = self._register(run, weights)
+                promotion = promote(
+                    self.tracker,
+                    self.model_name,
+                    version,
+                    metric=metric,
+                    value=evaluated.figures[metric],
+                    reference=evaluated.reference,
+                )
+            except TrackingError as error:
+                raise TrackingError(f"{error}; the report is made, the same command again promotes") from error
             run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
         return version, promotion
 

@@ -6,12 +6,14 @@ examples:
   python pipelines/workflow.py digits --store s3://bucket/ddpm
 """
 
+import sys
 import time
 
 from pipelines.door import Outcome, check_data, check_sampling, check_training, open_door
 from pipelines.line import Line, open_line
 from pipelines.recipes import Recipe
 from pipelines.stages.shard import plan_summary
+from pipelines.tracking import TrackingError
 
 
 def check(recipe: Recipe) -> None:
@@ -59,7 +61,11 @@ def _run(line: Line) -> Outcome:
     done("sample", f"{sampled.samples.num_images:,} images, {sampled.num_new:,} of them new")
     evaluated = line.evaluate(weights, sampled, index)
     done("evaluate", evaluated.summary)
-    version, promotion = line.promote(weights, evaluated)
+    try:
+        version, promotion = line.promote(weights, evaluated)
+    except TrackingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Outcome(made={"report": evaluated.page_uri, "grid": sampled.grid_uri}, figures={**took}, exit_code=1)
     done("promote", f"version {version}: {promotion.reason}")
     return Outcome(
         made={

@@ -1,16 +1,14 @@
-"""What to do when the tracking server is away: the work goes on, one line says so, and what was lost is counted."""
+"""What to do when the tracking server is away: the work goes on, and one line says so."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-# After a failure the server is left alone for so long: a call to a dead one can take a minute to fail.
+# After a failure the server is left alone for so long: a call to a dead one can take seconds to fail.
 RETRY_AFTER_S = 60.0
 
 # Errors of these packages come from the server, its database or its artifacts. By name: most are not imported here.
@@ -23,10 +21,15 @@ class TrackingError(OSError):
     """MLflow could not do what was asked; the message is one line."""
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow calls a value invalid, which is a mistake in our code, or a user's."""
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" and _DELETED not in str(error)
+
+
 def is_outage(error: Exception) -> bool:
-    """Whether an error came from outside. What MLflow calls an invalid value is a mistake in our code, or a user's."""
-    if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-        return _DELETED in str(error)
+    """Whether an error came from outside: from a server, its database or its artifacts."""
+    if is_refusal(error):
+        return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _OUTSIDE
 
 
@@ -42,7 +45,7 @@ def refused(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+        if is_refusal(error):
             raise ValueError(f"{doing}: {one_line(error)}") from error
         if isinstance(error, TrackingError) or not is_outage(error):
             raise
@@ -56,35 +59,35 @@ class Outages:
         self._uri = uri
         self._retry_at = 0.0
         self._told = False
-        self.lost: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
 
-    def attempt(self, what: str | None, call: Callable[[], T]) -> T | None:
-        """call(); or None if the server fails or failed a moment ago, and then one `what` is counted as lost."""
+    def attempt(self, call: Callable[[], object], what: str | None = None) -> None:
+        """call(); if the server fails, or failed a moment ago, the work goes on, and one `what` is counted as lost."""
         if time.monotonic() >= self._retry_at:
             try:
-                return call()
+                call()
+                return
             except Exception as error:
                 if not is_outage(error):
                     raise
-                self._away(error)
+                self.failed(f"MLflow at {self._uri} fails ({one_line(error)})")
         if what is not None:
-            self.lost[what] += 1
-        return None
+            self._lost[what] += 1
 
-    def _away(self, error: Exception) -> None:
+    def failed(self, said: str) -> None:
+        """Leave the server alone for a while. A person is told the first time; in the end, if anything is missing."""
         self._retry_at = time.monotonic() + RETRY_AFTER_S
         if not self._told:
             self._told = True
-            logger.warning("MLflow at %s fails, the work goes on without it: %s", self._uri, one_line(error))
+            logger.warning("%s; the work goes on, and the run's figures are kept for it on this machine", said)
 
     def retry_now(self) -> None:
         """Let the next attempt reach for the server, however short ago it failed."""
         self._retry_at = 0.0
 
-    def settle(self, run: str) -> None:
+    def settle(self) -> None:
         """Say what was lost since the last time, if anything was."""
-        lost = {what: count for what, count in self.lost.items() if count}
-        self.lost.clear()
-        if lost:
-            told = ", ".join(f"{what} ({count})" for what, count in sorted(lost.items()))
-            logger.warning("MLflow run %s misses: %s; run the same again to fill it in", run, told)
+        if self._lost:
+            told = ", ".join(f"{what} ({count})" for what, count in sorted(self._lost.items()))
+            logger.warning("MLflow misses: %s; they lie in the store", told)
+            self._lost.clear()

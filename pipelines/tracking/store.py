@@ -14,13 +14,13 @@ from ddpm_core import storage
 from pipelines.tracking.outage import one_line
 
 # Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, a dead server
-# noticed in seconds (MLflow's own defaults retry for minutes). A uv.lock in the working directory is not our model's.
+# noticed in seconds (MLflow's own defaults retry for minutes, and would make a run twice where the first answer was
+# lost; what fails is tried again from the journal). A uv.lock in the working directory is not our model's.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
@@ -67,6 +67,14 @@ def quiet_warnings() -> Iterator[None]:
         yield
 
 
+def new_client(uri: str) -> Any:
+    """An MlflowClient; of a server nothing is asked yet."""
+    quiet_environment()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
 def open_client(uri: str) -> Any:
     """An MlflowClient whose store answers; a new SQLite store is created by one process while others wait.
 
@@ -74,12 +82,11 @@ def open_client(uri: str) -> Any:
         ValueError: one line, if the store cannot be opened.
     """
     quiet_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         with lock(uri), quiet_warnings():
-            client = MlflowClient(tracking_uri=uri)
+            client = new_client(uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:

@@ -1,16 +1,21 @@
 """An opened tracking store and experiment, in which every stage is a run."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ddpm_core import storage
+from pipelines.tracking.journal import digest, journal_folder, waiting
 from pipelines.tracking.outage import Outages, refused
 from pipelines.tracking.runs import RunHandle
-from pipelines.tracking.store import artifact_location, lock, open_client, tracking_uri
+from pipelines.tracking.store import artifact_location, is_server, lock, new_client, open_client, tracking_uri
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Holds the client and the experiment."""
+    """Holds the client, the experiment, and the runs that have something to tell."""
 
     def __init__(self, client: Any, uri: str, experiment: str, experiment_id: str) -> None:
         self.client = client
@@ -18,6 +23,7 @@ class Tracker:
         self.experiment = experiment
         self.experiment_id = experiment_id
         self.outages = Outages(uri)
+        self._runs: dict[str, RunHandle] = {}
 
     @contextmanager
     def run(
@@ -41,8 +47,9 @@ class Tracker:
             tags: facts to find it by.
             params: config, nested as it may be; what the run already has is left as it is.
         """
-        handle = RunHandle(self, name, key=key, parent=parent, tags=tags or {}, params=params or {})
-        handle.start()
+        handle = RunHandle(self, name, key=key, parent=parent)
+        self._runs[key] = handle
+        handle.start(tags or {}, params or {})
         status = "FINISHED"
         try:
             yield handle
@@ -50,11 +57,41 @@ class Tracker:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
+            if parent is None:
+                self.outages.retry_now()
             handle.end(status)
+            if parent is None:
+                self._settle()
+
+    def deliver(self) -> None:
+        """Write what waits, of all runs, unless the server failed a moment ago."""
+        self.outages.attempt(self._deliver)
+
+    def adopt_waiting(self) -> None:
+        """Take over what processes that are gone could not deliver; it goes out with the next that is logged."""
+        for lineage in waiting(self.uri, self.experiment):
+            run: RunHandle | None = None
+            for name, key in reversed(lineage):
+                run = self._runs.setdefault(key, RunHandle(self, name, key=key, parent=run))
+
+    def _deliver(self) -> None:
+        for run in self._runs.values():
+            run.deliver()
+
+    def _settle(self) -> None:
+        if any(run.waits for run in self._runs.values()):
+            logger.warning(
+                "what MLflow at %s misses waits in %s; the same command again delivers it", self.uri, journal_folder()
+            )
+        self.outages.settle()
 
 
 def open_tracking(store: str, experiment: str) -> Tracker:
     """Open the tracking store, made if new, and the experiment in it. In a driver, before its workers start.
+
+    A server that is away is a user's mistake the first time, as a misspelt address is away too. Once this store's
+    experiment was opened on it, it is an outage: a run of days that is started again meanwhile shall go on, so all is
+    journaled and delivered later. The store keeps the record of that, as it is what all nodes see that may be next.
 
     Args:
         store: the store's URI; its experiments keep their artifacts under <store>/mlflow.
@@ -64,17 +101,34 @@ def open_tracking(store: str, experiment: str) -> Tracker:
         ValueError: one line, if the store does not open, or the experiment lies in MLflow's waste bin.
     """
     uri = tracking_uri(store)
-    client = open_client(uri)
+    record = storage.join(store, "mlflow", "opened", digest(uri, experiment))
+    try:
+        client = open_client(uri)
+    except ValueError as error:
+        if not is_server(uri) or not storage.exists(record):
+            raise
+        tracker = Tracker(new_client(uri), uri, experiment, storage.read_bytes(record).decode())
+        tracker.outages.failed(str(error))
+    else:
+        tracker = Tracker(client, uri, experiment, _open_experiment(client, store, uri, experiment))
+        if is_server(uri):
+            storage.write_bytes(record, tracker.experiment_id.encode())
+    tracker.adopt_waiting()
+    return tracker
+
+
+def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
+    """The experiment's id."""
     with refused(f"MLflow experiment {experiment!r}"), lock(uri):
         found = client.get_experiment_by_name(experiment)
         if found is None:
             # The tag has MLflow's pages show training runs rather than chat traces.
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            made = client.create_experiment(experiment, artifact_location(store, uri), tags)
-            return Tracker(client, uri, experiment, made)
+            made: str = client.create_experiment(experiment, artifact_location(store, uri), tags)
+            return made
     if found.lifecycle_stage != "active":
         raise ValueError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "
             f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}"
         )
-    return Tracker(client, uri, experiment, found.experiment_id)
+    return str(found.experiment_id)

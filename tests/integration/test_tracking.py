@@ -1,34 +1,50 @@
 """Real MLflow on a temporary SQLite store: runs continued by key, nothing twice, only the better model promoted."""
 
 import base64
+import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import logging
+import math
 import os
+import re
+import select
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import numpy as np
 import pytest
+import requests
 import safetensors.torch
+import sqlalchemy.exc
 import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.manifest import make_index
 from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.sampling.generate import generate
-from pipelines import tracking
-from pipelines.tracking import outage
+from pipelines import line, tracking
+from pipelines.recipes import make
+from pipelines.stages.evaluate import Evaluated
+from pipelines.stages.train import Trained
+from pipelines.tracking import journal, outage
 from pipelines.tracking.runs import flatten
 from pipelines.tracking.ui import ENVIRONMENT, free_port, server_command, wait_until_up
 
@@ -72,6 +88,7 @@ def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(empty_store, folder / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return str(folder)
 
 
@@ -90,6 +107,11 @@ def _weights(folder: Path, seed: int) -> Path:
     path = folder / f"ema-{seed}.safetensors"
     safetensors.torch.save_file({name: p.detach() for name, p in network.named_parameters()}, path)
     return path
+
+
+def _steps(tracker: tracking.Tracker, run_id: str | None, name: str = "loss") -> list[tuple[int, float]]:
+    """A metric's points, in the order in which they were written."""
+    return [(point.step, point.value) for point in tracker.client.get_metric_history(run_id, name)]
 
 
 def _register(tracker: tracking.Tracker, folder: Path, seed: int = 0, name: str = "digits") -> int:
@@ -125,7 +147,6 @@ def test_two_drivers_may_create_the_store_at_once(tracker: tracking.Tracker) -> 
 
 def test_an_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9 cannot be opened .*check MLFLOW_TRACKING_URI") as caught:
         tracking.open_tracking(store, "digits")
     assert "\n" not in str(caught.value)
@@ -163,17 +184,18 @@ def test_a_run_is_continued_by_its_key(tracker: tracking.Tracker, store: str) ->
 def test_no_point_stands_twice(tracker: tracking.Tracker) -> None:
     rows = [{"step": step, "loss": 1 / (step + 1), "speed": 2.0} for step in range(1500)]
     with tracker.run("train", key="t") as run:
-        run.log_metrics(rows[:1200])
+        run.log_metrics(rows[:600])
+        run.log_metrics(rows[650:1200])
         run.log_metrics(reversed(rows[1100:1300]))
-    with tracker.run("train", key="t") as run:  # went back to a checkpoint at 1000
-        run.log_metrics(rows[1000:])
+    with tracker.run("train", key="t") as run:  # went back to a checkpoint at 600, and computes anew what is there
         run.log_metrics([{"step": 700, "heldout": 0.5}, {"fd": 3.0}])
-    history = tracker.client.get_metric_history(run.run_id, "loss")
-    assert [(point.step, point.value) for point in sorted(history, key=lambda p: p.step)] == [
-        (row["step"], row["loss"]) for row in rows
-    ]
-    assert [point.step for point in tracker.client.get_metric_history(run.run_id, "heldout")] == [700]
-    assert [point.step for point in tracker.client.get_metric_history(run.run_id, "fd")] == [0]
+        run.log_metrics({**row, "speed": 3.0} for row in rows[600:])
+        run.log_metrics([{"step": 700, "loss": math.nan}])
+    assert sorted(_steps(tracker, run.run_id)) == [(row["step"], row["loss"]) for row in rows]
+    speeds = dict(_steps(tracker, run.run_id, "speed"))
+    assert [speeds[step] for step in (599, 600, 649, 650, 1299, 1300)] == [2.0, 3.0, 3.0, 2.0, 2.0, 3.0]
+    assert _steps(tracker, run.run_id, "heldout") == [(700, 0.5)]
+    assert _steps(tracker, run.run_id, "fd") == [(0, 3.0)]
 
 
 def test_params_stay_as_they_were_first_logged(tracker: tracking.Tracker) -> None:
@@ -263,13 +285,15 @@ def test_an_outage_is_one_line_and_the_stage_goes_on(
         run.log_picture(_png(0), "samples", 1)
         run.set_tags({"a": "b"})
         assert [record.message for record in caplog.records] == [
-            f"MLflow at {tracker.uri} fails, the work goes on without it: API request failed: connection refused"
+            f"MLflow at {tracker.uri} fails (API request failed: connection refused); "
+            "the work goes on, and the run's figures are kept for it on this machine"
         ]
         assert server.calls == 1  # the dead server was left alone after that
     assert [record.message for record in caplog.records[1:]] == [
-        "MLflow run train misses: params (1), pictures (1), points (2), status (1), tags (1); "
-        "run the same again to fill it in"
+        f"what MLflow at {tracker.uri} misses waits in {journal.journal_folder()}; the same command again delivers it",
+        "MLflow misses: pictures (1); they lie in the store",
     ]
+    assert server.calls == 2  # the end is worth one more
     assert real.search_runs([tracker.experiment_id]) == []
 
 
@@ -278,28 +302,157 @@ def test_what_waited_is_written_when_the_server_is_back(
 ) -> None:
     real = tracker.client
     tracker.client = server = _Down(real)
-    with caplog.at_level(logging.WARNING), tracker.run("train", key="t", params={"steps": 3}) as run:
-        run.log_metrics([{"step": 1, "loss": 1.0}])
+    with caplog.at_level(logging.WARNING), tracker.run("line", key="l", params={"steps": 3}) as parent:
+        with tracker.run("shard", key="s", parent=parent) as shard:
+            shard.log_dataset("digits", "0" * 64, "/data/digits", 1600, 197, {})
         server.down = False
-        run.log_metrics([{"step": 2, "loss": 0.5}])
+        with tracker.run("train", key="t", parent=parent) as run:
+            run.log_metrics([{"step": 1, "loss": 1.0}])
+            assert real.search_runs([tracker.experiment_id]) == []  # the minute is not over
+            tracker.outages.retry_now()
+            run.log_metrics([{"step": 2, "loss": 0.5}])
+            assert _steps(tracker, run.run_id) == [(1, 1.0), (2, 0.5)]
+            ended = real.get_run(shard.run_id)
+            assert (ended.info.status, ended.data.tags["mlflow.parentRunId"]) == ("FINISHED", parent.run_id)
+            assert ended.inputs.dataset_inputs[0].dataset.name == "digits"
     assert len(caplog.records) == 1
-    data = real.get_run(run.run_id)
-    assert (data.info.status, data.data.params) == ("FINISHED", {"steps": "3"})
-    assert [point.step for point in real.get_metric_history(run.run_id, "loss")] == [1, 2]
+    whole = real.get_run(parent.run_id)
+    assert (whole.info.status, whole.data.params) == ("FINISHED", {"steps": "3"})
+    assert not list(journal.journal_folder().iterdir())
 
 
-def test_a_run_deleted_in_the_ui_does_not_stop_the_stage(
+def test_any_later_command_delivers_what_waits(tracker: tracking.Tracker, store: str) -> None:
+    real = tracker.client
+    tracker.client = _Down(real)
+    with tracker.run("line", key="l") as parent, tracker.run("tick", key="t", parent=parent) as run:
+        run.log_metrics([{"step": 1, "loss": 1.0}])
+    later = tracking.open_tracking(store, "digits")
+    with tracking.open_tracking(store, "other").run("x", key="x"):
+        assert real.search_runs([tracker.experiment_id]) == []  # of another experiment
+    with later.run("x", key="x"):
+        pass
+    found = {run.info.run_name: run for run in real.search_runs([tracker.experiment_id])}
+    assert found.keys() == {"line", "tick", "x"}
+    assert found["tick"].data.tags["mlflow.parentRunId"] == found["line"].info.run_id
+    assert found["tick"].info.status == "FINISHED"
+    assert found["tick"].info.start_time <= found["tick"].info.end_time < found["x"].info.start_time
+    assert _steps(later, found["tick"].info.run_id) == [(1, 1.0)]
+
+
+def test_a_run_deleted_in_the_ui_comes_again(tracker: tracking.Tracker) -> None:
+    with tracker.run("train", key="t") as run:
+        deleted = run.run_id
+        tracker.client.delete_run(deleted)
+        run.log_metrics([{"step": 1, "loss": 1.0}])
+    assert run.run_id != deleted
+    assert _steps(tracker, run.run_id) == [(1, 1.0)]
+
+
+def test_what_an_outage_is() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2 as codes
+
+    locked = sqlalchemy.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked"))
+    assert outage.is_outage(locked)
+    assert outage.is_outage(requests.ReadTimeout())
+    assert outage.is_outage(MlflowException("503", codes.TEMPORARILY_UNAVAILABLE))
+    assert outage.is_outage(MlflowException("The run 1 must be in the 'active' state", codes.INVALID_PARAMETER_VALUE))
+    assert not outage.is_outage(MlflowException("Invalid value", codes.INVALID_PARAMETER_VALUE))
+    assert not outage.is_outage(TypeError())
+
+
+def test_what_mlflow_refuses_is_set_aside_and_stops_nothing(
     tracker: tracking.Tracker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING), tracker.run("train", key="t") as run:
-        tracker.client.delete_run(run.run_id)
+    waits = journal.Journal(tracker.uri, "digits", [["train", "t"]])
+    waits.append([["metric", "lo#s", 1.0, 0, 0, None]])
+    with tracker.run("train", key="t") as run:
         run.log_metrics([{"step": 1, "loss": 1.0}])
-    assert "fails, the work goes on without it" in caplog.records[0].message
+    assert _steps(tracker, run.run_id) == [(1, 1.0)]
+    (record,) = caplog.records
+    assert record.message.startswith('MLflow refuses figures of run train (Invalid value "lo#s"')
+    (kept,) = journal.journal_folder().iterdir()
+    assert '"lo#s"' in kept.read_text()
+
+
+# --- the journal
+
+
+@pytest.fixture
+def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> journal.Journal:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return journal.Journal("http://x", "digits", [["train", "t"]])
+
+
+def _delivered(waits: journal.Journal) -> list[journal.Entry]:
+    got: list[journal.Entry] = []
+    waits.deliver(got.extend)
+    return got
+
+
+def test_a_torn_line_is_dropped_and_no_other(waits: journal.Journal) -> None:
+    entries: list[journal.Entry] = [["tag", "a", "1"], ["metric", "loss", math.inf, 3, 17, None], ["tag", "b\n", "é"]]
+    for cut in range(1, 14):
+        waits.append(entries[:2])
+        (path,) = journal.journal_folder().iterdir()
+        with open(path, "ab") as file:
+            file.write(b'\n["tag", "x", "y"]'[:cut])
+        waits.append(entries[2:])
+        assert _delivered(waits) == entries
+        assert not waits.waits
+
+
+def test_a_failed_delivery_keeps_all(waits: journal.Journal) -> None:
+    def fail(entries: list[journal.Entry]) -> None:
+        raise ConnectionError
+
+    waits.append([["tag", "a", "1"]])
+    with pytest.raises(ConnectionError):
+        waits.deliver(fail)
+    waits.append([["tag", "b", "2"]])
+    assert _delivered(waits) == [["tag", "a", "1"], ["tag", "b", "2"]]
+    assert _delivered(waits) == []
+
+
+def test_only_one_delivers_and_what_comes_meanwhile_is_kept(waits: journal.Journal) -> None:
+    waits.append([["tag", "a", "1"]])
+    others = [journal.Journal("http://x", "digits", [["train", "t"]]) for _ in range(2)]
+    got: list[journal.Entry] = []
+    threads = [
+        threading.Thread(target=others[0].deliver, args=(got.extend,)),
+        threading.Thread(target=others[1].append, args=([["tag", "b", "2"]],)),
+    ]
+
+    def write(entries: list[journal.Entry]) -> None:
+        got.extend(entries)
+        for thread in threads:
+            thread.start()
+        threads[0].join(0.2)
+        assert all(thread.is_alive() for thread in threads)  # they wait
+
+    waits.deliver(write)
+    for thread in threads:
+        thread.join()
+    assert [*got, *_delivered(waits)] == [["tag", "a", "1"], ["tag", "b", "2"]]
+
+
+def test_a_full_journal_is_told_once(
+    waits: journal.Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "LIMIT", 100)
+    for number in range(50):
+        waits.append([["tag", "a", str(number)]])
+    (record,) = caplog.records
+    assert "takes no more, MLflow will miss some of the run's figures: more than 100 bytes wait" in record.message
+    assert _delivered(waits) == [["tag", "a", str(number)] for number in range(4)]
+
+
+# --- mistakes
 
 
 def test_our_own_mistakes_still_raise(tracker: tracking.Tracker, tmp_path: Path) -> None:
     with tracker.run("train", key="t") as run:
-        with pytest.raises(ValueError, match="metric's name is 'lo#s'"):
+        with pytest.raises(ValueError, match="name of a metric, param or tag is 'lo#s'"):
             run.log_metrics([{"lo#s": 1.0}])
         with pytest.raises(FileNotFoundError):
             run.log_file(tmp_path / "none")
@@ -307,7 +460,6 @@ def test_our_own_mistakes_still_raise(tracker: tracking.Tracker, tmp_path: Path)
             run.log_picture(b"no png", "x", 1)
         with pytest.raises(ValueError, match="run's key is"):
             tracker.run("x", key="it's").__enter__()
-    assert not outage.is_outage(TypeError("x"))
 
 
 # --- the registry
@@ -449,6 +601,7 @@ def test_artifacts_of_a_store_on_s3_lie_on_s3(
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path)
         monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         shutil.copy(empty_store, tmp_path / "mlflow.db")
         boto3.client("s3").create_bucket(Bucket="bucket")
         tracker = tracking.open_tracking("s3://bucket/store", "digits")
@@ -464,44 +617,276 @@ def test_artifacts_of_a_store_on_s3_lie_on_s3(
         server.stop()
 
 
-def test_a_server_serves_and_dies(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+class _Server:
+    """A real server on a SQLite file, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port(None)
+        command = server_command(f"sqlite:///{folder}/mlflow.db", self.port)
+        self._command = [*command, "--artifacts-destination", str(folder / "artifacts")]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self._process is None:
+            quiet = subprocess.DEVNULL
+            environment = os.environ | ENVIRONMENT
+            self._process = subprocess.Popen(
+                self._command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True
+            )
+            assert wait_until_up(self._process, self.port)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class _Wire:
+    """A TCP wire to a server: it can be cut, stall, and carry a request and lose the answer."""
+
+    def __init__(self, port: int) -> None:
+        self._server = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._whole = True
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._ends: set[socket.socket] = set()
+        self.num_connections = 0
+        self.lose = b""
+        """Part of a request whose answer is to be lost, once."""
+        self.is_lost = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._whole = False
+        for end in list(self._ends):
+            self._close(end)
+
+    def stall(self) -> None:
+        """Keep all answers back, until mended."""
+        self._flowing.clear()
+
+    def mend(self) -> None:
+        self._whole = True
+        self._flowing.set()
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _close(self, end: socket.socket) -> None:
+        self._ends.discard(end)
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                self.num_connections += 1
+                try:
+                    if not self._whole:
+                        raise ConnectionRefusedError
+                    ends = client, socket.create_connection(self._server)
+                except OSError:
+                    client.close()
+                    continue
+                self._ends |= set(ends)
+                threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        request = b""
+        with contextlib.suppress(OSError):
+            while ready := select.select([client, server], [], [])[0]:
+                data = ready[0].recv(65536)
+                if ready[0] is client:
+                    request = data if request.endswith(b"answered") else request + data
+                elif self.lose and self.lose in request:
+                    self.lose, self.is_lost, data = b"", True, b""
+                else:
+                    self._flowing.wait()
+                    request = b"answered"
+                if not data:
+                    break
+                (server if ready[0] is client else client).sendall(data)
+        self._close(client)
+        self._close(server)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[_Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    server = _Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(
+    shared_server: _Server, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[_Server]:
+    """A running server at the end of the wire; its runs of the test before may be there."""
+    shared_server.start()
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(outage, "RETRY_AFTER_S", 0.0)
+    return shared_server
+
+
+@pytest.fixture
+def wire(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Wire]:
+    wire = _Wire(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{wire.port}")
+    yield wire
+    wire.close()
+
+
+def test_a_server_serves(wire: _Wire, store: str, tmp_path: Path) -> None:
+    tracker = tracking.open_tracking(store, "digits")
+    assert [_register(tracker, tmp_path) for _ in range(2)] == [1, 1]
+    assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
+    assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
+    assert tracking.resolve_model(tracker, "models:/digits@champion").version == 1
+    wire.cut()
+    with pytest.raises(tracking.TrackingError, match="models:/digits@champion: API request"):
+        tracking.resolve_model(tracker, "models:/digits@champion")
+
+
+def test_a_server_killed_in_mid_run_has_each_point_once(
+    server: _Server, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    port = free_port(None)
-    command = [
-        *server_command(f"sqlite:///{tmp_path}/mlflow.db", port),
-        "--artifacts-destination",
-        str(tmp_path / "art"),
-    ]
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=quiet, stderr=quiet, start_new_session=True)
-    try:
-        assert wait_until_up(server, port)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
-        tracker = tracking.open_tracking(str(tmp_path), "digits")
-        assert [_register(tracker, tmp_path) for _ in range(2)] == [1, 1]
-        assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
-        assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
-        assert tracking.resolve_model(tracker, "models:/digits@champion").version == 1
-        with tracker.run("train", key="t") as run:
-            run.log_metrics([{"step": 1, "loss": 2.0}])
-            run.log_picture(_png(0), "samples/ema", 1)
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            with pytest.raises(tracking.TrackingError, match="models:/digits@champion: API request"):
-                tracking.resolve_model(tracker, "models:/digits@champion")
-            run.log_metrics([{"step": 2, "loss": 1.0}])
-        assert [record.message.split(":")[0] for record in caplog.records if record.levelno >= logging.WARNING] == [
-            "MLflow at http",
-            "MLflow run train misses",
-        ]
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    """It dies; this driver logs on; another goes on with the run, and is killed; the server comes back."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
+
+    def rows(*steps: int) -> list[dict[str, float]]:
+        return [{"step": step, "loss": 1 / step, "speed": 2.0} for step in steps]
+
+    tracker = tracking.open_tracking(store, "killed")
+    with tracker.run("train", key="t", params={"steps": 13}) as run:
+        run.log_metrics(rows(1, 2, 3))
+        run.log_picture(_png(0), "samples/ema", 1)
+        server.kill()
+        run.log_metrics(rows(4, 5))
+        run.log_metrics(rows(6))
+        driver = (
+            "import os, signal; from pipelines.tracking import open_tracking\n"
+            f"with open_tracking({store!r}, 'killed').run('train', key='t', tags={{'driver': 'second'}}) as run:\n"
+            f"    run.log_metrics({rows(5, 6, 7, 8)})\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        second = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=120)
+        assert second.returncode == -signal.SIGKILL, second.stderr
+        (told,) = second.stderr.splitlines()
+        assert "cannot be opened" in told
+        assert told.endswith("the work goes on, and the run's figures are kept for it on this machine")
+        server.start()
+        run.log_metrics(rows(9))
+    third = tracking.open_tracking(store, "killed")
+    with third.run("train", key="t") as again:
+        again.log_metrics(rows(8, 9, 10, 11))
+    assert again.run_id == run.run_id
+    for name in ("loss", "speed"):
+        expected = [(int(row["step"]), row[name]) for row in rows(*range(1, 12))]
+        assert _steps(third, run.run_id, name) == expected
+    found = third.client.get_run(run.run_id)
+    assert (found.info.status, found.data.params, found.data.tags["driver"]) == ("FINISHED", {"steps": "13"}, "second")
+    assert [record.message.split(" (")[0] for record in caplog.records] == [f"MLflow at {third.uri} fails"]
+
+
+@pytest.mark.parametrize("call", ["runs/create", "runs/log-batch", "runs/update", "runs/log-inputs"])
+def test_a_lost_answer_makes_nothing_twice(wire: _Wire, store: str, call: str) -> None:
+    experiment = call.replace("/", " ")
+    tracker = tracking.open_tracking(store, experiment)
+    wire.lose = call.encode()
+    with tracker.run("line", key="l") as parent, tracker.run("train", key="t", parent=parent) as run:
+        run.log_dataset("digits", "0" * 64, "/data/digits", 1600, 197, {})
+        for step in range(4):
+            run.log_metrics([{"step": step, "loss": step / 2}])
+    assert wire.is_lost
+    found = {each.info.run_name: each for each in tracker.client.search_runs([tracker.experiment_id])}
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == 2
+    assert _steps(tracker, found["train"].info.run_id) == [(step, step / 2) for step in range(4)]
+    assert len(found["train"].inputs.dataset_inputs) == 1
+    assert found["train"].data.tags["mlflow.parentRunId"] == found["line"].info.run_id
+    assert {each.info.status for each in found.values()} == {"FINISHED"}
+
+
+def test_a_server_that_was_there_before_may_be_away_at_the_start(
+    wire: _Wire, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.open_tracking(store, "start")
+    wire.cut()
+    with pytest.raises(ValueError, match="cannot be opened"):
+        tracking.open_tracking(store, "another experiment")
+    with pytest.raises(ValueError, match="cannot be opened"):
+        tracking.open_tracking(f"{store}/another", "start")
+    assert not caplog.records
+    tracker = tracking.open_tracking(store, "start")
+    (record,) = caplog.records
+    assert "cannot be opened (API request" in record.message
+    with tracker.run("train", key="t") as run:
+        run.log_metrics([{"step": 1, "loss": 1.0}])
+        wire.mend()
+        run.log_metrics([{"step": 2, "loss": 0.5}])
+    assert _steps(tracker, run.run_id) == [(1, 1.0), (2, 0.5)]
+    assert len(caplog.records) == 1
+
+
+def test_a_slow_server_costs_one_attempt_a_minute(
+    wire: _Wire, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = tracking.open_tracking(store, "slow")
+    monkeypatch.setattr(outage, "RETRY_AFTER_S", 60.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with tracker.run("train", key="t") as run:
+        run.log_metrics([{"step": 0, "loss": 0.0}])
+        wire.stall()
+        before = wire.num_connections
+        for step in range(1, 10):
+            run.log_metrics([{"step": step, "loss": step / 2}])
+        assert "fails" in caplog.records[0].message
+        assert wire.num_connections <= before + 1
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        wire.mend()
+    assert _steps(tracker, run.run_id) == [(step, step / 2) for step in range(10)]
+
+
+def test_a_line_ends_without_a_registry(
+    wire: _Wire, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was trained and evaluated is there; the same again, when the server is back, registers and promotes it."""
+    file = _weights(tmp_path, 0).read_bytes()
+    digest = hashlib.sha256(file).hexdigest()
+    weights = Weights(
+        uri="/runs/0", step=100, sha256=digest, config=CONFIG, dataset_digest="0", dataset_uri="/data", file=file
+    )
+    index = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
+    trained = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
+    evaluated = Evaluated(report_uri="/r", page_uri="/p", metric="fd", figures={"fd": 2.0}, reference="heldout")
+    monkeypatch.setattr(line, "check_cluster", lambda *_: None)
+    monkeypatch.setattr(line, "run_train", lambda *_: trained)  # the stages themselves ran before the outage
+    monkeypatch.setattr(line, "read_weights", lambda _: weights)
+    recipe = replace(make("digits"), store=store)
+    tracker = tracking.open_tracking(store, "line")
+    with tracker.run("line", key="l") as parent:
+        tracked = line.Line(recipe, tracker, parent)
+        wire.cut()
+        assert tracked.train(index) == trained
+        assert re.search(
+            "registering ddpm-digits: .*; trained, but not registered: the same command again registers it",
+            caplog.records[-1].message,
+        )
+        with pytest.raises(tracking.TrackingError, match="the report is made, the same command again promotes") as told:
+            tracked.promote(weights, evaluated)
+        assert "\n" not in str(told.value)
+        wire.mend()
+        assert tracked.train(index) == trained
+        assert tracked.promote(weights, evaluated)[1].promoted
+    assert tracking.resolve_model(tracker, "models:/ddpm-digits@champion").checkpoint_uri == "/runs/0"
 
 
 # --- the pages

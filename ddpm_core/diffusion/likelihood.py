@@ -55,13 +55,13 @@ def variational_bound(
     exact = x_0.double()
 
     def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
-        return p.denoiser(x_t.to(x_0.dtype), t).double()
+        return p.denoiser(x_t.to(x_0.dtype), t)
 
     reverse = ReverseProcess(denoiser=denoiser, schedule=p.schedule, config=p.config)
     terms, errors = [], []
     for step in steps:
         t = torch.full((len(x_0),), step, device=x_0.device)
-        x_t = q_sample(exact, t, noise(step).double(), p.schedule)
+        x_t = q_sample(exact, t, noise(step), p.schedule)
         moments = p_mean_variance(reverse, x_t, t, clip=clip)
         terms.append(bound_term(moments, exact, x_t, t, p.schedule))
         errors.append((moments.x_0_hat - exact).square().mean(dim=(1, 2, 3)))

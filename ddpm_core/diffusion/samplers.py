@@ -195,10 +195,8 @@ def ddim(
     schedule = p.schedule
     # Eq. 16: sigma_t is eta times the deviation of q(x_{t-1} | x_t, x_0)
     sigma = eta * schedule.posterior_variance.sqrt()
-    # sqrt(1 - alpha_bar_prev - sigma^2), without the rounding that could make it the root of a negative number
-    direction = (
-        (1 - schedule.alpha_bar_prev) * (1 - eta**2 * schedule.betas / (1 - schedule.alpha_bar)).clamp(min=0)
-    ).sqrt()
+    # sqrt(1 - alpha_bar_prev - sigma^2), said so that rounding never makes it the root of a negative number
+    direction = ((1 - schedule.alpha_bar_prev) * (1 - eta**2 * schedule.betas / (1 - schedule.alpha_bar))).sqrt()
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
@@ -255,7 +253,7 @@ def heun(p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, c
             continue
         _, eps_next = _predictions(p, euler, t - 1, clip)
         shrink = schedule.snr[step - 1].rsqrt() - schedule.snr[step].rsqrt()
-        x_t = euler + root * (0.5 * shrink).to(x_t.dtype) * (eps_next - eps_hat)
+        x_t = euler + 0.5 * shrink * root * (eps_next - eps_hat)
     return x_t
 
 

@@ -37,6 +37,7 @@ from pipelines.stages.board import Board
 LEAVE_S = 120.0
 """So long a worker may take to save before it is taken down all the same."""
 _POLL_S, _BEAT_S = 0.5, 5.0
+_LOST = 3
 _GROW_S = 30.0
 """How often Ray looks for room for more workers."""
 
@@ -73,8 +74,7 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
     init = ray.put(told.init) if told.init else None
     orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
     try:
-        while not _trained(_trainer(orders, stage), board, tell, told.run.uri):
-            pass
+        _persist(lambda: _follow(_trainer(orders, stage), board, tell), tell, told.run.uri)
     except KeyboardInterrupt:
         _leave(board, tell)
         raise
@@ -83,17 +83,24 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
             storage.delete(uri)
 
 
-def _trained(trainer: Any, board: Any, tell: Tell, run_uri: str) -> bool:
-    """Whether the trainer got to the end; False if it gave up, but not where it began, so that another one may go on."""
-    before = list_checkpoints(run_uri)[-1:]
-    try:
-        _follow(trainer, board, tell)
-    except ray.train.TrainingFailedError as error:
-        if list_checkpoints(run_uri)[-1:] == before:
-            raise
-        tell([("warned", f"training failed several times, and goes on as it got further: {_last_line(error)}")])
-        return False
-    return True
+def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
+    """Attempt until it succeeds, as long as it gets further, or Ray's controller is lost, at most thrice."""
+    lost = 0
+    while True:
+        before = list_checkpoints(run_uri)[-1:]
+        try:
+            attempt()
+            return
+        except ray.train.TrainingFailedError as error:
+            if list_checkpoints(run_uri)[-1:] == before:
+                raise
+            said = f"training failed several times, and goes on as it got further: {_last_line(error)}"
+        except ray.exceptions.RayActorError:
+            lost += 1
+            if lost > _LOST:
+                raise
+            said = "Ray's controller was lost, another one goes on from the newest checkpoint"
+        tell([("warned", said)])
 
 
 def _last_line(error: Exception) -> str:

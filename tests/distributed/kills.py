@@ -131,7 +131,7 @@ def follow(
             time.sleep(6)  # the driver goes on by itself
         else:
             try:
-                driver.wait(90)
+                driver.wait(20)
             except subprocess.TimeoutExpired:
                 driver.kill()
                 driver.wait()

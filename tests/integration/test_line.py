@@ -160,7 +160,7 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
     named = replace(wanted, name="tuned", train=replace(wanted.train, learning_rate=1.0))
     with (
         open_line(named) as line,
-        pytest.raises(ValueError, match=r"run tuned was started with .* give the run another --name"),
+        pytest.raises(ValueError, match=r"run tuned: the run was started with .* give the run another --name"),
     ):
         line.train(line.shard())
 

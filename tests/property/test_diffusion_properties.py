@@ -10,6 +10,7 @@ from ddpm_core.diffusion.gaussian import discretized_log_likelihood, normal_kl
 from ddpm_core.diffusion.losses import LossConfig, bound_term, loss_per_image, prior_term
 from ddpm_core.diffusion.process import Prediction, express, predict_eps, predict_x_0, q_posterior, q_sample
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, Variance, clip_x_0, interpret
+from ddpm_core.diffusion.samplers import SamplerConfig, sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, Spacing, respace, schedule_from_betas, spaced_timesteps
 from ddpm_core.random import Purpose, kept, normals, words
 
@@ -43,6 +44,14 @@ def test_noise_only_grows(schedule: NoiseSchedule) -> None:
     assert bool((schedule.posterior_variance <= schedule.betas * (1 + 1e-12)).all())
     finite = [name for name in vars(schedule) if name != "ends_in_noise"]
     assert all(bool(getattr(schedule, name).isfinite().all()) for name in finite)
+
+
+@fast
+@given(schedules(), st.floats(0, 1) | st.just(1.0))
+def test_ddim_takes_no_root_of_a_negative_number(schedule: NoiseSchedule, eta: float) -> None:
+    p = ReverseProcess(denoiser=lambda x_t, t: x_t / 2, schedule=schedule, config=ReverseConfig(prediction="v"))
+    x_0 = sample(p, SamplerConfig(name="ddim", eta=eta), images(2, 0), lambda t: images(2, t))
+    assert bool(x_0.isfinite().all())
 
 
 @fast

@@ -229,3 +229,18 @@ def test_nothing_is_kept_for_a_gradient() -> None:
     p = ReverseProcess(denoiser=lambda x_t, t: weight * x_t, schedule=SHORT)
     bound: Bound = variational_bound(p, eight_bit_images(1), keyed_noise(1))
     assert not any(part.requires_grad for part in bound)
+
+
+def test_the_bound_stays_on_the_device() -> None:
+    devices = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        devices.extend((x_t.device.type, t.device.type))
+        return x_t
+
+    away = torch.zeros(2, 3, 4, 4, device="meta")
+    # v: of eps the schedule's end is looked at
+    p = ReverseProcess(denoiser=denoise, schedule=SHORT.to("meta"), config=ReverseConfig(prediction="v"))
+    bound = variational_bound(p, away, lambda t: away, timesteps=[0, 5, 11])
+    assert all(part.is_meta for part in bound)
+    assert set(devices) == {"meta"}

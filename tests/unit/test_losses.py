@@ -269,11 +269,12 @@ def test_every_objective_is_least_for_the_true_answer(objective: Objective) -> N
     assert bool((least < lower).all())
 
 
+@pytest.mark.parametrize("spoken", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("objective", get_args(Objective))
-def test_half_precision_networks_train_in_the_images_type(objective: Objective) -> None:
+def test_networks_of_another_precision_train_in_the_images_type(objective: Objective, spoken: torch.dtype) -> None:
     variance = "learned_range" if objective == "hybrid" else "fixed_small"
     p = ReverseProcess(
-        denoiser=lambda x_t, t: network(variance)(x_t, t).bfloat16(),
+        denoiser=lambda x_t, t: network(variance)(x_t, t).to(spoken),
         schedule=SCHEDULE,
         config=ReverseConfig(variance=variance),
     )

@@ -11,8 +11,8 @@ import torch
 
 from ddpm_core.diffusion.process import express, predict_x_0
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, check_sampler, sample, spaced_process, steps_taken
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, sample, spaced_process, steps_taken
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor
 
@@ -129,6 +129,17 @@ def test_dpm_solver_is_the_published_algorithm(steps: list[int], spacing, leap: 
     config = SamplerConfig(name="dpm_solver", num_steps=len(steps), spacing=spacing, clip="none")
     assert steps_taken(config, 10)[::-1] == steps
     assert float(sample(process(half, schedule), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
+
+
+def test_dpm_solver_passes_a_first_step_on_which_nothing_changes() -> None:
+    """Float64's least number, 2^-1074, times 0.6 is itself again: log SNR stands still, and r would be 0 / 0."""
+    schedule = schedule_from_betas(torch.tensor([1 - 2**-50] * 21 + [0.5] * 24 + [0.4], dtype=torch.float64))
+    assert float(schedule.log_snr[-1]) == float(schedule.log_snr[-2])
+    p = ReverseProcess(denoiser=half, schedule=schedule, config=ReverseConfig(prediction="v"))
+    noise, seen = keyed((1, 1, 2, 2), torch.float64), []
+    config = SamplerConfig(name="dpm_solver", clip="none")
+    sample(p, config, noise(46), noise, on_step=lambda t, x_t, x_0_hat: seen.append(x_t))
+    assert torch.equal(seen[1], noise(46))
 
 
 def test_heun_is_the_trapezium_rule() -> None:
@@ -323,6 +334,34 @@ def test_a_learned_variance_stays_between_its_bounds_when_respaced(said: float) 
     torch.testing.assert_close(log_variance.exp(), bounds[0 if said < 0 else 1], rtol=1e-5, atol=0)
 
 
+def says_a_mean_and_a_variance(variance, spoken: torch.dtype = torch.float32) -> ReverseProcess:
+    """Nothing in particular, in a type of its own."""
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.cat((0.9 * x_t, torch.sin(x_t) - 0.05 * t[:, None, None, None]), dim=1).to(spoken)
+
+    return ReverseProcess(denoiser=denoise, schedule=SHORT, config=ReverseConfig(prediction="mean", variance=variance))
+
+
+def test_the_place_between_the_variances_stays_the_networks_own_when_respaced() -> None:
+    """Though the mean beside it is said anew."""
+    p = says_a_mean_and_a_variance("learned_range")
+    x_t, t = keyed((3, 1, 2, 2))(0), torch.arange(3)
+    spaced = spaced_process(p, [2, 5, 9])
+    said = p.denoiser(x_t, torch.tensor([2, 5, 9]))
+    found = spaced.denoiser(x_t, t)
+    assert torch.equal(found[:, 1:], said[:, 1:])
+    assert not bool((found[:, :1] == said[:, :1]).any())
+
+
+def test_what_is_said_in_half_precision_is_respaced_in_the_images_type() -> None:
+    p = says_a_mean_and_a_variance("learned", torch.bfloat16)
+    widened = replace(p, denoiser=lambda x_t, t: p.denoiser(x_t, t).float())
+    x_t, t = keyed((3, 1, 2, 2))(0), torch.arange(3)
+    found, expected = (spaced_process(each, [2, 5, 9]).denoiser(x_t, t) for each in (p, widened))
+    assert torch.equal(found, expected)
+
+
 def test_all_the_steps_are_asked_for_as_the_network_says_them() -> None:
     """Without respacing nothing is said anew."""
     p = ReverseProcess(
@@ -390,6 +429,26 @@ def test_sampling_keeps_no_graph(config: SamplerConfig) -> None:
     assert not sample(process(lambda x_t, t: weight * x_t), config, noise(10), noise).requires_grad
 
 
+@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_sampling_stays_on_the_device(name, num_steps: int | None) -> None:
+    """The other two look at the schedule's values, which a meta tensor has not."""
+    devices = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        devices.extend((x_t.device.type, t.device.type))
+        return x_t
+
+    away = torch.zeros(2, 1, 3, 3, device="meta")
+    # v: of eps the schedule's end is looked at
+    p = ReverseProcess(denoiser=denoise, schedule=SHORT.to("meta"), config=ReverseConfig(prediction="v"))
+    config = SamplerConfig(name=name, num_steps=num_steps, eta=0.5)
+    assert sample(p, config, away, lambda t: away).is_meta
+    # not respaced, the network is given t itself
+    ancestral(p, away, lambda t: away, lambda t, x_t, x_0_hat: None, clip="none")
+    assert set(devices) == {"meta"}
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -407,6 +466,11 @@ def test_sampling_keeps_no_graph(config: SamplerConfig) -> None:
 def test_a_config_out_of_range_is_refused(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplerConfig(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"num_steps": 1}, {"eta": 0.0}, {"eta": 1.0}])
+def test_the_ends_of_the_ranges_are_in_them(fields) -> None:
+    SamplerConfig(**fields)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -188,6 +188,13 @@ def test_a_rescaled_beta_of_1_or_more_is_refused(name: str) -> None:
         make_schedule(ScheduleConfig(name=name, num_timesteps=10, rescale=True))
 
 
+@pytest.mark.parametrize("beta_end", [0.1, 0.15])
+def test_a_rescaled_beta_of_1_is_one_too_many(beta_end: float) -> None:
+    """As a last beta 1 would be taken; that of a rescaled schedule is a mistake."""
+    with pytest.raises(ValueError, match=f"makes betas up to {10 * beta_end:g} of 100 steps; expected less than 1"):
+        make_schedule(ScheduleConfig(num_timesteps=100, beta_end=beta_end, rescale=True))
+
+
 @pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 1.5, math.nan])
 def test_a_beta_out_of_range_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=f"beta at t = 1 is {bad}; expected"):
@@ -207,6 +214,22 @@ def test_only_the_last_beta_may_be_1() -> None:
 def test_betas_that_leave_nothing_before_the_end_are_refused() -> None:
     with pytest.raises(ValueError, match="alpha_bar is 0 before the last of 1000 steps; expected smaller betas"):
         make_schedule(ScheduleConfig(name="constant", beta_end=0.9))
+
+
+def test_the_last_signal_may_be_float64s_least() -> None:
+    """Half is kept at each step: 2^-1074 is the least number above 0."""
+    schedule = make_schedule(ScheduleConfig(name="constant", beta_end=0.5, num_timesteps=1075))
+    assert float(schedule.alpha_bar[-2]) == 2.0**-1074
+    with pytest.raises(ValueError, match="alpha_bar is 0 before the last of 1076 steps"):
+        make_schedule(ScheduleConfig(name="constant", beta_end=0.5, num_timesteps=1076))
+
+
+def test_betas_of_float32_are_computed_with_in_float64() -> None:
+    betas = torch.tensor([0.1, 0.2])
+    exact = schedule_from_betas(betas.double())
+    for name, values in vars(schedule_from_betas(betas)).items():
+        assert torch.equal(values, getattr(exact, name)), name
+        assert values.dtype == torch.float64
 
 
 def test_no_betas_are_refused() -> None:
@@ -277,6 +300,10 @@ def test_any_number_of_spaced_timesteps_are_distinct(spacing: Spacing, T: int) -
 )
 def test_spaced_timesteps_by_hand(spacing: Spacing, S: int, expected: list[int]) -> None:
     assert spaced_timesteps(10, S, spacing) == expected
+
+
+def test_timesteps_are_spaced_by_linspace_unless_it_is_said() -> None:
+    assert spaced_timesteps(10, 4) == [0, 3, 6, 9]
 
 
 def exact_steps(spacing: Spacing, T: int, S: int) -> list[Fraction]:

@@ -75,7 +75,7 @@ class Board:
         self._watch = Watch()
         self._leave, self._left = asyncio.Event(), asyncio.Event()
         self._claimed = self._finished = False
-        self._step = 0
+        self._order = self._step = 0
 
     async def post(self, kind: str, what: Any) -> None:
         """Tell the driver."""
@@ -95,16 +95,22 @@ class Board:
         """The first worker is done: there is nothing left to save."""
         self._finished = True
 
-    async def claim(self) -> bool:
-        """Wait for the order to leave. Of the workers that are alive then, one is told to save: all hold the same state."""
+    async def ordered(self) -> int:
+        """Wait for the order to leave; returns its number."""
         await self._leave.wait()
-        first, self._claimed = not self._claimed, True
+        return self._order
+
+    async def claim(self, order: int) -> bool:
+        """Of the workers that are alive to ask, the first is told to save: all hold the same state."""
+        first = order == self._order and not self._claimed
+        self._claimed |= first
         return first
 
-    async def saved(self, step: int) -> None:
+    async def saved(self, order: int, step: int) -> None:
         """The worker that was told to save has done so."""
-        self._step = step
-        self._left.set()
+        if order == self._order:
+            self._step = step
+            self._left.set()
 
     async def leave(self, timeout_s: float) -> int | None:
         """Order the workers to leave, and wait until the last completed step stands as a checkpoint.
@@ -125,4 +131,5 @@ class Board:
             return self._step
         finally:
             self._leave, self._left, self._claimed = asyncio.Event(), asyncio.Event(), False
+            self._order += 1
             self._watch.clear()

@@ -5,7 +5,6 @@ saves the last completed step; so it does when the driver is told to end (SIGTER
 """
 
 import os
-import socket
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints
@@ -69,7 +69,9 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
         ValueError: if a worker refused to go on, in one line.
         RuntimeError: if training failed thrice without a step forward.
     """
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    # On the driver's own node: on another it could be lost while the driver is not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     threads = cpus_per_worker(stage.num_workers)
     init = ray.put(told.init) if told.init else None
     orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
@@ -227,8 +229,9 @@ def _saver(state: TrainState, orders: Orders) -> Saver:
     )
 
     def leave_when_told() -> None:
-        if ray.get(board.claim.remote()):
-            ray.get(board.saved.remote(saver.leave()))
+        order = ray.get(board.ordered.remote())
+        if ray.get(board.claim.remote(order)):
+            ray.get(board.saved.remote(order, saver.leave()))
 
     threading.Thread(target=leave_when_told, name="leave", daemon=True).start()
     return saver
@@ -237,7 +240,7 @@ def _saver(state: TrainState, orders: Orders) -> Saver:
 @contextmanager
 def _beating(board: Any, rank: int) -> Iterator[Callable[[int, str], None]]:
     """Shows the board every few seconds what the worker does, which it says by calling what it is given."""
-    where, now, ended = f"{socket.gethostname()}, process {os.getpid()}", [(0, "starting")], threading.Event()
+    where, now, ended = f"{ray.util.get_node_ip_address()}, process {os.getpid()}", [(0, "starting")], threading.Event()
 
     def beat() -> None:
         while not ended.wait(_BEAT_S):

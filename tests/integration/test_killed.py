@@ -1,0 +1,64 @@
+"""kill -9 of a worker while it trains: the run goes on by itself, and ends in the same bits."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint
+from ddpm_core.model.unet import UNetConfig
+from pipelines.line import open_line
+from pipelines.recipes import Recipe, make
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def recipe(store: Path) -> Recipe:
+    """Some seconds of training, and no checkpoint before its end."""
+    base = make("digits")
+    train = replace(base.train, steps=150, batch_size=32, checkpoint_every=1_000, preview_every=1_000, num_workers=2)
+    small = UNetConfig(
+        base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
+    )
+    return replace(base, store=str(store), unet=small, train=train)
+
+
+def train(wanted: Recipe) -> dict[str, torch.Tensor]:
+    """The tensors that the run ends with."""
+    with open_line(wanted) as line:
+        trained = line.train(line.shard())
+    (final,) = list_checkpoints(trained.run_uri)[-1:]
+    saved = read_checkpoint(final)
+    assert saved.step == 150
+    return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
+
+
+def kill_soon(killed: list[int]) -> None:
+    """kill -9 one of the two workers, some seconds after they have come up."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
+        if len(found) == 2:
+            time.sleep(6)
+            killed.append(int(found[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+def test_a_run_whose_worker_was_killed_ends_in_the_same_bits(tmp_path: Path) -> None:
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_soon, args=(killed,))
+    thread.start()
+    found = train(recipe(tmp_path / "killed"))
+    thread.join()
+    assert killed
+    unbroken = train(recipe(tmp_path / "unbroken"))
+    assert found.keys() == unbroken.keys()
+    assert [name for name, tensor in unbroken.items() if not torch.equal(found[name], tensor)] == []

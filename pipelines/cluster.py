@@ -79,11 +79,12 @@ def session() -> Iterator[None]:
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         runtime_env={"env_vars": _worker_environment()},
     )
-    signal.signal(signal.SIGTERM, _terminate)  # Ray has set its own, which ends the process where it stands
+    before = signal.signal(signal.SIGTERM, _terminate)  # Ray's own ends the process where it stands
     try:
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 class Terminated(KeyboardInterrupt):
@@ -97,7 +98,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _worker_environment() -> dict[str, str]:
     """What workers must see of the driver's environment, on whichever node they start."""
-    names = ("AWS_", "GLOO_SOCKET_IFNAME", "NCCL_")
+    names = ("AWS_", "DDPM_", "GLOO_SOCKET_IFNAME", "NCCL_")
     passed = {key: value for key, value in os.environ.items() if key.startswith(names)}
     return {**passed, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 

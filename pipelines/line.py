@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class Line:
             trained = run_train(self.recipe, index, run, init_from)
             weights = read_weights(trained.checkpoint_uri)
             try:
-                self._register(run, weights)
+                return replace(trained, version=self._register(run, weights))
             except TrackingError as error:
                 logger.warning("%s; trained, but not registered: the same command again registers it", error)
         return trained

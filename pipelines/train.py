@@ -49,7 +49,7 @@ def run(door: TrainDoor) -> Outcome:
         made={
             "checkpoint": trained.checkpoint_uri,
             "previews": f"{trained.run_uri}/samples",
-            "model": f"models:/{name}@candidate",
+            **({"model": f"models:/{name}/{trained.version}"} if trained.version else {}),
         },
         figures={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
         next=f"python pipelines/sample.py {door.recipe} --store {door.store} --model {trained.checkpoint_uri}",

@@ -14,7 +14,7 @@ from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_pa
 from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
-from ddpm_core.training.watch import check_skipped, out_of_memory, record_skipped
+from ddpm_core.training.watch import FiniteWatch, out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,9 @@ def train(
     forward = in_parallel(state.network, worker, image_shape(run.config))
     autocast = autocast_for(config, worker.device)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
+    watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
     in_use = _bytes_in_use(worker)
-    clock, since, skipped_in_a_row = time.perf_counter(), state.step, 0
+    clock, since = time.perf_counter(), state.step
     events.doing(state.step, "reading")
     for on_host in stream.read_ahead(state.step, config.steps):
         events.doing(state.step, "computing")
@@ -97,11 +98,7 @@ def train(
             )
         except torch.OutOfMemoryError:
             raise out_of_memory(worker.device, in_use, len(batch.positions), config) from None
-        update = found.is_finite
-        skipped_in_a_row = 0 if update else skipped_in_a_row + 1
-        if not update:
-            listed = record_skipped(run.uri, state.step, worker.rank, batch, draws, found)
-            events.warned(f"step {state.step} is skipped, its loss or gradient is not finite; its samples: {listed}")
+        update = watch.allows(state.step, batch, draws, found)
         seen = _whole_batch(batch, draws, found) if state.timesteps is not None and update else None
         is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
         now = time.perf_counter()
@@ -111,8 +108,6 @@ def train(
                 state.timesteps.update(*seen)
             if is_logged:
                 state.history.append(_row(state, found, (state.step - since) / (now - clock), config))
-        if not update:
-            check_skipped(state, skipped_in_a_row, config, listed)
         if is_logged:
             clock, since = now, state.step
             if worker.is_first:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ddpm_core.artifacts.checkpoint import Tensors, newest_checkpoint
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.loader import ImageReader, TrainingStream
+from ddpm_core.data.loader import TrainingStream
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.model.unet import init_unet, recompute_activations
 from ddpm_core.training.build import build_network, build_objective
 from ddpm_core.training.config import TrainConfig

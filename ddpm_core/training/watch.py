@@ -1,44 +1,61 @@
 """What ends a run before it goes astray: numbers that are none, and memory that does not suffice."""
 
 import json
+from collections.abc import Callable
 
 import torch
 
 from ddpm_core import storage
 from ddpm_core.data.loader import Batch
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.state import TrainState
 from ddpm_core.training.step import Backward, Draws
 
 
-def record_skipped(run_uri: str, step: int, worker: int, batch: Batch, draws: Draws, found: Backward) -> str:
-    """Write down which samples a skipped step was to train on, for a person to look at; returns the URI."""
-    uri = storage.join(run_uri, "skipped", f"step-{step:08d}-worker-{worker}.json")
-    real = batch.weights.bool().cpu()
-    what = {
-        "step": step,
-        "loss": float(found.loss),
-        "grad_norm": float(found.grad_norm),
-        "positions": batch.positions.cpu()[real].tolist(),
-        "t": draws.t.cpu()[real].tolist(),
-        "losses": [float(loss) for loss in found.losses.cpu()[real]],
-    }
-    storage.write_bytes(uri, json.dumps(what, indent=2).encode())
-    return uri
+class FiniteWatch:
+    """Lets only steps through whose loss and gradient are numbers; what it finds is the same on every worker.
 
-
-def check_skipped(state: TrainState, in_a_row: int, config: TrainConfig, where: str) -> None:
-    """End a run whose steps are skipped one after the other.
-
-    Raises:
-        FloatingPointError: once there are more than `config.max_skipped` in a row.
+    Args:
+        rank: of this worker, whose share of the samples it lists.
+        warned: told of each step that is skipped, in one line.
     """
-    if in_a_row > config.max_skipped:
-        raise FloatingPointError(
-            f"loss or gradient was not finite in {in_a_row} steps in a row, the last of them step {state.step - 1}; "
-            f"expected at most {config.max_skipped} (train.max-skipped). The samples are listed in {where}: look at "
-            "them, lower --train.learning-rate, or train in float32"
-        )
+
+    def __init__(self, run_uri: str, rank: int, config: TrainConfig, warned: Callable[[str], None]) -> None:
+        self._run_uri, self._rank, self._config, self._warned = run_uri, rank, config, warned
+        self._in_a_row = 0
+
+    def allows(self, step: int, batch: Batch, draws: Draws, found: Backward) -> bool:
+        """Whether the step may be taken; if not, its samples are written down for a person to look at.
+
+        Raises:
+            FloatingPointError: once more than `config.max_skipped` in a row may not.
+        """
+        if found.is_finite:
+            self._in_a_row = 0
+            return True
+        self._in_a_row += 1
+        listed = self._list(step, batch, draws, found)
+        if self._in_a_row > self._config.max_skipped:
+            raise FloatingPointError(
+                f"loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step {step}; "
+                f"expected at most {self._config.max_skipped} (train.max-skipped). The samples are listed in {listed}: "
+                "look at them, lower --train.learning-rate, or train in float32"
+            )
+        self._warned(f"step {step} is skipped, its loss or gradient is not finite; its samples: {listed}")
+        return False
+
+    def _list(self, step: int, batch: Batch, draws: Draws, found: Backward) -> str:
+        uri = storage.join(self._run_uri, "skipped", f"step-{step:08d}-worker-{self._rank}.json")
+        real = batch.weights.bool().cpu()
+        what = {
+            "step": step,
+            "loss": float(found.loss),
+            "grad_norm": float(found.grad_norm),
+            "positions": batch.positions.cpu()[real].tolist(),
+            "t": draws.t.cpu()[real].tolist(),
+            "losses": [float(loss) for loss in found.losses.cpu()[real]],
+        }
+        storage.write_bytes(uri, json.dumps(what, indent=2).encode())
+        return uri
 
 
 def batch_that_fits(local_batch: int, before_bytes: int, peak_bytes: int, asked_bytes: int, total_bytes: int) -> int:

@@ -76,6 +76,7 @@ class Board:
         self._leave, self._left = asyncio.Event(), asyncio.Event()
         self._claimed = self._finished = False
         self._order = self._step = 0
+        self._reserved: Any = None
 
     async def post(self, kind: str, what: Any) -> None:
         """Tell the driver."""
@@ -94,6 +95,14 @@ class Board:
     async def finish(self) -> None:
         """The first worker is done: there is nothing left to save."""
         self._finished = True
+
+    async def reserve(self, resources: Any) -> None:
+        """The placement group that the workers now run in."""
+        self._reserved = resources
+
+    async def reserved(self) -> Any:
+        """The last one; None if there was none yet."""
+        return self._reserved
 
     async def ordered(self) -> int:
         """Wait for the order to leave; returns its number."""

@@ -13,7 +13,7 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex, Split
 from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_figures
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
-from ddpm_core.data.loader import ImageReader
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import NAME, extract, extractor_digest
@@ -202,9 +202,14 @@ def _block_stats(samples: SampleSet, first_seed: int, stop: int, batch_size: int
 def _span_bound(
     weights: Weights, index: DatasetIndex, numbers: range, num_steps: int | None, use_gpu: bool
 ) -> list[BoundStats]:
-    """The bound of some held-out images, a group at a time: the sum over groups does not depend on who measured which."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if use_gpu else "cpu")
+    return span_bound(weights, index, numbers, num_steps, torch.device("cuda" if use_gpu else "cpu"))
+
+
+def span_bound(
+    weights: Weights, index: DatasetIndex, numbers: range, num_steps: int | None, device: torch.device
+) -> list[BoundStats]:
+    """The bound of some held-out images, a group at a time: the sum over groups does not depend on who measured which."""
     reader = ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
     network = build_denoiser(weights).to(device)
     found = []

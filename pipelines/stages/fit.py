@@ -76,7 +76,7 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
     init = ray.put(told.init) if told.init else None
     orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
     try:
-        _persist(lambda: _follow(_trainer(orders, stage), board, tell), tell, told.run.uri)
+        _persist(lambda: _follow(_trainer(orders, stage), board, tell), board, tell, told.run.uri)
     except KeyboardInterrupt:
         _leave(board, tell)
         raise
@@ -85,7 +85,7 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
             storage.delete(uri)
 
 
-def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
+def _persist(attempt: Callable[[], None], board: Any, tell: Tell, run_uri: str) -> None:
     """Attempt until it succeeds, as long as it gets further, or Ray's controller is lost, at most thrice."""
     lost = 0
     while True:
@@ -101,8 +101,16 @@ def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
             lost += 1
             if lost > _LOST:
                 raise
+            _free(board)
             said = "Ray's controller was lost, another one goes on from the newest checkpoint"
         tell([("warned", said)])
+
+
+def _free(board: Any) -> None:
+    """Give back the resources of a group whose controller was lost: Ray itself does so only where its dashboard runs."""
+    reserved = ray.get(board.reserved.remote())
+    if reserved is not None:
+        ray.util.remove_placement_group(reserved)
 
 
 def _last_line(error: Exception) -> str:
@@ -143,6 +151,10 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
 
     def __init__(self, board: Any) -> None:
         self._board = board
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        ray.get(self._board.reserve.remote(reserved))
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         ray.get(self._board.leave.remote(LEAVE_S))

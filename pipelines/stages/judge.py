@@ -4,6 +4,7 @@ A task of our own rather than Ray Train's asynchronous validation: that one belo
 that Ray keeps; this one reads a checkpoint at its URI, and outlives the group that wrote it.
 """
 
+import logging
 from functools import reduce
 from typing import Any
 
@@ -13,23 +14,26 @@ import torch
 from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import FIGURE, read_validations, write_validation
-from ddpm_core.data.loader import ImageReader
-from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
+from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.build import image_shape
-from pipelines.cluster import shard_cache
-from pipelines.models import build_denoiser, reverse_process, seeded_process
+from pipelines.models import build_denoiser, seeded_process
 from pipelines.recipes import Recipe
-from pipelines.stages.evaluate import real_stats
+from pipelines.stages.evaluate import real_stats, span_bound
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 64
 
 
 class Judge:
-    """Measures every n-th checkpoint, one at a time; of those that come meanwhile only the newest is measured next."""
+    """Measures every n-th checkpoint, one at a time; of those that come meanwhile only the newest is measured next.
+
+    One that cannot be measured is a warning: it may have been deleted before its turn came.
+    """
 
     def __init__(self, recipe: Recipe, index: DatasetIndex, run_uri: str) -> None:
         self._recipe, self._index, self._run_uri = recipe, index, run_uri
@@ -62,8 +66,12 @@ class Judge:
             done, _ = ray.wait([self._running], timeout=None if wait else 0)
             if not done:
                 break
-            rows.append(ray.get(self._running))
-            self._running = None
+            running, self._running = self._running, None
+            try:
+                rows.append(ray.get(running))
+            except ray.exceptions.RayError as error:  # training goes on without this figure
+                reason = str(error).strip().splitlines()[-1]
+                logger.warning("a checkpoint of %s could not be judged: %s", self._run_uri, reason)
             self._start()
         return rows
 
@@ -82,18 +90,10 @@ def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, refere
         parts.append(FeatureStats.from_features(extract(images)))
     figures = {FIGURE: frechet_distance(merge_all(parts), reference)}
     config = recipe.evaluate
-    num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
-    reader = ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
-    bounds: list[BoundStats] = []
-    for first in range(0, num_heldout, GROUP):
-        places = reader.places(range(first, min(first + GROUP, num_heldout)))
-        p = reverse_process(network, weights.config, reader.labels(*places))
-        bounds.append(measure_bound(p, reader.images(*places), first, config.bits_per_dim_steps))
-    if bounds:
+    heldout = range(min(config.bits_per_dim_images, index.num_samples("heldout")))
+    if heldout:
+        bounds = span_bound(weights, index, heldout, config.bits_per_dim_steps, torch.device("cpu"))
         figures["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
     write_validation(run_uri, weights.step, figures)
-    return {
-        "step": weights.step,
-        f"validation/{NAME}": figures.pop(FIGURE),
-        **{f"validation/{k}": v for k, v in figures.items()},
-    }
+    shown = {(NAME if name == FIGURE else name): value for name, value in figures.items()}
+    return {"step": weights.step, **{f"validation/{name}": value for name, value in shown.items()}}

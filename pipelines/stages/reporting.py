@@ -13,7 +13,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
 from ddpm_core.data.images import decode_png
-from ddpm_core.data.loader import ImageReader
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation import figures as draw
 from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.charts import bound_curves, loss_curve

@@ -49,6 +49,8 @@ class Trained:
     checkpoint_uri: str
     step: int
     images_per_s: float
+    version: int | None = None
+    """In the registry; none if MLflow was away when it was to be registered."""
 
 
 def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:

@@ -43,7 +43,8 @@ from ddpm_core.artifacts.manifest import (
 )
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import decode_png
-from ddpm_core.data.loader import ImageReader, StreamConfig, TrainingStream
+from ddpm_core.data.loader import StreamConfig, TrainingStream
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.data.sources import Source, open_source
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,9 +58,3 @@ def train(num_workers: int, dataset: str, run: str, config: Path, log: Path) -> 
     """
     if start(num_workers, dataset, run, config, log).wait():
         raise RuntimeError(log.read_text())
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of torchrun and all its workers."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

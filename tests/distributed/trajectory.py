@@ -16,7 +16,8 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, newest_checkpoint
 from ddpm_core.artifacts.manifest import read_index
-from ddpm_core.data.loader import ImageReader, StreamConfig, TrainingStream
+from ddpm_core.data.loader import StreamConfig, TrainingStream
+from ddpm_core.data.reader import ImageReader
 
 
 def keys_of(dataset: str, num_workers: int, steps: int, batch_size: int, lanes: int, window: int) -> list[list[int]]:

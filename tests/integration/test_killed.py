@@ -39,15 +39,26 @@ def train(wanted: Recipe) -> dict[str, torch.Tensor]:
     return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
 
 
+def workers() -> list[int]:
+    """Process ids of the training workers of this process's own Ray, whose raylet is a child of it."""
+    own = _pgrep("-P", str(os.getpid()))
+    return [pid for parent in own for pid in _pgrep("-P", str(parent), "-f", "ray::RayTrainWorker")]
+
+
+def _pgrep(*options: str) -> list[int]:
+    found = subprocess.run(["pgrep", *options], capture_output=True, text=True, check=False).stdout
+    return [int(pid) for pid in found.split()]
+
+
 def kill_soon(killed: list[int]) -> None:
     """kill -9 one of the two workers, some seconds after they have come up."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
+        found = workers()
         if len(found) == 2:
             time.sleep(6)
-            killed.append(int(found[-1]))
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(found[-1])
+            os.kill(found[-1], signal.SIGKILL)
             return
         time.sleep(0.1)
 

@@ -27,7 +27,8 @@ from ddpm_core.artifacts.manifest import DatasetIndex, ShardEntry, index_uri, ma
 from ddpm_core.data import shard_cache
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import decode_png, encode_png
-from ddpm_core.data.loader import ImageReader, StreamConfig, TrainingStream
+from ddpm_core.data.loader import StreamConfig, TrainingStream
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.data.shard_cache import LIMIT_VARIABLE, limit_bytes, open_copy
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard

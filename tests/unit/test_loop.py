@@ -16,7 +16,8 @@ import torch.multiprocessing
 from ddpm_core.artifacts.checkpoint import HistoryRow, newest_checkpoint
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.loader import ImageReader, TrainingStream
+from ddpm_core.data.loader import TrainingStream
+from ddpm_core.data.reader import ImageReader
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
 from ddpm_core.diffusion.losses import LossConfig

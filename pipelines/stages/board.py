@@ -75,7 +75,8 @@ class Board:
         self._watch = Watch()
         self._leave, self._left = asyncio.Event(), asyncio.Event()
         self._claimed = self._finished = False
-        self._order = self._step = 0
+        self._order = 0
+        self._step: int | None = None
         self._reserved: Any = None
 
     async def post(self, kind: str, what: Any) -> None:
@@ -115,8 +116,8 @@ class Board:
         self._claimed |= first
         return first
 
-    async def saved(self, order: int, step: int) -> None:
-        """The worker that was told to save has done so."""
+    async def left(self, order: int, step: int | None) -> None:
+        """The worker that was told to save has done so, or cannot."""
         if order == self._order:
             self._step = step
             self._left.set()

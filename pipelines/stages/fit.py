@@ -210,12 +210,17 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         with _beating(board, worker.rank) as doing:
             told = orders.told if orders.init is None else replace(orders.told, init=ray.get(orders.init))
             walk(told, worker, _events(orders, doing), shard_cache(), lambda state: _saver(state, orders))
-    except (ValueError, MemoryError, ArithmeticError) as error:
-        if raised_by_us(error):  # another attempt would end as this one did
+    except (ValueError, MemoryError, ArithmeticError, storage.StorageError) as error:
+        if raised_by_us(error) and not _may_pass(error, orders.told.run.uri):
             ray.get(board.post.remote("refused", str(error)))
         raise
     if worker.is_first:
         ray.get(board.finish.remote())
+
+
+def _may_pass(error: Exception, run_uri: str) -> bool:
+    """Whether another attempt may end otherwise: an S3 server may come back, a full disk does not empty itself."""
+    return isinstance(error, storage.StorageError) and storage.is_s3(run_uri)
 
 
 def _events(orders: Orders, doing: Callable[[int, str], None]) -> Events:
@@ -243,7 +248,12 @@ def _saver(state: TrainState, orders: Orders) -> Saver:
     def leave_when_told() -> None:
         order = ray.get(board.ordered.remote())
         if ray.get(board.claim.remote(order)):
-            ray.get(board.saved.remote(order, saver.leave()))
+            step = None
+            try:
+                step = saver.leave()
+            except storage.StorageError as error:
+                board.post.remote("warned", f"the last step could not be saved: {error}")
+            ray.get(board.left.remote(order, step))
 
     threading.Thread(target=leave_when_told, name="leave", daemon=True).start()
     return saver

@@ -66,7 +66,7 @@ async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: f
         if alive and await board.claim(order):
             told.append(step)
             if saves:
-                await board.saved(order, step)
+                await board.left(order, step)
 
     tasks = [asyncio.create_task(worker(40 + i - dead, alive=i >= dead)) for i in range(workers + dead)]
     await asyncio.sleep(0)
@@ -80,6 +80,24 @@ async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: f
 def test_one_of_the_workers_saves(workers: int) -> None:
     assert asyncio.run(_leaving(workers)) == (40, 1)
     assert asyncio.run(_leaving(workers, dead=2)) == (40, 1)
+
+
+def test_leaving_ends_at_once_if_the_last_step_cannot_be_saved() -> None:
+    async def leave() -> int | None:
+        board = Board()
+
+        async def worker() -> None:
+            order = await board.ordered()
+            assert await board.claim(order)
+            await board.left(order, None)
+
+        task = asyncio.create_task(worker())
+        await asyncio.sleep(0)
+        found = await asyncio.wait_for(board.leave(60.0), timeout=5.0)
+        await task
+        return found
+
+    assert asyncio.run(leave()) is None
 
 
 def test_leaving_waits_neither_for_the_dead_nor_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +123,7 @@ def test_the_next_group_of_workers_is_told_anew() -> None:
             async def worker(step: int = step) -> None:
                 order = await board.ordered()
                 if await board.claim(order):
-                    await board.saved(order, step)
+                    await board.left(order, step)
                 assert not await board.claim(order - 1)  # one that comes too late
 
             task = asyncio.create_task(worker())

@@ -13,10 +13,13 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors
 import safetensors.torch
 
 from ddpm_core import storage
@@ -94,15 +97,15 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     uri = checkpoint_uri(run_uri, checkpoint.step)
     if storage.exists(storage.join(uri, "state.json")):
         return uri
-    files: dict[str, Callable[[], bytes]] = {
-        "model.safetensors": lambda: safetensors.torch.save(checkpoint.model),
-        "ema.safetensors": lambda: safetensors.torch.save(checkpoint.ema),
-        "optimizer.safetensors": lambda: safetensors.torch.save(checkpoint.optimizer),
-        "history.parquet": lambda: _history_bytes(checkpoint.history),
+    files: dict[str, Callable[[Path], None]] = {
+        "model.safetensors": partial(_save_tensors, checkpoint.model),
+        "ema.safetensors": partial(_save_tensors, checkpoint.ema),
+        "optimizer.safetensors": partial(_save_tensors, checkpoint.optimizer),
+        "history.parquet": partial(_save_history, checkpoint.history),
     }
     with ThreadPoolExecutor(len(files), "checkpoint") as pool:  # a file's sum and its way to the store take turns
         sums = dict(
-            zip(files, pool.map(lambda name: _write_file(storage.join(uri, name), files[name]()), files), strict=True)
+            zip(files, pool.map(lambda name: _write_file(storage.join(uri, name), files[name]), files), strict=True)
         )
     tensors = ("model", "ema", "optimizer", "history")
     state = {key: value for key, value in vars(checkpoint).items() if key not in tensors}
@@ -112,10 +115,24 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     return uri
 
 
-def _write_file(uri: str, data: bytes) -> str:
+def _write_file(uri: str, save: Callable[[Path], None]) -> str:
     """Write one file; returns its sha256."""
-    storage.write_bytes(uri, data)
-    return hashlib.sha256(data).hexdigest()
+    with storage.writing(uri) as path:
+        save(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save_tensors(tensors: Tensors, path: Path) -> None:
+    """From where they lie in memory, without a copy."""
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as error:  # its name for whatever the disk says
+        raise storage.StorageError(f"{path}: {error}") from error
+
+
+def _save_history(history: list[HistoryRow], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(history, schema=HISTORY), path)
 
 
 def read_checkpoint(uri: str) -> Checkpoint:
@@ -211,9 +228,3 @@ def _read_verified(uri: str, name: str, state: dict[str, Any]) -> bytes:
     if found != expected:
         raise ValueError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
     return data
-
-
-def _history_bytes(history: list[HistoryRow]) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(history, schema=HISTORY), out)
-    return out.getvalue()

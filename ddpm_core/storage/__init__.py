@@ -12,6 +12,8 @@ seconds (default 120) after it began. A try that is under way then is not cut of
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +39,7 @@ __all__ = [
     "size_bytes",
     "upload",
     "write_bytes",
+    "writing",
 ]
 
 
@@ -95,6 +98,20 @@ def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
     if is_s3(uri):
         return s3.replace_bytes(uri, data, expected)
     return local.replace_bytes(local_path(uri), data, expected)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """A path on local disk to write a file to; at the end of the block it stands at the URI, and after an error nothing does."""
+    if not is_s3(uri):
+        with local.writing(local_path(uri)) as path:
+            yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
+        path = Path(folder) / "file"
+        with local.errors(path):
+            yield path
+        s3.upload(path, uri)
 
 
 def upload(path: Path | str, uri: str) -> None:

@@ -16,7 +16,7 @@ TEMPORARY = ".tmp-"
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def errors(path: Path) -> Iterator[None]:
     """One line in place of the operating system's errors; FileNotFoundError keeps its type."""
     try:
         yield
@@ -29,30 +29,30 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
-    with _errors(path), open(path, "rb") as file:
+    with errors(path), open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
 def read_bytes(path: Path) -> bytes:
-    with _errors(path):
+    with errors(path):
         return path.read_bytes()
 
 
 def open_read(path: Path) -> BinaryIO:
-    with _errors(path):
+    with errors(path):
         return open(path, "rb")
 
 
 def size_bytes(path: Path) -> int:
-    with _errors(path):
+    with errors(path):
         return path.stat().st_size
 
 
 def list_files(folder: Path) -> list[tuple[str, int, str]]:
     """(path, size, version) of every file below the folder, the version being the time of its last change in ns."""
     found = []
-    with _errors(folder):
+    with errors(folder):
         for path in _walk(folder, set()) if folder.is_dir() else []:
             state = describe(path)
             if state is not None:  # else it went away meanwhile, or is a link to nothing
@@ -103,16 +103,23 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with _errors(path), _written_aside(path) as aside:
-        aside.write_bytes(data)
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """See ddpm_core.storage.writing."""
+    with errors(path), _written_aside(path) as aside:
+        yield aside
         _flush(aside)
         os.replace(aside, path)
         _flush(path.parent)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    with writing(path) as aside:
+        aside.write_bytes(data)
+
+
 def create_bytes(path: Path, data: bytes) -> bool:
-    with _errors(path), _written_aside(path) as aside:
+    with errors(path), _written_aside(path) as aside:
         aside.write_bytes(data)
         _flush(aside)
         try:
@@ -124,7 +131,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 
 def replace_bytes(path: Path, data: bytes, expected: bytes) -> bool:
-    with _errors(path):
+    with errors(path):
         if not path.is_file():
             return False
         folder = os.open(path.parent, os.O_RDONLY)
@@ -140,16 +147,12 @@ def replace_bytes(path: Path, data: bytes, expected: bytes) -> bool:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file; the target appears whole or not at all."""
-    with _errors(source), open(source, "rb") as reading, _errors(target), _written_aside(target) as aside:
-        with open(aside, "wb") as writing:
-            shutil.copyfileobj(reading, writing, 1 << 20)
-        _flush(aside)
-        os.replace(aside, target)
-        _flush(target.parent)
+    with errors(source), open(source, "rb") as file, writing(target) as aside, open(aside, "wb") as copied:
+        shutil.copyfileobj(file, copied, 1 << 20)
 
 
 def delete(path: Path) -> None:
-    with _errors(path):
+    with errors(path):
         path.unlink(missing_ok=True)
 
 

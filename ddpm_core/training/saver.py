@@ -57,7 +57,7 @@ class Saver:
             StorageError: if the save before failed, and the store is a local disk, or an S3 server that failed thrice.
         """
         self.finish()
-        self._writing = self._pool.submit(self._write, self._copy())
+        self._writing = self._pool.submit(self._write, self._checkpoint(copy=True))
 
     def finish(self, *, last: bool = False) -> None:
         """Wait until the last save stands; its error is raised here.
@@ -83,12 +83,12 @@ class Saver:
         Returns:
             the step; its checkpoint stands.
         """
-        # Never released: what training would do from here on would be lost.
+        # Never released: what training would do from here on would be lost. So nothing moves, and no copy is needed.
         self._state.moving.acquire()
-        self._write(self._copy())
+        self._write(self._checkpoint(copy=False))
         return self._state.step
 
-    def _copy(self) -> Checkpoint:
+    def _checkpoint(self, *, copy: bool) -> Checkpoint:
         state, run = self._state, self._run
         return Checkpoint(
             step=state.step,
@@ -99,9 +99,9 @@ class Saver:
             dataset_uri=run.dataset_uri,
             config=run.config,
             versions=run.versions,
-            model=network_tensors(state),
-            ema=ema_tensors(state),
-            optimizer=optimizer_tensors(state),
+            model=network_tensors(state, copy=copy),
+            ema=ema_tensors(state, copy=copy),
+            optimizer=optimizer_tensors(state, copy=copy),
             history=list(state.history),
         )
 

@@ -49,31 +49,32 @@ def new_state(network: nn.Module, learning_rate: float, *, loss_aware: int | Non
     return TrainState(network, ema, optimizer, timesteps=timesteps)
 
 
-def network_tensors(state: TrainState) -> dict[str, Tensor]:
-    """A copy of the network's weights, on the CPU."""
-    return {name: _copy(p) for name, p in state.network.named_parameters()}
+def network_tensors(state: TrainState, *, copy: bool = True) -> dict[str, Tensor]:
+    """The network's weights on the CPU; without a copy they are the state's own where it lies there."""
+    return {name: _on_cpu(p, copy) for name, p in state.network.named_parameters()}
 
 
-def ema_tensors(state: TrainState) -> dict[str, Tensor]:
-    """A copy of the averaged weights, on the CPU."""
-    return {name: _copy(p) for name, p in state.ema.items()}
+def ema_tensors(state: TrainState, *, copy: bool = True) -> dict[str, Tensor]:
+    """The averaged weights, as `network_tensors`."""
+    return {name: _on_cpu(p, copy) for name, p in state.ema.items()}
 
 
-def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """A copy of Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`, none before the first step; and the losses by
-    which t is drawn under `timesteps.losses` and `timesteps.counts`."""
+def optimizer_tensors(state: TrainState, *, copy: bool = True) -> dict[str, Tensor]:
+    """Adam's moments under `exp_avg.<weight>` and `exp_avg_sq.<weight>`, none before the first step; and the losses by
+    which t is drawn under `timesteps.losses` and `timesteps.counts`; as `network_tensors`."""
     drawn = state.timesteps
-    seen = {} if drawn is None else {"timesteps.losses": _copy(drawn.losses), "timesteps.counts": _copy(drawn.counts)}
-    return seen | {
-        f"{moment}.{name}": _copy(state.optimizer.state[p][moment])
+    seen = {} if drawn is None else {"timesteps.losses": drawn.losses, "timesteps.counts": drawn.counts}
+    moments = {
+        f"{moment}.{name}": state.optimizer.state[p][moment]
         for name, p in state.network.named_parameters()
         if p in state.optimizer.state
         for moment in _MOMENTS
     }
+    return {name: _on_cpu(tensor, copy) for name, tensor in (seen | moments).items()}
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _on_cpu(tensor: Tensor, copy: bool) -> Tensor:
+    return tensor.detach().to("cpu", copy=copy)
 
 
 def load_tensors(

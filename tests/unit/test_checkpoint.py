@@ -2,6 +2,8 @@
 
 import json
 import logging
+import resource
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ddpm_core.artifacts.checkpoint import (
     read_weights,
     write_checkpoint,
 )
+from ddpm_core.storage import StorageError
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -112,3 +115,20 @@ def test_the_newest_few_stay(tmp_path: Path) -> None:
     delete_old_checkpoints(str(tmp_path), keep_last=2)
     assert [uri[-2:] for uri in list_checkpoints(str(tmp_path))] == ["30", "40"]
     assert not list((tmp_path / "checkpoints").rglob("step-00000010/*"))
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """As on a full disk, no file can grow over 50 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File too large") as told:
+        write_checkpoint(str(tmp_path), checkpoint(10))
+    assert "\n" not in str(told.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,5 +1,7 @@
 """Local disk and S3 keep the same promises; every test of a promise runs on both."""
 
+import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -176,6 +178,22 @@ def test_files_go_up_and_down_whole(base: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.download(storage.join(base, "none"), tmp_path / "new/other")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["down"]
+
+
+def test_a_file_written_aside_stands_at_the_end_of_the_block(base: str) -> None:
+    uri = storage.join(base, "folder", "file")
+    with storage.writing(uri) as path:
+        path.write_bytes(b"whole")
+        assert not storage.exists(uri)
+    assert storage.read_bytes(uri) == b"whole"
+    with contextlib.suppress(KeyError), storage.writing(uri) as path:
+        path.write_bytes(b"half")
+        raise KeyError
+    assert storage.read_bytes(uri) == b"whole"
+    assert not path.exists()
+    assert [name for name, _ in storage.list_files(base)] == [uri]
+    with pytest.raises(storage.StorageError, match="No space left"), storage.writing(uri) as path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_the_fingerprint_changes_with_the_files_and_with_nothing_else(base: str) -> None:

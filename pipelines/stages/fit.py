@@ -5,6 +5,7 @@ saves the last completed step; so it does when the driver is told to end (SIGTER
 """
 
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -75,14 +76,13 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
     threads = cpus_per_worker(stage.num_workers)
     init = ray.put(told.init) if told.init else None
     orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
-    try:
-        _persist(lambda: _follow(_trainer(orders, stage), board, tell), board, tell, told.run.uri)
-    except KeyboardInterrupt:
-        _leave(board, tell)
-        raise
-    finally:
-        for uri, _ in storage.list_files(_records(told)):
-            storage.delete(uri)
+    # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
+    with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
+        try:
+            _persist(lambda: _follow(_trainer(orders, stage, records), board, tell), board, tell, told.run.uri)
+        except KeyboardInterrupt:
+            _leave(board, tell)
+            raise
 
 
 def _persist(attempt: Callable[[], None], board: Any, tell: Tell, run_uri: str) -> None:
@@ -117,11 +117,7 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1][:160]
 
 
-def _records(told: Told) -> str:
-    return storage.join(told.run.uri, "ray")
-
-
-def _trainer(orders: Orders, stage: TrainStage) -> Any:
+def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
     elastic = stage.min_workers is not None and stage.min_workers < stage.num_workers
     if elastic:
         # After a loss Ray waits so long for a group of the old size before it takes a smaller one.
@@ -137,9 +133,9 @@ def _trainer(orders: Orders, stage: TrainStage) -> Any:
         train_loop_config={"orders": orders},
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
-            # Ray resumes a run of the same name from its own records; ours lie in the checkpoints: each fit has its own.
+            # Ray resumes a run of the same name from its records; ours lie in the checkpoints: each attempt has its own.
             name=uuid.uuid4().hex[:12],
-            storage_path=_records(orders.told),
+            storage_path=records,
             failure_config=ray.train.FailureConfig(max_failures=3),
             callbacks=[_SaveBeforeShutdown(orders.board)],
         ),

@@ -1,5 +1,6 @@
-"""Storage on an S3 server that fails, or seems to: moto behind a proxy that breaks up to half of the requests."""
+"""Storage, and training, on an S3 server that fails, or seems to: moto behind a proxy that breaks up to half of the requests."""
 
+import json
 import os
 import random
 import re
@@ -12,13 +13,31 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import moto.s3.models
+import numpy as np
 import pytest
+import torch
 from botocore.exceptions import ClientError
 from fault_proxy import KINDS, Fault, FaultProxy, Plan, seeded
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import checkpoint_uri, list_checkpoints, read_checkpoint
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sources.base import ArraySource
+from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
+from ddpm_core.diffusion.losses import LossConfig
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.model.unet import UNetConfig
+from ddpm_core.plain import to_json
 from ddpm_core.storage import s3, s3_client
+from ddpm_core.training.__main__ import read_told
+from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.loop import Events
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.saver import Saver
+from ddpm_core.training.state import TrainState
+from ddpm_core.training.walk import walk
 
 BASE = "s3://bucket/some/prefix"
 NO_FAULTS = seeded(0.0, seed=0)
@@ -291,3 +310,49 @@ def test_a_deadline_that_is_no_time_is_refused(proxy: FaultProxy, monkeypatch: p
         monkeypatch.setenv("DDPM_S3_DEADLINE_S", text)
         with pytest.raises(ValueError, match=f"DDPM_S3_DEADLINE_S is {text}; expected a number of seconds above 0"):
             storage.exists(f"{BASE}/file")
+
+
+def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, str]:
+    """24 steps of a small network on shards that lie beside its run; sha256 of the tensors that were saved every other step."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 4, 4)).astype(np.uint8)
+    source = ArraySource(images=pixels, labels=None, class_names=(), stem="noise")
+    data = DataConfig(image_size=4, channels=1, samples_per_shard=8)
+    dataset, run = f"{place}/dataset", f"{place}/run"
+    results = [write_shard(plan, source, data, dataset) for plan in plan_dataset(24, data)]
+    commit_dataset(dataset, results, data, source.class_names)
+    train = TrainConfig(steps=24, batch_size=8, warmup_steps=0, checkpoint_every=2, keep_checkpoints=99)
+    unet = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
+    parts = {
+        "schedule": ScheduleConfig(),
+        "reverse": ReverseConfig(),
+        "loss": LossConfig(),
+        "unet": unet,
+        "train": train,
+    }
+    worker = Worker(rank=0, num_workers=1, device=torch.device("cpu"))
+    told = read_told(dataset, run, {name: to_json(part) for name, part in parts.items()}, worker.device)
+
+    def saver(state: TrainState) -> Saver:
+        return Saver(state, told.train, told.run, saved=lambda uri: None, warned=warned.append)
+
+    silent = Events(logged=lambda row: None, preview=lambda state: None, warned=warned.append)
+    walk(told, worker, silent, cache, saver)
+    saved = [checkpoint_uri(run, step) for step in range(2, 25, 2)]
+    assert list_checkpoints(run) == saved
+    assert read_checkpoint(saved[-1]).step == 24  # whose files are those that state.json names
+    states = {uri[-8:]: json.loads(storage.read_bytes(f"{uri}/state.json")) for uri in saved}
+    return {
+        f"{step} {n}": sha for step, state in states.items() for n, sha in state["sha256"].items() if "tensors" in n
+    }
+
+
+def test_a_training_ends_in_the_same_weights_as_on_a_disk(proxy: FaultProxy, tmp_path: Path) -> None:
+    warned: list[str] = []
+    expected = _shard_and_train(str(tmp_path), tmp_path / "none", warned)
+    proxy.plan = seeded(0.3, seed=2)
+    found = _shard_and_train(BASE, tmp_path / "cache", warned)
+    assert min(proxy.counts[kind] for kind in KINDS) >= 2
+    assert list((tmp_path / "cache").iterdir())  # it was cold, and the shards came by way of it
+    assert warned == []
+    assert len(found) == 12 * 3
+    assert found == expected

@@ -5,6 +5,9 @@
 For each number of workers the small run of the digits is trained once without a break and once more while things are killed;
 the same command is typed again whenever it ended. Then the final weights, averages and moments must have the same sha256, and
 the log of samples (key_log/) must show each position of the stream once. Prints both tables; exit code 1 if anything differs.
+
+Other Ray sessions of this machine would be killed too. In namespaces of its own the script sees none:
+    unshare --pid --net --fork --mount-proc sh -c 'ip link set lo up; .venv/bin/python tests/distributed/kills.py ...'
 """
 
 import argparse
@@ -33,7 +36,7 @@ class Cluster:
 
     def __init__(self, folder: Path, cpus: int) -> None:
         self.folder, self.cpus = folder, cpus
-        self.keys = folder / "keys"
+        self.keys = folder / f"keys-{cpus}"
         self.keys.mkdir()
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -59,7 +62,7 @@ class Cluster:
         subprocess.run([ROOT / ".venv/bin/ray", "stop", "--force"], env=self.env, check=False, capture_output=True)
 
     def train(self, name: str, num_workers: int, steps: int, log: Path) -> subprocess.Popen[bytes]:
-        small = ["--unet.dropout", "0.1", "--train.preview-every", "100000", "--train.checkpoint-every", "50"]
+        small = ["--unet.dropout", "0.1", "--train.preview-every", "100000", "--train.checkpoint-every", "20"]
         numbers = ["--train.steps", str(steps), "--train.num-workers", str(num_workers), "--train.batch-size", "48"]
         command = [sys.executable, ROOT / "pipelines/train.py", "digits", "--name", name, *numbers, *small]
         with open(log, "ab") as out:
@@ -76,15 +79,9 @@ class Cluster:
         state = json.loads((Path(list_checkpoints(str(self.run_folder(name)))[-1]) / "state.json").read_text())
         return {file: value for file, value in state["sha256"].items() if file.endswith("safetensors")}
 
-    def strike(self, target: str, driver: subprocess.Popen[bytes], rng: random.Random) -> str:
-        """Kill one process; says which: before there are workers, the driver."""
-        if target != "driver":
-            found = sorted(_processes(TITLES[target]))
-            if found:
-                os.kill(rng.choice(found), signal.SIGKILL)
-                return target
-        driver.kill()
-        return "driver"
+    def stands(self, target: str) -> list[int]:
+        """The processes that are there to be killed."""
+        return sorted(_processes(TITLES[target]))
 
 
 def _processes(title: str) -> list[int]:
@@ -113,33 +110,47 @@ def count_positions(keys: Path, steps: int, batch_size: int) -> tuple[int, int]:
     return sum(p not in seen for p in expected), sum(count > 1 for count in seen.values())
 
 
-def follow(
-    cluster: Cluster, name: str, workers: int, steps: int, delays: list[tuple[str, float]], rng: random.Random
-) -> list[str]:
+def wait_for(cluster: Cluster, target: str, driver: subprocess.Popen[bytes], delay: float) -> int | None:
+    """The process to kill, so long after it first stood; None if the command ended before."""
+    stood: float | None = None
+    while driver.poll() is None:
+        found = [driver.pid] if target == "driver" else cluster.stands(target)
+        if found and stood is None:
+            stood = time.monotonic()
+        if found and stood is not None and time.monotonic() - stood >= delay:
+            return found[-1]
+        time.sleep(0.05)
+    return None
+
+
+def settle(cluster: Cluster, target: str, driver: subprocess.Popen[bytes]) -> None:
+    """Wait until what the kill took with it is gone: the driver, but for that of a worker or controller, goes on by itself."""
+    if target in ("worker", "controller"):
+        return
+    try:
+        driver.wait(20)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        driver.wait()
+    if target == "raylet":
+        cluster.stop()
+        cluster.start()
+
+
+def follow(cluster: Cluster, name: str, workers: int, steps: int, blows: list[tuple[str, float]]) -> list[str]:
     """Train to the end while things are killed; the rows of the table."""
     rows, log = [], cluster.folder / f"{name}.log"
     driver = cluster.train(name, workers, steps, log)
-    for target, delay in delays:
-        began = time.monotonic()
-        while time.monotonic() - began < delay and driver.poll() is None:
-            time.sleep(0.05)
-        if driver.poll() is not None and cluster.newest(name) >= steps:
+    for target, delay in blows:
+        while (pid := wait_for(cluster, target, driver, delay)) is None and cluster.newest(name) < steps:
+            print(f"  the command ended with {driver.returncode} and is typed again", flush=True)
+            driver = cluster.train(name, workers, steps, log)
+        if pid is None:
             break
         before = cluster.newest(name)
-        struck = cluster.strike(target, driver, rng)
-        if struck == "worker":
-            time.sleep(6)  # the driver goes on by itself
-        else:
-            try:
-                driver.wait(20)
-            except subprocess.TimeoutExpired:
-                driver.kill()
-                driver.wait()
-            if struck == "raylet":
-                cluster.stop()
-                cluster.start()
-        after = cluster.newest(name)
-        rows.append(f"| {workers} | {struck} | {delay:.1f} s | {before} | {after} |")
+        os.kill(pid, signal.SIGKILL)
+        settle(cluster, target, driver)
+        rows.append(f"| {workers} | {target} | {delay:.1f} s | {before} |")
         print(rows[-1], flush=True)
         if driver.poll() is not None:
             driver = cluster.train(name, workers, steps, log)
@@ -149,38 +160,38 @@ def follow(
     return rows
 
 
+def draw_blows(kills: int, longest: float, rng: random.Random) -> list[tuple[str, float]]:
+    """Each target as often as another, in any order, each at a moment of its own."""
+    targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
+    rng.shuffle(targets)
+    return [(target, rng.uniform(0, longest)) for target in targets]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds between two kills, at most")
+    parser.add_argument("--longest", type=float, default=25.0, help="seconds that what is killed has stood, at most")
     args = parser.parse_args()
-    rng = random.Random(args.seed)
+    blows = draw_blows(args.kills, args.longest, random.Random(args.seed))
     folder, failed, totals = Path(tempfile.mkdtemp(prefix="kills-")), False, []
-    cluster = Cluster(folder, max(args.workers))
-    cluster.start()
-    print(
-        "| workers | killed | after | newest checkpoint before | and when all had ended |\n|---|---|---|---|---|",
-        flush=True,
-    )
-    try:
-        for i, workers in enumerate(args.workers):
-            count = args.kills // len(args.workers) + (i < args.kills % len(args.workers))
-            delays = [(rng.choice(TARGETS), rng.uniform(0, args.longest)) for _ in range(count)]
-            shutil.rmtree(cluster.keys)
-            cluster.keys.mkdir()
-            name = f"killed-{workers}"
-            rows = follow(cluster, name, workers, args.steps, delays, rng)
+    print("| workers | killed | after it had stood | newest checkpoint then |\n|---|---|---|---|", flush=True)
+    for i, workers in enumerate(args.workers):
+        cluster = Cluster(folder, workers)  # a CPU for each, and so one thread
+        cluster.start()
+        try:
+            rows = follow(cluster, f"killed-{workers}", workers, args.steps, blows[i :: len(args.workers)])
             lost, repeated = count_positions(cluster.keys, args.steps, 48)
             whole = cluster.train(f"whole-{workers}", workers, args.steps, folder / "whole.log")
             assert whole.wait() == 0, (folder / "whole.log").read_text()
-            same = cluster.sums(name) == cluster.sums(f"whole-{workers}")
-            failed |= not same or lost > 0 or repeated > 0
-            totals.append(f"| {workers} | {len(rows)} | {'the same' if same else 'OTHERS'} | {lost} | {repeated} |")
-    finally:
-        cluster.stop()
+        finally:
+            cluster.stop()
+        same = cluster.sums(f"killed-{workers}") == cluster.sums(f"whole-{workers}")
+        failed |= not same or lost > 0 or repeated > 0
+        totals.append(f"| {workers} | {len(rows)} | {'the same' if same else 'OTHERS'} | {lost} | {repeated} |")
+        print(totals[-1], flush=True)
     print("\n| workers | kills | weights, averages, moments | samples lost | repeated |\n|---|---|---|---|---|")
     print("\n".join(totals))
     if not failed:

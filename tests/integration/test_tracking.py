@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,15 +34,18 @@ from PIL import Image
 
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import make_index
+from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.sampling.generate import generate
-from pipelines import line, tracking
-from pipelines.recipes import make
+from pipelines import line, tracking, workflow
+from pipelines.door import open_door
+from pipelines.recipes import Recipe, make
 from pipelines.stages.evaluate import Evaluated
+from pipelines.stages.sample import Sampled
 from pipelines.stages.train import Trained
 from pipelines.tracking import journal, outage
 from pipelines.tracking.runs import flatten
@@ -855,38 +858,119 @@ def test_a_slow_server_costs_one_attempt_a_minute(
     assert _steps(tracker, run.run_id) == [(step, step / 2) for step in range(10)]
 
 
+INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
+TRAINED = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
+EVALUATED = Evaluated(report_uri="/r", page_uri="/p", metric="fd", figures={"fd": 2.0}, reference="heldout")
+
+
+def _trained_weights(folder: Path) -> Weights:
+    file = _weights(folder, 0).read_bytes()
+    digest = hashlib.sha256(file).hexdigest()
+    return Weights(
+        uri="/runs/0", step=100, sha256=digest, config=CONFIG, dataset_digest="0", dataset_uri="/data", file=file
+    )
+
+
 def test_a_line_ends_without_a_registry(
     wire: _Wire, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was trained and evaluated is there; the same again, when the server is back, registers and promotes it."""
-    file = _weights(tmp_path, 0).read_bytes()
-    digest = hashlib.sha256(file).hexdigest()
-    weights = Weights(
-        uri="/runs/0", step=100, sha256=digest, config=CONFIG, dataset_digest="0", dataset_uri="/data", file=file
-    )
-    index = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
-    trained = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
-    evaluated = Evaluated(report_uri="/r", page_uri="/p", metric="fd", figures={"fd": 2.0}, reference="heldout")
+    weights = _trained_weights(tmp_path)
     monkeypatch.setattr(line, "check_cluster", lambda *_: None)
-    monkeypatch.setattr(line, "run_train", lambda *_: trained)  # the stages themselves ran before the outage
+    monkeypatch.setattr(line, "run_train", lambda *_: TRAINED)  # the stages themselves ran before the outage
     monkeypatch.setattr(line, "read_weights", lambda _: weights)
     recipe = replace(make("digits"), store=store)
     tracker = tracking.open_tracking(store, "line")
     with tracker.run("line", key="l") as parent:
         tracked = line.Line(recipe, tracker, parent)
         wire.cut()
-        assert tracked.train(index) == trained
+        assert tracked.train(INDEX) == TRAINED
         assert re.search(
             "registering ddpm-digits: .*; trained, but not registered: the same command again registers it",
             caplog.records[-1].message,
         )
         with pytest.raises(tracking.TrackingError, match="the report is made, the same command again promotes") as told:
-            tracked.promote(weights, evaluated)
+            tracked.promote(weights, EVALUATED)
         assert "\n" not in str(told.value)
         wire.mend()
-        assert tracked.train(index) == replace(trained, version=1)
-        assert tracked.promote(weights, evaluated)[1].promoted
+        assert tracked.train(INDEX) == replace(TRAINED, version=1)
+        assert tracked.promote(weights, EVALUATED)[1].promoted
     assert tracking.resolve_model(tracker, "models:/ddpm-digits@champion").checkpoint_uri == "/runs/0"
+
+
+def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_rest(
+    wire: _Wire,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The server goes while it trains: the door says what it made and what it could not do, and ends with 1."""
+    weights = _trained_weights(tmp_path)
+    grid, page = tmp_path / "grid.png", tmp_path / "report.html"
+    grid.write_bytes(_png(0))
+    page.write_text("<p>hello</p>")
+    samples = SampleSet(uri="/s", identity={}, first_seed=0, num_images=4, block_size=4, facts={})
+    sampled = Sampled(samples=samples, grid_uri=str(grid), num_new=4, images_per_s=1.0)
+    monkeypatch.setattr(line, "session", contextlib.nullcontext)  # no Ray
+    monkeypatch.setattr(line, "check_cluster", lambda *_: None)
+    monkeypatch.setattr(line, "run_shard", lambda *_, **__: INDEX)
+    monkeypatch.setattr(line, "read_weights", lambda _: weights)
+    monkeypatch.setattr(line, "find_weights", lambda *_: weights)
+    monkeypatch.setattr(line, "run_sample", lambda *_: sampled)
+    monkeypatch.setattr(line, "run_evaluate", lambda *_: replace(EVALUATED, page_uri=str(page)))
+
+    def typed(while_training: Callable[[], None]) -> tuple[int, list[str], list[str], list[str]]:
+        """Exit code, the lines on stdout without their seconds and on stderr, and the warnings."""
+
+        def run_train(recipe: Recipe, index: object, run: tracking.RunHandle, *_: object) -> Trained:
+            while_training()
+            run.log_metrics([{"step": 100, "loss": 0.5}])
+            return TRAINED
+
+        caplog.clear()
+        monkeypatch.setattr(line, "run_train", run_train)
+        code = 0
+        try:
+            open_door(
+                Recipe,
+                "",
+                check=lambda _: None,
+                plan=workflow.plan,
+                run=workflow.run,
+                argv=["digits", "--store", store],
+            )
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        warnings = [record.message for record in caplog.records]
+        return code, [each.split()[0] for each in out.splitlines()], err.splitlines(), warnings
+
+    code, out, err, warnings = typed(wire.cut)
+    assert (code, out[-2:]) == (1, ["report", "grid"])
+    assert "promote" not in out
+    (told,) = err
+    assert re.fullmatch("error: registering ddpm-digits: .*; the report is made, the same command again promotes", told)
+    expected = (
+        "the work goes on",
+        "trained, but not registered",
+        "the same command again delivers it",
+        "MLflow misses: ",
+    )
+    assert [part for part, said in zip(expected, warnings, strict=True) if part not in said] == []
+
+    wire.mend()
+    code, out, err, warnings = typed(lambda: None)
+    assert (code, err, warnings) == (0, [], [])
+    assert {"promote", "report", "grid", "model"} <= set(out)
+    tracker = tracking.open_tracking(store, "ddpm-digits")
+    assert tracking.resolve_model(tracker, "models:/ddpm-digits@champion").weights_sha256 == weights.sha256
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    (train,) = (run.info.run_id for run in runs if run.info.run_name == "train")
+    assert _steps(tracker, train) == [(100, 0.5)]
+    assert sorted(run.info.run_name for run in runs)[1:] == ["evaluate", "promote", "sample", "shard", "train"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 # --- the pages

@@ -252,11 +252,9 @@ def check_store(uri: str) -> None:
     bucket, key = split_s3(uri)
     probe = "/".join(part for part in (key, f"{TEMPORARY}{uuid.uuid4().hex}") if part)
 
-    def write_and_remove(client: S3Client) -> None:
-        client.put_object(Bucket=bucket, Key=probe, Body=b"probe")
-        client.delete_object(Bucket=bucket, Key=probe)
-
+    soon_s = min(_SOON_S, default_deadline_s())
     try:
-        persistently(uri, "write", write_and_remove, min(_SOON_S, default_deadline_s()))
+        persistently(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
+        persistently(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
     except OSError as error:
         raise ValueError(f"the store cannot be written: {error}") from None

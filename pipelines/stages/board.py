@@ -77,7 +77,6 @@ class Board:
         self._claimed = self._finished = False
         self._order = 0
         self._step: int | None = None
-        self._reserved: Any = None
 
     async def post(self, kind: str, what: Any) -> None:
         """Tell the driver."""
@@ -96,14 +95,6 @@ class Board:
     async def finish(self) -> None:
         """The first worker is done: there is nothing left to save."""
         self._finished = True
-
-    async def reserve(self, resources: Any) -> None:
-        """The placement group that the workers now run in."""
-        self._reserved = resources
-
-    async def reserved(self) -> Any:
-        """The last one; None if there was none yet."""
-        return self._reserved
 
     async def ordered(self) -> int:
         """Wait for the order to leave; returns its number."""

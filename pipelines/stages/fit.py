@@ -19,7 +19,10 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import storage
@@ -39,6 +42,8 @@ LEAVE_S = 120.0
 """So long a worker may take to save before it is taken down all the same."""
 _POLL_S, _BEAT_S = 0.5, 5.0
 _LOST = 3
+_NOTED_S = 2.0
+"""After a process is gone, until Ray's table says so."""
 _GROW_S = 30.0
 """How often Ray looks for room for more workers."""
 
@@ -79,42 +84,52 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
         try:
-            _persist(lambda: _follow(_trainer(orders, stage, records), board, tell), board, tell, told.run.uri)
+            _persist(lambda: _follow(_trainer(orders, stage, records), board, tell), tell, told.run.uri)
         except KeyboardInterrupt:
             _leave(board, tell)
             raise
 
 
-def _persist(attempt: Callable[[], None], board: Any, tell: Tell, run_uri: str) -> None:
-    """Attempt until it succeeds, as long as it gets further, or Ray's controller is lost, at most thrice."""
-    lost = 0
+def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
+    """Attempt until it succeeds, as long as it gets further; without that, thrice more if Ray's own part of it was lost."""
+    failures = 0
     while True:
         before = list_checkpoints(run_uri)[-1:]
         try:
             attempt()
             return
-        except ray.train.TrainingFailedError as error:
-            if list_checkpoints(run_uri)[-1:] == before:
+        except (ray.exceptions.RayActorError, ray.train.TrainingFailedError) as error:
+            failures = failures + 1 if list_checkpoints(run_uri)[-1:] == before else 0
+            # Ray itself tries again only what fails once the workers run.
+            by_ray = isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError)
+            if failures > (_LOST if by_ray else 0):
                 raise
-            said = f"training failed several times, and goes on as it got further: {_last_line(error)}"
-        except ray.exceptions.RayActorError:
-            lost += 1
-            if lost > _LOST:
-                raise
-            _free(board)
-            said = "Ray's controller was lost, another one goes on from the newest checkpoint"
+            said = _why_again(error)
+            if isinstance(error, ray.exceptions.RayActorError):
+                _free()
         tell([("warned", said)])
 
 
-def _free(board: Any) -> None:
-    """Give back the resources of a group whose controller was lost: Ray itself does so only where its dashboard runs."""
-    reserved = ray.get(board.reserved.remote())
-    if reserved is not None:
-        ray.util.remove_placement_group(reserved)
+def _why_again(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "Ray's controller was lost, another one goes on from the newest checkpoint"
+    if isinstance(error, ray.train.ControllerError):
+        reason = str(error.controller_failure).strip().splitlines()[0][:160]
+        return f"the workers could not be brought together, and are started again: {reason}"
+    return f"training failed several times, and goes on as it got further: {str(error).strip().splitlines()[-1][:160]}"
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1][:160]
+def _free() -> None:
+    """Give back what a controller that is dead had reserved: Ray itself does so only where its dashboard runs.
+
+    Else the next group waits for it for ever. Ray's table tells whose creator is dead; its public form leaves that out.
+    """
+    time.sleep(_NOTED_S)
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        ours = group.creator_job_id.hex() == ray.get_runtime_context().get_job_id()
+        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
@@ -147,10 +162,6 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
 
     def __init__(self, board: Any) -> None:
         self._board = board
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        ray.get(self._board.reserve.remote(reserved))
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         ray.get(self._board.leave.remote(LEAVE_S))

@@ -23,6 +23,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_UV_AUTO_DETECT": "false",
+    # MLflow's own client of S3, which else gives up after two seconds; ours has rules of its own.
+    "AWS_RETRY_MODE": "standard",
+    "AWS_MAX_ATTEMPTS": "6",
 }
 _SQLITE = "sqlite:///"
 

@@ -99,7 +99,11 @@ class _Relay(BaseHTTPRequestHandler):
             time.sleep(self.server.latency_s)
         if kind in _ERRORS:
             status, code = _ERRORS[kind]
-            text = b"" if self.command == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+            text = (
+                b""
+                if self.command == "HEAD"
+                else f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+            )
             self.wfile.write(f"HTTP/1.1 {status} {code}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
             return
         with self._forwarded(body[: int(len(body) * share)] if kind == "reset_request" else body) as server:
@@ -120,7 +124,7 @@ class _Relay(BaseHTTPRequestHandler):
         """The body as it came, chunks with their frames."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        frames = []
+        frames: list[bytes] = []
         while not frames or frames[-1] != b"0\r\n":
             frames.append(self.rfile.readline())
             frames.append(self.rfile.read(int(frames[-1].split(b";")[0], 16) + 2))

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
+import ray.train
 import torch
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint
 from ddpm_core.model.unet import UNetConfig
 from pipelines.line import open_line
 from pipelines.recipes import Recipe, make
+from pipelines.stages import fit
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -73,3 +77,41 @@ def test_a_run_whose_worker_was_killed_ends_in_the_same_bits(tmp_path: Path) -> 
     unbroken = train(recipe(tmp_path / "unbroken"))
     assert found.keys() == unbroken.keys()
     assert [name for name, tensor in unbroken.items() if not torch.equal(found[name], tensor)] == []
+
+
+def _failing(times: int, error: Exception) -> Callable[[], None]:
+    left = [error] * times
+
+    def attempt() -> None:
+        if left:
+            raise left.pop()
+
+    return attempt
+
+
+def test_workers_that_cannot_be_brought_together_are_started_again_thrice(tmp_path: Path) -> None:
+    """As when one is killed while the process group is set up."""
+    error, told = ray.train.ControllerError(RuntimeError("The actor died.\nIts pid was 1.")), list[tuple[str, str]]()
+    fit._persist(_failing(3, error), told.extend, str(tmp_path))
+    assert told == [("warned", "the workers could not be brought together, and are started again: The actor died.")] * 3
+    with pytest.raises(ray.train.ControllerError):
+        fit._persist(_failing(4, error), told.extend, str(tmp_path))
+
+
+@ray.remote(num_cpus=0)
+class _Reserving:
+    def reserve(self) -> str:
+        group = ray.util.placement_group([{"CPU": 1}])
+        ray.get(group.ready())
+        return str(group.id.hex())
+
+
+def test_what_a_dead_controller_had_reserved_is_given_back_and_nothing_else() -> None:
+    dead, alive = _Reserving.remote(), _Reserving.remote()
+    lost, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
+    ray.kill(dead)
+    fit._free()
+    states = {group: row["state"] for group, row in ray.util.placement_group_table().items()}
+    assert (states[lost], states[kept]) == ("REMOVED", "CREATED")
+    ray.kill(alive)
+    fit._free()

@@ -19,7 +19,8 @@ import tyro
 
 from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.sources import check_source
+from ddpm_core.data.sources import check_source, open_source, source_uri
+from ddpm_core.data.writer import plan_dataset
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
@@ -71,7 +72,7 @@ def open_door(
         about: the first lines of --help.
         check: refuses what cannot work before anything starts (ValueError, one line).
         plan: says what will be done, for --dry-run.
-        run: does it.
+        run: does it. Imports the line by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
         read: makes the flags of the command line, as `parse` does, for a door without a recipe.
 
     Exits:
@@ -224,6 +225,18 @@ def check_data(recipe: Recipe) -> None:
         ValueError: in one line.
     """
     check_source(recipe.data.source)
+
+
+def data_summary(config: DataConfig) -> str:
+    """What sharding would do, in one line."""
+    source = open_source(source_uri(config.source))
+    plans = plan_dataset(source.num_images, config)
+    train, heldout = (sum(len(plan.indices) for plan in plans if plan.split == split) for split in ("train", "heldout"))
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
+    return (
+        f"{source.num_images:,} images of {classes} in {config.source}: {train:,} to train on, {heldout:,} held out, "
+        f"in {len(plans):,} shards of up to {config.samples_per_shard:,}"
+    )
 
 
 def check_training(recipe: Recipe) -> None:

@@ -11,7 +11,6 @@ import tyro
 
 from ddpm_core.evaluation.config import EvaluateConfig
 from pipelines.door import Outcome, as_recipe, check_sampling, open_door
-from pipelines.line import open_line
 from pipelines.models import dataset_of
 from pipelines.recipes import SampleStage, default_store
 
@@ -49,6 +48,8 @@ def plan(door: EvaluateDoor) -> list[str]:
 
 def run(door: EvaluateDoor) -> Outcome:
     """Sample what is not there yet, then evaluate."""
+    from pipelines.line import open_line
+
     assert door.model is not None
     with open_line(as_recipe(door)) as line:
         weights = line.find_weights(door.model)

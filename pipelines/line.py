@@ -15,7 +15,7 @@ from ddpm_core.plain import to_json
 from pipelines.cluster import check_cluster, session
 from pipelines.models import code_version, digest, find_weights, run_folder
 from pipelines.progress import Progress
-from pipelines.recipes import Recipe
+from pipelines.recipes import Recipe, SweepStage
 from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
 from pipelines.stages.shard import run_shard
@@ -31,7 +31,7 @@ from pipelines.tracking import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.stages.sweep import SweepConfig, Swept
+    from pipelines.stages.sweep import Swept
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Line:
             run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
         return version, promotion
 
-    def sweep(self, config: "SweepConfig", index: DatasetIndex, name: str) -> "Swept":
+    def sweep(self, config: SweepStage, index: DatasetIndex, name: str) -> "Swept":
         """The ranking of schedules, each trial a run under the sweep's."""
         from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other door needs it
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import tyro
 
 from pipelines.door import Outcome, as_recipe, check_sampling, open_door
-from pipelines.line import open_line
 from pipelines.recipes import SampleStage, default_store
 
 
@@ -54,6 +53,8 @@ def plan(door: SampleDoor) -> list[str]:
 
 def run(door: SampleDoor) -> Outcome:
     """Generate what is not there yet."""
+    from pipelines.line import open_line
+
     assert door.model is not None
     with open_line(as_recipe(door)) as line:
         weights = line.find_weights(door.model)

@@ -6,10 +6,8 @@ examples:
   python pipelines/shard.py cifar10 --data.source s3://raw/photos.tar.gz --store s3://bucket/ddpm
 """
 
-from pipelines.door import Outcome, check_data, open_door
-from pipelines.line import open_line
+from pipelines.door import Outcome, check_data, data_summary, open_door
 from pipelines.recipes import Recipe
-from pipelines.stages.shard import plan_summary
 
 
 def check(recipe: Recipe) -> None:
@@ -19,11 +17,13 @@ def check(recipe: Recipe) -> None:
 
 def plan(recipe: Recipe) -> list[str]:
     """What would be written."""
-    return [f"shard: {plan_summary(recipe.data)}, into {recipe.store}"]
+    return [f"shard: {data_summary(recipe.data)}, into {recipe.store}"]
 
 
 def run(recipe: Recipe) -> Outcome:
     """Shard."""
+    from pipelines.line import open_line
+
     with open_line(recipe) as line:
         index = line.shard()
     counts = {split: index.num_samples(split) for split in ("train", "heldout")}

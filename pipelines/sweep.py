@@ -13,19 +13,16 @@ from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
 from ddpm_core.plain import to_json
 from pipelines.cluster import check_resources
-from pipelines.door import Outcome, check_data, check_training, open_door
-from pipelines.line import open_line
+from pipelines.door import Outcome, check_data, check_training, data_summary, open_door
 from pipelines.models import digest
-from pipelines.recipes import Recipe
-from pipelines.stages.shard import plan_summary
-from pipelines.stages.sweep import SweepConfig
+from pipelines.recipes import Recipe, SweepStage
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepDoor(Recipe):
     """A recipe, and which schedules to try on it."""
 
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: SweepStage = field(default_factory=SweepStage)
 
 
 def check(door: SweepDoor) -> None:
@@ -42,7 +39,7 @@ def plan(door: SweepDoor) -> list[str]:
     """What would be tried."""
     sweep = door.sweep
     return [
-        f"shard: {plan_summary(door.data)}, unless it is there",
+        f"shard: {data_summary(door.data)}, unless it is there",
         f"sweep: {sweep.num_trials} of {', '.join(sweep.schedules)}, up to {door.train.steps:,} steps each, "
         f"{sweep.max_concurrent} at a time, ranked by {NAME}; into {door.store}",
     ]
@@ -50,6 +47,8 @@ def plan(door: SweepDoor) -> list[str]:
 
 def run(door: SweepDoor) -> Outcome:
     """Shard unless it is done, then sweep."""
+    from pipelines.line import open_line
+
     with open_line(door) as line:
         index = line.shard()
         name = door.name or f"{door.recipe}-{digest([to_json(door), index.digest])}"

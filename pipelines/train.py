@@ -9,10 +9,8 @@ examples:
 
 from dataclasses import dataclass
 
-from pipelines.door import Outcome, check_data, check_training, open_door
-from pipelines.line import open_line
+from pipelines.door import Outcome, check_data, check_training, data_summary, open_door
 from pipelines.recipes import Recipe
-from pipelines.stages.shard import plan_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +32,15 @@ def plan(door: TrainDoor) -> list[str]:
     """The two stages."""
     train = door.train
     return [
-        f"shard: {plan_summary(door.data)}, unless it is there",
+        f"shard: {data_summary(door.data)}, unless it is there",
         f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {door.store}",
     ]
 
 
 def run(door: TrainDoor) -> Outcome:
     """Shard unless it is done, then train."""
+    from pipelines.line import open_line
+
     with open_line(door) as line:
         weights = line.find_weights(door.init_from) if door.init_from else None
         trained = line.train(line.shard(), weights)

@@ -8,12 +8,14 @@ examples:
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from pipelines.door import Outcome, check_data, check_sampling, check_training, open_door
-from pipelines.line import Line, open_line
+from pipelines.door import Outcome, check_data, check_sampling, check_training, data_summary, open_door
 from pipelines.recipes import Recipe
-from pipelines.stages.shard import plan_summary
 from pipelines.tracking import TrackingError
+
+if TYPE_CHECKING:
+    from pipelines.line import Line
 
 
 def check(recipe: Recipe) -> None:
@@ -27,7 +29,7 @@ def plan(recipe: Recipe) -> list[str]:
     """The stages."""
     train, sample = recipe.train, recipe.sample
     return [
-        f"shard: {plan_summary(recipe.data)}",
+        f"shard: {data_summary(recipe.data)}",
         f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers",
         f"sample: {sample.num_images:,} images on {sample.num_actors} actors",
         f"evaluate: the Fréchet distance to the training images, and a report; then promote, all in {recipe.store}",
@@ -36,11 +38,13 @@ def plan(recipe: Recipe) -> list[str]:
 
 def run(recipe: Recipe) -> Outcome:
     """Run the line."""
+    from pipelines.line import open_line
+
     with open_line(recipe) as line:
         return _run(line)
 
 
-def _run(line: Line) -> Outcome:
+def _run(line: "Line") -> Outcome:
     took: dict[str, float] = {}
     clock = [time.perf_counter()]
 

@@ -33,18 +33,6 @@ def dataset_uri(config: DataConfig, store: str, name: str) -> str:
     return storage.join(storage.absolute(store), "datasets", f"{name}-{digest[:12]}")
 
 
-def plan_summary(config: DataConfig) -> str:
-    """What sharding would do, in one line; nothing is written to the store."""
-    source = open_source(source_uri(config.source))
-    plans = plan_dataset(source.num_images, config)
-    train, heldout = (sum(len(plan.indices) for plan in plans if plan.split == split) for split in ("train", "heldout"))
-    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
-    return (
-        f"{source.num_images:,} images of {classes} in {config.source}: {train:,} to train on, {heldout:,} held out, "
-        f"in {len(plans):,} shards of up to {config.samples_per_shard:,}"
-    )
-
-
 def run_shard(
     config: DataConfig, store: str, *, name: str, on_progress: Callable[[int, int], None] | None = None
 ) -> DatasetIndex:

@@ -29,59 +29,12 @@ from ddpm_core.training.state import TrainState
 from ddpm_core.training.walk import walk
 from pipelines.cluster import cpus_per_worker, shard_cache
 from pipelines.models import run_folder
-from pipelines.recipes import Recipe
+from pipelines.recipes import Recipe, SweepStage
 from pipelines.stages.evaluate import real_stats
 from pipelines.stages.train import preview_images, run_name, told
 from pipelines.tracking import RunHandle, Tracker
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Which schedules are tried, and how long.
-
-    Raises:
-        ValueError: if a field is out of its range.
-    """
-
-    num_trials: int = 8
-    """Schedules to draw and try."""
-    max_concurrent: int = 1
-    """Trials at the same time; they share the CPUs."""
-    num_rungs: int = 3
-    """Times that ASHA looks: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them."""
-    reduction_factor: int = 3
-    """f: of so many trials one goes on to the next rung."""
-    schedules: tuple[str, ...] = ("linear", "quadratic", "cosine")
-    """Names to draw from."""
-    beta_start: tuple[float, float] = (5e-5, 5e-4)
-    """Range of the first beta, drawn evenly in its logarithm; cosine has none."""
-    beta_end: tuple[float, float] = (5e-3, 5e-2)
-    """Range of the last beta, likewise."""
-    num_images: int = 256
-    """Images that are generated and measured at each rung."""
-    seed: int = 0
-    """Of the draws."""
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("num_trials", 1),
-            ("max_concurrent", 1),
-            ("num_rungs", 1),
-            ("reduction_factor", 2),
-            ("num_images", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"sweep.{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
-        for name in ("beta_start", "beta_end"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < 1:
-                raise ValueError(
-                    f"sweep.{name.replace('_', '-')} is {low} {high}; expected two betas, 0 < low <= high < 1"
-                )
-        for schedule in self.schedules:
-            ScheduleConfig(name=schedule)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +48,7 @@ class Swept:
 
 
 def run_sweep(
-    recipe: Recipe, config: SweepConfig, index: DatasetIndex, name: str, tracker: Tracker, parent: RunHandle
+    recipe: Recipe, config: SweepStage, index: DatasetIndex, name: str, tracker: Tracker, parent: RunHandle
 ) -> Swept:
     """Try schedules and rank them; run again, it goes on where it was."""
     folder = storage.join(recipe.store, "sweeps", name)
@@ -123,7 +76,7 @@ def _row(result: Any) -> dict[str, Any]:
 
 def _tuner(
     recipe: Recipe,
-    config: SweepConfig,
+    config: SweepStage,
     index: DatasetIndex,
     reference: FeatureStats,
     folder: str,
@@ -166,7 +119,7 @@ def _tuner(
 
 
 def _trial(
-    drawn: dict[str, Any], recipe: Recipe, sweep: SweepConfig, index: DatasetIndex, reference: FeatureStats
+    drawn: dict[str, Any], recipe: Recipe, sweep: SweepStage, index: DatasetIndex, reference: FeatureStats
 ) -> None:
     """Train one schedule; at every rung generate, measure, report."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))

@@ -18,7 +18,7 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines import workflow
 from pipelines.line import open_line
-from pipelines.recipes import Recipe, SampleStage, TrainStage, make
+from pipelines.recipes import Recipe, SampleStage, SweepStage, TrainStage, make
 from pipelines.stages.sample import run_sample
 from pipelines.tracking import resolve_model
 
@@ -203,10 +203,8 @@ def test_labels_that_the_model_does_not_know_are_refused(
 
 
 def test_a_sweep_ranks_schedules_by_distance(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
-    from pipelines.stages.sweep import SweepConfig
-
     wanted, _, _ = made
-    sweep = SweepConfig(num_trials=2, num_images=16, num_rungs=1, max_concurrent=2)
+    sweep = SweepStage(num_trials=2, num_images=16, num_rungs=1, max_concurrent=2)
     with open_line(replace(wanted, train=replace(wanted.train, steps=2))) as line:
         swept = line.sweep(sweep, line.shard(), "two")
     assert len(swept.ranking) == 2

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 5.0
 
 
 def check_resources(what: str, count: int, use_gpu: bool) -> None:
@@ -74,6 +79,7 @@ def session() -> Iterator[None]:
     # Ray says on every start that its tokens are on, as they should be.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
+        address=_address(),
         log_to_driver=False,
         logging_level=logging.WARNING,
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
@@ -85,6 +91,24 @@ def session() -> Iterator[None]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _address() -> str | None:
+    """None lets Ray look for a cluster, `local` does not: a started one that is gone, Ray would wait for during minutes."""
+    from ray._private.services import find_bootstrap_address
+
+    started = None if os.environ.get("RAY_ADDRESS") else find_bootstrap_address(None)
+    if started is None:
+        return None
+    host, port = started.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except OSError as error:
+        logger.warning(
+            "the Ray cluster started at %s is gone (%s): on this machine alone; `ray stop` forgets it", started, error
+        )
+        return "local"
+    return None
 
 
 class Terminated(KeyboardInterrupt):

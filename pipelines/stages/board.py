@@ -92,6 +92,10 @@ class Board:
         """See Watch.beat."""
         self._watch.beat(rank, where, step, doing, time.monotonic())
 
+    async def begin(self) -> None:
+        """Another group of workers is brought together: those before are forgotten."""
+        self._watch.clear()
+
     async def finish(self) -> None:
         """The first worker is done: there is nothing left to save."""
         self._finished = True

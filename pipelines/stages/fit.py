@@ -175,6 +175,7 @@ def _follow(trainer: Any, board: Any, tell: Tell) -> None:
 
     In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
     """
+    ray.get(board.begin.remote())
     result: Future[Any] = Future()
 
     def run() -> None:

@@ -1,18 +1,26 @@
-"""What the line costs: images/s of a run on shards against a bare loop of the same model on tensors in memory, in turns.
+"""What the line costs: steps of `train.py` on one worker against a bare loop of the same model on tensors in memory, in turns.
 
-    .venv/bin/python tests/benchmarks/overhead.py --rounds 5 --steps 12
+    .venv/bin/python tests/benchmarks/overhead.py --turns 40 --turn-s 15 --batch-size 8
 
 The bare loop is what a person would write first: random uint8 images in memory, torch's own generator for t, eps and flips, the
-paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The line's side is
-ddpm_core.training's loop as every worker runs it, on shards of PNGs: order, reading, decoding, keyed draws, logging, a checkpoint
-copied and written in the background. Both in one process, float32, medians over the rounds; a round of each takes turns.
+paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The line is the whole command: Ray
+with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging; no checkpoint is due (leaving.py times one).
+Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP) while the other has its
+turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds.
 """
 
 import argparse
 import copy
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.config import DataConfig
-from ddpm_core.data.loader import TrainingStream
-from ddpm_core.data.reader import ImageReader
-from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
-from ddpm_core.diffusion.losses import LossConfig
-from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.blocks import DropoutKey, ResBlock
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
-from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.loop import Events, stream_config, train
-from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Run, Saver
-from ddpm_core.training.state import new_state
-from ddpm_core.training.step import Objective
+
+ROOT = Path(__file__).parents[2]
+COUNT = 2048
+WARM = 3
+"""Steps of each before anything is counted."""
 
 
 class TorchDropout(nn.Dropout):
@@ -46,39 +44,34 @@ class TorchDropout(nn.Dropout):
         return super().forward(h)
 
 
-def dataset(folder: Path, count: int) -> DatasetIndex:
+def write_images(path: Path) -> None:
     """Colour images of 32 pixels, smooth as photographs are, so that a PNG of one has a usual size."""
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 8, 8)).astype(np.float32))
+    coarse = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (COUNT, 3, 8, 8)).astype(np.float32))
     images = F.interpolate(coarse, 32, mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    config = DataConfig(image_size=32, channels=3, samples_per_shard=512, heldout_fraction=0.01)
-    source = ArraySource(images=images, labels=np.zeros(count, dtype=np.int64), class_names=("one",), stem="image")
-    results = [write_shard(plan, source, config, str(folder)) for plan in plan_dataset(count, config)]
-    return commit_dataset(str(folder), results, config, source.class_names)
+    np.savez(path, images=images)
 
 
-def network() -> UNet:
-    """The paper's CIFAR-10 network."""
-    made = UNet(UNetConfig(), image_size=32, channels=3)
-    init_unet(made, 0)
-    return made.train()
-
-
-def bare(model: UNet, images: torch.Tensor, batch_size: int, steps: int) -> float:
-    """Seconds of so many steps of the loop that a person would write first."""
+def bare(batch_size: int, step_begins: Callable[[], None]) -> None:
+    """The loop that a person would write first, without an end."""
+    model = UNet(UNetConfig(), image_size=32, channels=3)
+    init_unet(model, 0)
+    for block in model.modules():
+        if isinstance(block, ResBlock):
+            block.dropout = TorchDropout(0.1)  # type: ignore[assignment]
+    images = torch.randint(0, 256, (COUNT, 3, 32, 32), dtype=torch.uint8)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = (1 - betas).cumprod(0)
-    signal, noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+    signal_, noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
     average = copy.deepcopy(model)
     key = DropoutKey(0, torch.zeros(batch_size, dtype=torch.int64))
     none = torch.full((batch_size,), -1)
-    began = time.perf_counter()
-    for _ in range(steps):
+    while True:
+        step_begins()
         x_0 = images[torch.randint(len(images), (batch_size,))].float() / 127.5 - 1
         x_0 = torch.where(torch.rand(batch_size, 1, 1, 1) < 0.5, x_0.flip(-1), x_0)
         t, eps = torch.randint(1000, (batch_size,)), torch.randn_like(x_0)
-        x_t = signal[t].view(-1, 1, 1, 1) * x_0 + noise[t].view(-1, 1, 1, 1) * eps
+        x_t = signal_[t].view(-1, 1, 1, 1) * x_0 + noise[t].view(-1, 1, 1, 1) * eps
         loss = F.mse_loss(model(x_t, t, none, key), eps)
         optimizer.zero_grad()
         loss.backward()
@@ -88,63 +81,133 @@ def bare(model: UNet, images: torch.Tensor, batch_size: int, steps: int) -> floa
             for a, p in zip(average.parameters(), model.parameters(), strict=True):
                 a.lerp_(p, 1e-4)
         loss.item()
-    return time.perf_counter() - began
 
 
-def line(index: DatasetIndex, folder: Path, batch_size: int, steps: int) -> float:
-    """Seconds of so many steps of the line's loop, one checkpoint in the background among them."""
-    config = TrainConfig(
-        steps=steps, batch_size=batch_size, log_every=max(1, steps // 2), checkpoint_every=10**9, lanes=8
-    )
-    state = new_state(network(), config.learning_rate)
-    shape = {"image_size": 32, "channels": 3}
-    run = Run(uri=str(folder), config=shape, dataset_uri=index.uri, dataset_digest=index.digest, versions={})
-    stream = TrainingStream(
-        ImageReader(index, "train", folder / "cache", keep_bytes=0), stream_config(config), worker=0, num_workers=1
-    )
-    objective = Objective(schedule=make_schedule(ScheduleConfig()), reverse=ReverseConfig(), loss=LossConfig())
-    clock: list[float] = []
-    events = Events(
-        logged=lambda row: None,
-        preview=lambda state: clock.append(time.perf_counter()),
-        warned=print,
-        doing=lambda step, what: clock.append(time.perf_counter()) if step == 0 and what == "computing" else None,
-    )
-    saver = Saver(state, config, run, saved=lambda uri: None, warned=print)
-    train(
-        state, stream, objective, config, Worker(rank=0, num_workers=1, device=torch.device("cpu")), run, events, saver
-    )
-    return clock[-1] - clock[0]
+class Loop:
+    """A command that trains, all its processes, and the time at which each step began."""
+
+    def __init__(self, command: list[str], env: dict[str, str], folder: Path) -> None:
+        folder.mkdir()
+        self.keys, self.log = folder / "keys", folder / "log"
+        self.keys.mkdir()
+        with open(self.log, "wb") as out:
+            env = os.environ | env | {"KEY_LOG": str(self.keys)}
+            self.process = subprocess.Popen(command, env=env, cwd=folder, stdout=out, stderr=out)
+        self.turns: list[tuple[float, float]] = []
+
+    def begins(self) -> list[float]:
+        """Times of the steps' beginnings, in order."""
+        lines = [line for file in self.keys.glob("*.jsonl") for line in file.read_text().split("\n")[:-1]]
+        return sorted(float(line.split('"at": ')[1].split(",")[0]) for line in lines)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the command and all that descends from it."""
+        for pid in descendants(self.process.pid):
+            os.kill(pid, number)
+
+    def take_turn(self, seconds: float) -> None:
+        self.send(signal.SIGCONT)
+        began = time.time()
+        time.sleep(seconds)
+        self.send(signal.SIGSTOP)
+        self.turns.append((began, time.time()))
+        if self.process.poll() is not None:
+            raise RuntimeError(self.log.read_text())
+
+    def steps_by_turn(self) -> Iterator[float]:
+        """Steps in each turn; one that stood still in between counts in parts, by the seconds that it ran."""
+        lengths = [end - began for began, end in self.turns]
+        ran = [0.0, *np.cumsum(lengths)]
+
+        def own(at: float) -> float:
+            turn = bisect_right([began for began, _ in self.turns], at) - 1
+            return ran[turn] + min(at - self.turns[turn][0], lengths[turn])
+
+        begins = [own(at) for at in self.begins() if at >= self.turns[0][0]]
+        for early, late in pairwise(ran):
+            if begins[0] <= early and late <= begins[-1]:
+                places = np.interp([early, late], begins, np.arange(len(begins)))
+                yield float(places[1] - places[0]) / (late - early)
+            else:
+                yield float("nan")
+
+
+def descendants(root: int) -> list[int]:
+    """The process and all below it, parents first."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listed.splitlines():
+        pid, parent = map(int, line.split())
+        children.setdefault(parent, []).append(pid)
+    found = [root]
+    for pid in found:
+        found.extend(children.get(pid, []))
+    return found
+
+
+def start_bare(folder: Path, batch_size: int) -> Loop:
+    return Loop([sys.executable, __file__, "--bare", "--batch-size", str(batch_size)], {}, folder / "bare")
+
+
+def start_line(folder: Path, batch_size: int) -> Loop:
+    """The CIFAR-10 recipe as it stands, on the CPU, with no preview and no checkpoint in sight."""
+    write_images(folder / "images.npz")
+    never = ["--train.checkpoint-every", "1000000", "--train.preview-every", "1000000"]
+    few = ["--train.num-workers", "1", "--train.batch-size", str(batch_size), "--train.no-use-gpu"]
+    data = ["--data.source", str(folder / "images.npz"), "--store", str(folder / "store")]
+    command = [sys.executable, str(ROOT / "pipelines/train.py"), "cifar10", *data, *few, *never]
+    env = {"PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}", "HOME": str(folder)}
+    return Loop(command, env, folder / "line")
+
+
+def measure(loops: dict[str, Loop], turns: int, turn_s: float) -> None:
+    """Have each warm up alone, then take turns, the first of a pair the second of the next."""
+    for loop in loops.values():
+        loop.send(signal.SIGSTOP)
+    for loop in loops.values():
+        loop.send(signal.SIGCONT)
+        while len(loop.begins()) <= WARM:
+            if loop.process.poll() is not None:
+                raise RuntimeError(loop.log.read_text())
+            time.sleep(0.5)
+        loop.send(signal.SIGSTOP)
+    names = list(loops)
+    for turn in range(turns):
+        for name in names if turn % 2 == 0 else reversed(names):
+            loops[name].take_turn(turn_s)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=40, help="of each")
+    parser.add_argument("--turn-s", type=float, default=15.0, help="seconds of a turn")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    size, steps, count = args.batch_size, args.steps, 2048
-    with tempfile.TemporaryDirectory() as temporary:
+    if args.bare:
+        with open(Path(os.environ["KEY_LOG"]) / "bare.jsonl", "w", buffering=1) as file:
+            bare(args.batch_size, lambda: file.write(f'{{"at": {time.time()}, "step": 0}}\n') and None)
+    with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         folder = Path(temporary)
-        index = dataset(folder / "data", count)
-        images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-        model = network()
-        for block in model.modules():
-            if isinstance(block, ResBlock):
-                block.dropout = TorchDropout(0.1)  # type: ignore[assignment]
-        seconds: dict[str, list[float]] = {"bare": [], "line": []}
-        for number in range(args.rounds + 1):  # the first one warms up
-            took = {"bare": bare(model, images, size, steps), "line": line(index, folder / f"{number}", size, steps)}
-            for name, value in took.items() if number else ():
-                seconds[name].append(value)
-    rates = {name: size * steps / statistics.median(values) for name, values in seconds.items()}
-    ratios = sorted(b / a for a, b in zip(seconds["line"], seconds["bare"], strict=True))
+        loops = {"bare": start_bare(folder, args.batch_size), "line": start_line(folder, args.batch_size)}
+        try:
+            measure(loops, args.turns, args.turn_s)
+        finally:
+            for loop in loops.values():
+                loop.send(signal.SIGKILL)
+                loop.process.wait()
+        rates = {name: np.array(list(loop.steps_by_turn())) for name, loop in loops.items()}
+        counted = np.isfinite(rates["bare"]) & np.isfinite(rates["line"])
+    means = {name: float(rate[counted].mean()) for name, rate in rates.items()}
+    ratios = rates["line"][counted] / rates["bare"][counted]
+    quarter, _, three = statistics.quantiles(ratios, n=4)
+    print(f"torch {torch.__version__}, {os.cpu_count()} CPUs, batch {args.batch_size}, turns of {args.turn_s:g} s")
+    for name, mean in means.items():
+        print(f"{name}: {mean * args.batch_size:.3f} images/s over {int(counted.sum())} turns")
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {size}, {args.rounds} rounds of {steps} steps"
+        f"line / bare: {means['line'] / means['bare']:.3f} over all; by turns median {statistics.median(ratios):.3f}, "
+        f"middle half {quarter:.3f} to {three:.3f}, standard error of the mean {ratios.std(ddof=1) / len(ratios) ** 0.5:.3f}"
     )
-    for name, rate in rates.items():
-        print(f"{name}: {rate:.3f} images/s")
-    print(f"line / bare: {statistics.median(ratios):.3f} (rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)})")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ class Cluster:
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "HOME": str(folder / "home"),
             "RAY_ADDRESS": f"127.0.0.1:{PORT}",
+            "RAY_TMPDIR": str(
+                folder
+            ),  # where `ray start` leaves its address, which other commands of this machine would find
             "PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}",
             "KEY_LOG": str(self.keys),
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,12 +1,17 @@
-"""kill -9 of a worker while it trains: the run goes on by itself, and ends in the same bits."""
+"""kill -9 of the driver, of a worker and of Ray's controller in mid-run: the run ends in the bits that it has without them."""
 
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,39 +19,45 @@ import ray
 import ray.train
 import torch
 
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint
-from ddpm_core.model.unet import UNetConfig
+from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
+from ddpm_core.plain import to_json
+from pipelines.cluster import cpus_per_worker
+from pipelines.door import parse
 from pipelines.line import open_line
-from pipelines.recipes import Recipe, make
+from pipelines.recipes import Recipe
 from pipelines.stages import fit
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-
-def recipe(store: Path) -> Recipe:
-    """Some seconds of training, and no checkpoint before its end."""
-    base = make("digits")
-    train = replace(base.train, steps=150, batch_size=32, checkpoint_every=1_000, preview_every=1_000, num_workers=2)
-    small = UNetConfig(
-        base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
-    )
-    return replace(base, store=str(store), unet=small, train=train)
+ROOT = Path(__file__).parents[2]
+STEPS = 360
+FLAGS = f"""
+    --train.steps {STEPS} --train.batch-size 32 --train.checkpoint-every 30 --train.preview-every 1000
+    --train.num-workers 2 --unet.base-channels 16 --unet.dropout 0.1
+""".split()
 
 
-def train(wanted: Recipe) -> dict[str, torch.Tensor]:
-    """The tensors that the run ends with."""
-    with open_line(wanted) as line:
-        trained = line.train(line.shard())
-    (final,) = list_checkpoints(trained.run_uri)[-1:]
-    saved = read_checkpoint(final)
-    assert saved.step == 150
-    return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
+def newest(store: Path) -> int:
+    """The step of the only run's newest checkpoint."""
+    return max((step_of(uri) for run in store.glob("runs/*") for uri in list_checkpoints(str(run))), default=0)
 
 
-def workers() -> list[int]:
-    """Process ids of the training workers of this process's own Ray, whose raylet is a child of it."""
-    own = _pgrep("-P", str(os.getpid()))
-    return [pid for parent in own for pid in _pgrep("-P", str(parent), "-f", "ray::RayTrainWorker")]
+def kill_once(past: int, store: Path, find: Callable[[], list[int]], delay_s: float) -> bool:
+    """kill -9 the last process that is found, so long after a checkpoint past that step; False if it never came to that."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if newest(store) > past and find():
+            time.sleep(delay_s)
+            if found := find():
+                os.kill(found[-1], signal.SIGKILL)
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def processes(title: str) -> list[int]:
+    """Of this process's own Ray, whose raylet is a child of it."""
+    return [pid for parent in _pgrep("-P", str(os.getpid())) for pid in _pgrep("-P", str(parent), "-f", title)]
 
 
 def _pgrep(*options: str) -> list[int]:
@@ -54,29 +65,63 @@ def _pgrep(*options: str) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
-def kill_soon(killed: list[int]) -> None:
-    """kill -9 one of the two workers, some seconds after they have come up."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = workers()
-        if len(found) == 2:
-            time.sleep(6)
-            killed.append(found[-1])
-            os.kill(found[-1], signal.SIGKILL)
-            return
-        time.sleep(0.1)
+def kill_a_driver(flags: list[str], store: Path, delay_s: float) -> None:
+    """train.py with a Ray of its own, up to a moment after its first checkpoint."""
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets bear no long path
+    command = [sys.executable, str(ROOT / "pipelines/train.py"), "digits", *flags]
+    driver = subprocess.Popen(command, env=os.environ | {"RAY_TMPDIR": temporary}, stderr=subprocess.DEVNULL)
+    assert kill_once(0, store, lambda: [driver.pid] if driver.poll() is None else [], delay_s)
+    assert driver.wait() == -signal.SIGKILL
+    shutil.rmtree(temporary, ignore_errors=True)  # what hung on the driver may still be writing there
 
 
-def test_a_run_whose_worker_was_killed_ends_in_the_same_bits(tmp_path: Path) -> None:
-    killed: list[int] = []
-    thread = threading.Thread(target=kill_soon, args=(killed,))
+@contextmanager
+def killing(blows: list[tuple[str, float]], store: Path) -> Iterator[None]:
+    """One process of each title is killed, each some steps after the one before."""
+    done: list[bool] = []
+
+    def kill() -> None:
+        for title, delay_s in blows:
+            done.append(kill_once(newest(store) + 30, store, lambda title=title: processes(title), delay_s))
+
+    thread = threading.Thread(target=kill)
     thread.start()
-    found = train(recipe(tmp_path / "killed"))
+    yield
     thread.join()
-    assert killed
-    unbroken = train(recipe(tmp_path / "unbroken"))
-    assert found.keys() == unbroken.keys()
-    assert [name for name, tensor in unbroken.items() if not torch.equal(found[name], tensor)] == []
+    assert done == [True] * len(blows)
+
+
+def train_without_ray(wanted: Recipe, dataset: str, run: str, folder: Path) -> None:
+    """Two workers under torchrun, with as many threads as Ray's have."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(to_json(wanted)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"OMP_NUM_THREADS": str(cpus_per_worker(2))}
+    command = [*torchrun, "-m", "ddpm_core.training", dataset, run, str(config)]
+    subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True)
+
+
+def ends_with(run: str) -> dict[str, torch.Tensor]:
+    """The tensors of the run's last checkpoint."""
+    saved = read_checkpoint(list_checkpoints(run)[-1])
+    assert saved.step == STEPS
+    return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
+
+
+def test_driver_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
+    store, rng = tmp_path / "store", random.Random(0)
+    flags = [*FLAGS, "--store", str(store)]
+    kill_a_driver(flags, store, rng.uniform(0, 1))
+    blows = [("ray::RayTrainWorker", rng.uniform(0, 1)), ("ray::TrainController", rng.uniform(0, 1))]
+    wanted = parse(Recipe, ["digits", *flags], "", "")
+    with killing(blows, store), open_line(wanted) as line:
+        dataset = line.shard()
+        trained = line.train(dataset)
+    unbroken = str(tmp_path / "unbroken")
+    train_without_ray(wanted, dataset.uri, unbroken, tmp_path)
+    found, expected = ends_with(trained.run_uri), ends_with(unbroken)
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
 
 def _failing(times: int, error: Exception) -> Callable[[], None]:

@@ -99,8 +99,9 @@ def leave_on_sigterm(state: TrainState, saver: Saver, worker: Worker, run: Run) 
         told.wait()
         if worker.is_first:
             began = time.perf_counter()
-            step = saver.leave()
-            print(f"SIGTERM: step {step} was saved in {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+            if (step := saver.leave()) is not None:
+                took = time.perf_counter() - began
+                print(f"SIGTERM: step {step} was saved in {took:.1f} s", file=sys.stderr, flush=True)
         else:
             _wait_for(run, state.step)
         os._exit(_TERMINATED)

@@ -14,7 +14,7 @@ from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_pa
 from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
-from ddpm_core.training.watch import FiniteWatch, out_of_memory
+from ddpm_core.training.watch import FiniteWatch, memory_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,14 @@ def train(
     autocast = autocast_for(config, worker.device)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
-    in_use = _bytes_in_use(worker)
+    fits = memory_for(state, worker.device, config)
     clock, since = time.perf_counter(), state.step
     events.doing(state.step, "reading")
     for on_host in stream.read_ahead(state.step, config.steps):
         events.doing(state.step, "computing")
-        batch = Batch(*(part.to(worker.device, non_blocking=True) for part in on_host))
-        draws = draw(state, batch.images, batch.labels, batch.positions, config, objective.schedule.num_timesteps)
-        try:
+        with fits(len(on_host.positions)):
+            batch = Batch(*(part.to(worker.device, non_blocking=True) for part in on_host))
+            draws = draw(state, batch.images, batch.labels, batch.positions, config, objective.schedule.num_timesteps)
             found = backward(
                 state,
                 forward,
@@ -96,13 +96,11 @@ def train(
                 num_workers=worker.num_workers,
                 autocast=autocast,
             )
-        except torch.OutOfMemoryError:
-            raise out_of_memory(worker.device, in_use, len(batch.positions), config) from None
         update = watch.allows(state.step, batch, draws, found)
         seen = _whole_batch(batch, draws, found) if state.timesteps is not None and update else None
         is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
         now = time.perf_counter()
-        with state.moving:
+        with state.going_over(), fits(len(batch.positions)):
             advance(state, config, update=update)
             if state.timesteps is not None and seen is not None:
                 state.timesteps.update(*seen)
@@ -130,10 +128,6 @@ def _row(state: TrainState, found: Backward, steps_per_s: float, config: TrainCo
         "grad_norm": float(found.grad_norm),
         "images_per_s": steps_per_s * config.batch_size,
     }
-
-
-def _bytes_in_use(worker: Worker) -> int:
-    return torch.cuda.memory_allocated(worker.device) if worker.device.type == "cuda" else 0
 
 
 def _whole_batch(batch: Batch, draws: Draws, found: Backward) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,14 +77,16 @@ class Saver:
                 raise
             self._warned(f"a checkpoint could not be saved, the next one will be tried: {error}")
 
-    def leave(self) -> int:
+    def leave(self) -> int | None:
         """Save the last completed step, from any thread, without waiting for the step under way; it is never completed.
 
         Returns:
-            the step; its checkpoint stands.
+            the step; its checkpoint stands. None if there is none to save: an update failed half-way.
         """
         # Never released: what training would do from here on would be lost. So nothing moves, and no copy is needed.
         self._state.moving.acquire()
+        if not self._state.is_whole:
+            return None
         self._write(self._checkpoint(copy=False))
         return self._state.step
 

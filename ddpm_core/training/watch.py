@@ -1,13 +1,15 @@
 """What ends a run before it goes astray: numbers that are none, and memory that does not suffice."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from ddpm_core import storage
 from ddpm_core.data.loader import Batch
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.state import TrainState
 from ddpm_core.training.step import Backward, Draws
 
 
@@ -58,27 +60,65 @@ class FiniteWatch:
         return uri
 
 
-def batch_that_fits(local_batch: int, before_bytes: int, peak_bytes: int, asked_bytes: int, total_bytes: int) -> int:
-    """The images a worker that would fit into a device's memory, if what is needed grows with them; 0: not even one.
+def batch_that_fits(
+    local_batch: int, *, before_bytes: int, to_come_bytes: int, peak_bytes: int, asked_bytes: int, total_bytes: int
+) -> int:
+    """The images a worker that would fit into a device's memory, if what a step needs grows with them; 0: not even one.
 
     Args:
         local_batch: images a worker for which memory did not suffice.
-        before_bytes: in use before the step: weights, moments, averages.
+        before_bytes: in use before the step: weights, averages, and moments if there are any yet.
+        to_come_bytes: what a step adds to that, however few the images: gradients, and moments if there are none yet.
         peak_bytes: in use at most when it failed.
         asked_bytes: what the request that failed asked for on top of that.
         total_bytes: of the device.
     """
     needed = max(peak_bytes + asked_bytes - before_bytes, 1)  # at least: the step had not ended
-    return max(0, min(local_batch - 1, int(local_batch * (total_bytes - before_bytes) / needed)))
+    return max(0, min(local_batch - 1, int(local_batch * (total_bytes - before_bytes - to_come_bytes) / needed)))
 
 
-def out_of_memory(device: torch.device, before_bytes: int, local_batch: int, config: TrainConfig) -> MemoryError:
-    """The error of one line for a step that did not fit into a GPU's memory."""
+def memory_for(
+    state: TrainState, device: torch.device, config: TrainConfig
+) -> Callable[[int], AbstractContextManager[None]]:
+    """Around each part of a step, with the images of this worker: if they do not fit, one line says how many would.
+
+    To be called before the first step, when the device holds nothing of one.
+
+    Raises:
+        MemoryError: instead of torch's own, inside the context.
+    """
+    weights = sum(p.numel() * p.element_size() for p in state.network.parameters())
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    to_come = weights if state.optimizer.state else 3 * weights
+
+    @contextmanager
+    def fits(local_batch: int) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise _out_of_memory(device, before, to_come, local_batch, config) from None
+
+    return fits
+
+
+def _out_of_memory(
+    device: torch.device, before_bytes: int, to_come_bytes: int, local_batch: int, config: TrainConfig
+) -> MemoryError:
     properties, peak = torch.cuda.get_device_properties(device), torch.cuda.max_memory_allocated(device)
-    # What failed is not told in numbers; an image's share of the peak is a fair guess at it.
-    fits = batch_that_fits(local_batch, before_bytes, peak, peak // max(local_batch, 1), properties.total_memory)
-    share = -(-config.batch_size // max(local_batch, 1))
-    return MemoryError(
-        f"{local_batch} images a worker do not fit into the {properties.total_memory / 2**30:.0f} GiB of {properties.name}"
-        f"; about {fits} would: lower --train.batch-size to {fits * share}, take more workers, or set --train.recompute"
+    fits = batch_that_fits(
+        local_batch,
+        before_bytes=before_bytes,
+        to_come_bytes=to_come_bytes,
+        peak_bytes=peak,
+        # What failed is not told in numbers; an image's share of the peak is a fair guess at it.
+        asked_bytes=peak // max(local_batch, 1),
+        total_bytes=properties.total_memory,
     )
+    share = -(-config.batch_size // max(local_batch, 1))
+    remedy = (
+        f"about {fits} would: lower --train.batch-size to {fits * share}, take more workers, or set --train.recompute"
+        if fits
+        else "not even one would: set --train.recompute, or take a smaller network"
+    )
+    memory = f"the {properties.total_memory / 2**30:.0f} GiB of {properties.name}"
+    return MemoryError(f"{local_batch} images a worker do not fit into {memory}; {remedy}")

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,49 @@ def test_a_run_of_nothing_but_such_steps_ends(
     )
     with pytest.raises(FloatingPointError, match="not finite in 4 steps in a row, the last of them step 3"):
         walk(dataset, str(tmp_path), replace(CONFIG, max_skipped=3))
+
+
+@pytest.mark.parametrize("where", ["backward", "advance"])
+def test_memory_that_does_not_suffice_is_told_with_the_batch_that_would_fit(
+    dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """No GPU here: torch's error, and what torch says of the device, are made up; the loop's way to the one line is not."""
+
+    def too_much(*args: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(loop, where, too_much)
+    device = SimpleNamespace(total_memory=2**30, name="a small GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 7 * 2**28)
+    with pytest.raises(MemoryError) as told:
+        walk(dataset, str(tmp_path), CONFIG)
+    assert str(told.value) == (
+        "7 images a worker do not fit into the 1 GiB of a small GPU; about 3 would: "
+        "lower --train.batch-size to 3, take more workers, or set --train.recompute"
+    )
+
+
+def test_a_state_torn_by_an_update_that_failed_is_not_saved(
+    dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have moved, their average has not: resumed from that, a run would walk elsewhere."""
+    savers: list[Saver] = []
+    made = silent_saver
+
+    def kept(*args: Any) -> Saver:
+        savers.append(made(*args))
+        return savers[-1]
+
+    def broken(*args: object, **named: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(f"{__name__}.silent_saver", kept)
+    monkeypatch.setattr("ddpm_core.training.step.ema_update", broken)
+    with pytest.raises(ArithmeticError):
+        walk(dataset, str(tmp_path), CONFIG)
+    assert savers[0].leave() is None
+    assert newest_checkpoint(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("what", ["another dataset", "another architecture"])

@@ -166,7 +166,9 @@ def test_a_state_with_skipped_steps_resumes_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_batch_that_fits() -> None:
-    """Memory: 10 for the weights, 2 an image, 30 in all: 10 images fit, and 16 were tried."""
-    assert batch_that_fits(16, before_bytes=10, peak_bytes=30, asked_bytes=12, total_bytes=30) == 10
-    assert batch_that_fits(16, before_bytes=10, peak_bytes=12, asked_bytes=1, total_bytes=30) == 15  # always fewer
-    assert batch_that_fits(1, before_bytes=29, peak_bytes=30, asked_bytes=9, total_bytes=30) == 0
+    """Memory: 10 for weights and moments, 2 an image, 30 in all: 10 images fit, and 16 were tried."""
+    held = {"before_bytes": 10, "to_come_bytes": 0, "total_bytes": 30}
+    assert batch_that_fits(16, peak_bytes=30, asked_bytes=12, **held) == 10
+    assert batch_that_fits(16, peak_bytes=12, asked_bytes=1, **held) == 15  # always fewer
+    assert batch_that_fits(16, peak_bytes=30, asked_bytes=12, **held | {"to_come_bytes": 6}) == 7
+    assert batch_that_fits(1, peak_bytes=30, asked_bytes=9, **held | {"before_bytes": 29}) == 0

@@ -1,12 +1,13 @@
 """What the line costs: steps of `train.py` on one worker against a bare loop of the same model on tensors in memory, in turns.
 
-    .venv/bin/python tests/benchmarks/overhead.py --turns 40 --turn-s 15 --batch-size 8
+    .venv/bin/python tests/benchmarks/overhead.py --threads 1 --turns 20 --turn-s 20 --batch-size 8
 
 The bare loop is what a person would write first: random uint8 images in memory, torch's own generator for t, eps and flips, the
 paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The line is the whole command: Ray
 with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging; no checkpoint is due (leaving.py times one).
 Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP) while the other has its
-turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds.
+turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds. Ray's own
+processes never stand still; where --threads are all cores, what they take is in both.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from ddpm_core.model.blocks import DropoutKey, ResBlock
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 
 ROOT = Path(__file__).parents[2]
-COUNT = 2048
+COUNT, PORT = 2048, 6398
 WARM = 3
 """Steps of each before anything is counted."""
 
@@ -84,9 +86,10 @@ def bare(batch_size: int, step_begins: Callable[[], None]) -> None:
 
 
 class Loop:
-    """A command that trains, all its processes, and the time at which each step began."""
+    """A command that trains, the process that does it, and the time at which each step began."""
 
-    def __init__(self, command: list[str], env: dict[str, str], folder: Path) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], folder: Path, title: str) -> None:
+        self.title = title
         folder.mkdir()
         self.keys, self.log = folder / "keys", folder / "log"
         self.keys.mkdir()
@@ -101,9 +104,10 @@ class Loop:
         return sorted(float(line.split('"at": ')[1].split(",")[0]) for line in lines)
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to the command and all that descends from it."""
-        for pid in descendants(self.process.pid):
-            os.kill(pid, number)
+        """A signal to the process that trains."""
+        found = subprocess.run(["pgrep", "-f", self.title], capture_output=True, text=True, check=False).stdout.split()
+        for pid in found:
+            os.kill(int(pid), number)
 
     def take_turn(self, seconds: float) -> None:
         self.send(signal.SIGCONT)
@@ -132,49 +136,53 @@ class Loop:
                 yield float("nan")
 
 
-def descendants(root: int) -> list[int]:
-    """The process and all below it, parents first."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in listed.splitlines():
-        pid, parent = map(int, line.split())
-        children.setdefault(parent, []).append(pid)
-    found = [root]
-    for pid in found:
-        found.extend(children.get(pid, []))
-    return found
+def start_bare(folder: Path, batch_size: int, threads: int) -> Loop:
+    command = [sys.executable, __file__, "--bare", "--batch-size", str(batch_size), "--threads", str(threads)]
+    return Loop(command, {}, folder / "bare", r"overhead\.py --bare")
 
 
-def start_bare(folder: Path, batch_size: int) -> Loop:
-    return Loop([sys.executable, __file__, "--bare", "--batch-size", str(batch_size)], {}, folder / "bare")
+@contextmanager
+def ray_node(folder: Path, threads: int) -> Iterator[dict[str, str]]:
+    """A Ray node with as many CPUs as the worker shall have threads, for commands with this environment."""
+    env = {
+        "RAY_TMPDIR": str(folder),
+        "RAY_ADDRESS": f"127.0.0.1:{PORT}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HOME": str(folder),
+        "PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}",
+        "KEY_LOG": str(folder / "line/keys"),
+    }
+    ray, none = ROOT / ".venv/bin/ray", {key: value for key, value in env.items() if key != "RAY_ADDRESS"}
+    where = ["--node-ip-address=127.0.0.1", f"--port={PORT}", "--include-dashboard=false"]
+    start = [ray, "start", "--head", f"--num-cpus={threads}", *where]
+    subprocess.run(start, env=os.environ | none, check=True, capture_output=True)
+    try:
+        yield env
+    finally:
+        subprocess.run([ray, "stop", "--force"], env=os.environ | none, check=False, capture_output=True)
 
 
-def start_line(folder: Path, batch_size: int) -> Loop:
+def start_line(folder: Path, batch_size: int, env: dict[str, str]) -> Loop:
     """The CIFAR-10 recipe as it stands, on the CPU, with no preview and no checkpoint in sight."""
     write_images(folder / "images.npz")
     never = ["--train.checkpoint-every", "1000000", "--train.preview-every", "1000000"]
     few = ["--train.num-workers", "1", "--train.batch-size", str(batch_size), "--train.no-use-gpu"]
     data = ["--data.source", str(folder / "images.npz"), "--store", str(folder / "store")]
     command = [sys.executable, str(ROOT / "pipelines/train.py"), "cifar10", *data, *few, *never]
-    env = {"PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}", "HOME": str(folder)}
-    return Loop(command, env, folder / "line")
+    return Loop(command, env, folder / "line", "ray::RayTrainWorker")
 
 
-def measure(loops: dict[str, Loop], turns: int, turn_s: float) -> None:
-    """Have each warm up alone, then take turns, the first of a pair the second of the next."""
-    for loop in loops.values():
-        loop.send(signal.SIGSTOP)
-    for loop in loops.values():
-        loop.send(signal.SIGCONT)
+def measure(loops: list[Loop], turns: int, turn_s: float) -> None:
+    """Have each warm up alone, then take turns, the last of a pair first in the next."""
+    for loop in loops:
         while len(loop.begins()) <= WARM:
             if loop.process.poll() is not None:
                 raise RuntimeError(loop.log.read_text())
             time.sleep(0.5)
         loop.send(signal.SIGSTOP)
-    names = list(loops)
     for turn in range(turns):
-        for name in names if turn % 2 == 0 else reversed(names):
-            loops[name].take_turn(turn_s)
+        for loop in loops if turn % 2 == 0 else reversed(loops):
+            loop.take_turn(turn_s)
 
 
 def main() -> None:
@@ -182,26 +190,35 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40, help="of each")
     parser.add_argument("--turn-s", type=float, default=15.0, help="seconds of a turn")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of each; a core more than these leaves room for Ray's own"
+    )
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
+        torch.set_num_threads(args.threads)
         with open(Path(os.environ["KEY_LOG"]) / "bare.jsonl", "w", buffering=1) as file:
             bare(args.batch_size, lambda: file.write(f'{{"at": {time.time()}, "step": 0}}\n') and None)
-    with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
-        folder = Path(temporary)
-        loops = {"bare": start_bare(folder, args.batch_size), "line": start_line(folder, args.batch_size)}
-        try:
-            measure(loops, args.turns, args.turn_s)
-        finally:
-            for loop in loops.values():
-                loop.send(signal.SIGKILL)
-                loop.process.wait()
+    with tempfile.TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as temporary:
+        folder, loops = Path(temporary), dict[str, Loop]()
+        with ray_node(folder, args.threads) as env:
+            try:
+                loops["line"] = start_line(folder, args.batch_size, env)
+                measure([loops["line"]], 0, 0)
+                loops["bare"] = start_bare(folder, args.batch_size, args.threads)
+                measure([loops["bare"]], 0, 0)
+                measure(list(loops.values()), args.turns, args.turn_s)
+            finally:
+                for loop in loops.values():
+                    loop.send(signal.SIGKILL)
+                    loop.process.kill()
         rates = {name: np.array(list(loop.steps_by_turn())) for name, loop in loops.items()}
         counted = np.isfinite(rates["bare"]) & np.isfinite(rates["line"])
     means = {name: float(rate[counted].mean()) for name, rate in rates.items()}
     ratios = rates["line"][counted] / rates["bare"][counted]
     quarter, _, three = statistics.quantiles(ratios, n=4)
-    print(f"torch {torch.__version__}, {os.cpu_count()} CPUs, batch {args.batch_size}, turns of {args.turn_s:g} s")
+    where = f"torch {torch.__version__}, {args.threads} threads on {os.cpu_count()} CPUs"
+    print(f"{where}, batch {args.batch_size}, turns of {args.turn_s:g} s")
     for name, mean in means.items():
         print(f"{name}: {mean * args.batch_size:.3f} images/s over {int(counted.sum())} turns")
     print(

@@ -13,7 +13,7 @@ import platformdirs
 from ddpm_core import storage
 from pipelines.tracking.outage import one_line
 
-# Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, a dead server
+# Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, no links, a dead server
 # noticed in seconds (MLflow's own defaults retry for minutes, and would make a run twice where the first answer was
 # lost; what fails is tried again from the journal). A uv.lock in the working directory is not our model's.
 _ENVIRONMENT = {
@@ -23,6 +23,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow's own client of S3, which else gives up after two seconds; ours has rules of its own.
     "AWS_RETRY_MODE": "standard",
     "AWS_MAX_ATTEMPTS": "6",

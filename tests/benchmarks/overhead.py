@@ -172,17 +172,13 @@ def start_line(folder: Path, batch_size: int, env: dict[str, str]) -> Loop:
     return Loop(command, env, folder / "line", "ray::RayTrainWorker")
 
 
-def measure(loops: list[Loop], turns: int, turn_s: float) -> None:
-    """Have each warm up alone, then take turns, the last of a pair first in the next."""
-    for loop in loops:
-        while len(loop.begins()) <= WARM:
-            if loop.process.poll() is not None:
-                raise RuntimeError(loop.log.read_text())
-            time.sleep(0.5)
-        loop.send(signal.SIGSTOP)
-    for turn in range(turns):
-        for loop in loops if turn % 2 == 0 else reversed(loops):
-            loop.take_turn(turn_s)
+def warm_up(loop: Loop) -> None:
+    """The first steps, alone; then it stands still."""
+    while len(loop.begins()) <= WARM:
+        if loop.process.poll() is not None:
+            raise RuntimeError(loop.log.read_text())
+        time.sleep(0.5)
+    loop.send(signal.SIGSTOP)
 
 
 def main() -> None:
@@ -204,10 +200,12 @@ def main() -> None:
         with ray_node(folder, args.threads) as env:
             try:
                 loops["line"] = start_line(folder, args.batch_size, env)
-                measure([loops["line"]], 0, 0)
+                warm_up(loops["line"])
                 loops["bare"] = start_bare(folder, args.batch_size, args.threads)
-                measure([loops["bare"]], 0, 0)
-                measure(list(loops.values()), args.turns, args.turn_s)
+                warm_up(loops["bare"])
+                for turn in range(args.turns):  # the last of a pair is the first of the next
+                    for loop in list(loops.values())[:: 1 if turn % 2 == 0 else -1]:
+                        loop.take_turn(args.turn_s)
             finally:
                 for loop in loops.values():
                     loop.send(signal.SIGKILL)

@@ -130,7 +130,9 @@ def main() -> int:
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "HOME": str(folder),
-        "RAY_TMPDIR": str(folder),  # where `ray start` leaves its address, which other commands of this machine would find
+        "RAY_TMPDIR": str(
+            folder
+        ),  # where `ray start` leaves its address, which other commands of this machine would find
         "PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}",
         "KEY_LOG": str(keys),
         "GLOO_SOCKET_IFNAME": INTERFACE,

@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 logger = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
+"""A cluster that is there takes a connection in less."""
 
 
 def check_resources(what: str, count: int, use_gpu: bool) -> None:

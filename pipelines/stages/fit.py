@@ -19,7 +19,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray._private.state import state
+from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
@@ -114,9 +114,15 @@ def _why_again(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayActorError):
         return "Ray's controller was lost, another one goes on from the newest checkpoint"
     if isinstance(error, ray.train.ControllerError):
-        reason = str(error.controller_failure).strip().splitlines()[0][:160]
-        return f"the workers could not be brought together, and are started again: {reason}"
-    return f"training failed several times, and goes on as it got further: {str(error).strip().splitlines()[-1][:160]}"
+        return (
+            f"the workers could not be brought together, and are started again: {_lines(error.controller_failure)[0]}"
+        )
+    return f"training failed several times, and goes on as it got further: {_lines(error)[-1]}"
+
+
+def _lines(error: Exception) -> list[str]:
+    """What an error says; its type, if it says nothing."""
+    return [line[:160] for line in str(error).strip().splitlines()] or [type(error).__name__]
 
 
 def _free() -> None:
@@ -125,7 +131,7 @@ def _free() -> None:
     Else the next group waits for it for ever. Ray's table tells whose creator is dead; its public form leaves that out.
     """
     time.sleep(_NOTED_S)
-    for row in state._connect_and_get_accessor().get_placement_group_table():
+    for row in ray_state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(row)
         ours = group.creator_job_id.hex() == ray.get_runtime_context().get_job_id()
         if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:

@@ -134,6 +134,11 @@ def _failing(times: int, error: Exception) -> Callable[[], None]:
     return attempt
 
 
+def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
+    said = fit._why_again(ray.train.ControllerError(TimeoutError()))
+    assert said == "the workers could not be brought together, and are started again: TimeoutError"
+
+
 def test_workers_that_cannot_be_brought_together_are_started_again_thrice(tmp_path: Path) -> None:
     """As when one is killed while the process group is set up."""
     error, told = ray.train.ControllerError(RuntimeError("The actor died.\nIts pid was 1.")), list[tuple[str, str]]()

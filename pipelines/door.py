@@ -88,6 +88,9 @@ def open_door(
         lines = plan(args) if dry_run else []
         if not dry_run:  # it is tried by really writing
             storage.check_store(args.store)  # type: ignore[attr-defined]
+    except BrokenPipeError:  # --help | head: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit()
     except (ValueError, OSError) as error:
         sys.exit(_mistake(error))
     if dry_run:
@@ -159,7 +162,10 @@ def _anchored(args: A) -> A:
 
 
 def _recipes() -> str:
-    recipes = "\n".join(f"  {name:16} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
+    width = max(map(len, RECIPES))
+    recipes = "\n".join(
+        f"  {name:{width}}  {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+    )
     return f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}"
 
 

@@ -77,3 +77,16 @@ runpy.run_path({str(path)!r}, run_name="__main__")
     assert found.returncode == 0, found.stderr
     assert ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] in found.stdout  # type: ignore[union-attr]
     assert not list(tmp_path.iterdir())
+
+
+def test_help_may_be_read_in_part() -> None:
+    """As by head, which closes the pipe."""
+    door = subprocess.Popen(
+        [sys.executable, str(ROOT / "pipelines/train.py"), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert door.stdout is not None
+    assert door.stderr is not None
+    door.stdout.close()
+    with door.stderr as told:
+        assert told.read() == b""
+    assert door.wait() == 0

@@ -26,7 +26,8 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
 from ddpm_core.plain import to_json
-from pipelines.cluster import Terminated, check_resources
+from pipelines.cluster.placement import check_resources
+from pipelines.cluster.session import Terminated
 from pipelines.recipes import RECIPES, Recipe, SampleStage, make
 
 A = TypeVar("A")

@@ -12,7 +12,8 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.plain import to_json
-from pipelines.cluster import check_cluster, session
+from pipelines.cluster.placement import check_cluster
+from pipelines.cluster.session import session
 from pipelines.models import code_version, digest, find_weights, run_folder
 from pipelines.progress import Progress
 from pipelines.recipes import Recipe, SweepStage

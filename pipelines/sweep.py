@@ -12,7 +12,7 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
 from ddpm_core.plain import to_json
-from pipelines.cluster import check_resources
+from pipelines.cluster.placement import check_resources
 from pipelines.door import Outcome, check_data, check_training, data_summary, open_door
 from pipelines.models import digest
 from pipelines.recipes import Recipe, SweepStage

@@ -19,7 +19,7 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import NAME, extract, extractor_digest
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
 from ddpm_core.plain import to_json
-from pipelines.cluster import shard_cache
+from pipelines.cluster.session import shard_cache
 from pipelines.models import build_denoiser, digest, reverse_process
 from pipelines.progress import progress
 from pipelines.recipes import Recipe, SampleStage

@@ -33,7 +33,8 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.walk import Told, walk
-from pipelines.cluster import cpus_per_worker, shard_cache
+from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.session import shard_cache
 from pipelines.door import raised_by_us
 from pipelines.recipes import TrainStage
 from pipelines.stages.board import Board

@@ -24,7 +24,7 @@ from ddpm_core.plain import from_json, to_json
 from ddpm_core.sampling.generate import denoising_strip
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
-from pipelines.cluster import shard_cache, versions
+from pipelines.cluster.session import shard_cache, versions
 from pipelines.models import build_denoiser, code_version, seeded_process
 from pipelines.recipes import Recipe, SampleStage
 

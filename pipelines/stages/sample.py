@@ -28,7 +28,8 @@ from ddpm_core.sampling.generate import generate
 from ddpm_core.sampling.labels import check_labels, labels_in_turn
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
-from pipelines.cluster import cpus_per_worker, versions
+from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.session import versions
 from pipelines.models import build_denoiser, code_version, seeded_process
 from pipelines.progress import progress
 from pipelines.recipes import SampleStage

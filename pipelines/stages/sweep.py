@@ -27,7 +27,8 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.walk import walk
-from pipelines.cluster import cpus_per_worker, shard_cache
+from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.session import shard_cache
 from pipelines.models import run_folder
 from pipelines.recipes import Recipe, SweepStage
 from pipelines.stages.evaluate import real_stats

@@ -29,7 +29,7 @@ from ddpm_core.training.saver import Run
 from ddpm_core.training.state import TrainState, check_weights, ema_tensors, load_network
 from ddpm_core.training.walk import Told
 from ddpm_core.types import Tensor
-from pipelines.cluster import versions
+from pipelines.cluster.session import versions
 from pipelines.models import code_version, digest, run_folder, seeded_process, trajectory
 from pipelines.progress import Progress, progress
 from pipelines.recipes import Recipe

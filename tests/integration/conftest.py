@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.cluster import session
+from pipelines.cluster.session import session
 
 
 @pytest.fixture(scope="session")

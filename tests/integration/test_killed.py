@@ -21,7 +21,7 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
 from ddpm_core.plain import to_json
-from pipelines.cluster import cpus_per_worker
+from pipelines.cluster.placement import cpus_per_worker
 from pipelines.door import parse
 from pipelines.line import open_line
 from pipelines.recipes import Recipe

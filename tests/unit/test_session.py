@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cluster
+from pipelines.cluster import session as cluster
 
 
 @pytest.fixture

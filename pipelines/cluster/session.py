@@ -1,4 +1,4 @@
-"""The Ray session: attach to a cluster or start one on this machine; what it has, and whether that suffices."""
+"""The Ray session: attach to a cluster, or start one on this machine."""
 
 import logging
 import os
@@ -11,62 +11,10 @@ from pathlib import Path
 
 import platformdirs
 
-from ddpm_core import storage
-
-# Read by Ray when it is imported and handed down to its workers.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 logger = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
 """A cluster that is there takes a connection in less."""
-
-
-def check_resources(what: str, count: int, use_gpu: bool) -> None:
-    """Refuse more workers than this machine can hold; a cluster is asked once it is attached.
-
-    Raises:
-        ValueError: naming the flag, the count and what is there.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    kind, have = ("GPUs", _num_gpus()) if use_gpu else ("CPUs", os.cpu_count() or 1)
-    _refuse_too_many(what, count, kind, have)
-
-
-def check_cluster(store: str, what: str, count: int, use_gpu: bool) -> None:
-    """Refuse what the attached cluster cannot do: too many workers, or a local store on several nodes.
-
-    Raises:
-        ValueError: in one line.
-    """
-    import ray
-
-    kind = "GPU" if use_gpu else "CPU"
-    _refuse_too_many(what, count, f"{kind}s", int(ray.cluster_resources().get(kind, 0)))
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1 and not storage.is_s3(store):
-        raise ValueError(
-            f"the store is {store}, a folder of one machine, and the cluster has {len(nodes)} nodes; "
-            "expected one that all reach: set --store s3://bucket/prefix"
-        )
-
-
-def _refuse_too_many(what: str, count: int, kind: str, have: int) -> None:
-    if count > have:
-        raise ValueError(
-            f"{what} is {count}; there are {have} {kind}: lower it, or attach to a larger cluster with RAY_ADDRESS"
-        )
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 @contextmanager
@@ -126,13 +74,6 @@ def _worker_environment() -> dict[str, str]:
     names = ("AWS_", "DDPM_", "GLOO_SOCKET_IFNAME", "NCCL_")
     passed = {key: value for key, value in os.environ.items() if key.startswith(names)}
     return {**passed, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-
-
-def cpus_per_worker(num_workers: int) -> int:
-    """Whole CPUs for each of so many equal workers, at least one."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
 
 
 def shard_cache() -> Path:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion.likelihood import Bound, variational_bound
 from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, integers, normals
 from ddpm_core.types import Tensor, UInt8
 
@@ -115,6 +116,7 @@ def strata(num_timesteps: int, num_steps: int | None) -> list[range]:
     return [range(low, high) for low, high in pairwise(edges)]
 
 
+@whole_float32()
 def measure_bound(
     p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int, num_steps: int | None = None
 ) -> BoundStats:

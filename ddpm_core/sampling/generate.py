@@ -1,4 +1,4 @@
-"""Seeds to images: image number 17 is the same image, whatever the batch, the actors, or who asked."""
+"""Seeds to images: image number 17 is the same image, whatever the batch, the machine, or who asked."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +8,7 @@ import torch
 from ddpm_core.data.pixels import to_uint8
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
@@ -16,6 +17,7 @@ _KEY = 0
 
 
 @torch.no_grad()
+@whole_float32()
 def generate(
     p: ReverseProcess,
     sampler: SamplerConfig,

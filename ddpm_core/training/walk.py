@@ -9,6 +9,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.loader import TrainingStream
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.model.unet import init_unet, recompute_activations
+from ddpm_core.precision import whole_float32
 from ddpm_core.training.build import build_network, build_objective
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events, restore, stream_config, train
@@ -45,6 +46,7 @@ def begin(told: Told, worker: Worker) -> TrainState:
     return state
 
 
+@whole_float32()
 def walk(
     told: Told, worker: Worker, events: Events, cache: Path, make_saver: Callable[[TrainState], Saver]
 ) -> TrainState:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import ddpm_core
 from pipelines.tracking.store import is_server, quiet_warnings
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _save(folder: Path, model: Any, run_id: str, name: str, weights: Path, confi
             pip_requirements=[f"{each}=={_public_version(each)}" for each in _REQUIREMENTS],
             mlflow_model=Model(artifact_path=name, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id),
         )
-    readme = _README.format(name=name, version=importlib.metadata.version("ddpm-pipeline"))
+    readme = _README.format(name=name, version=ddpm_core.__version__)
     (folder / "model" / "README.md").write_text(readme)
     _forget_paths(folder / "model")
 

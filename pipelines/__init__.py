@@ -1,1 +1,17 @@
 """The doors: every stage as a command, orchestrated by Ray and tracked in MLflow."""
+
+import sys
+from importlib.util import find_spec
+
+_NEEDED = ("torch", "ray", "mlflow", "pyarrow", "tyro", "cattrs", "platformdirs")
+
+_missing = [name for name in _NEEDED if name not in sys.modules and find_spec(name) is None]
+if sys.version_info < (3, 11) or _missing:
+    _version = ".".join(map(str, sys.version_info[:2]))
+    _lacks = f"has no {', '.join(_missing)}" if _missing else f"is Python {_version}; expected 3.11 or newer"
+    print(
+        f"error: {sys.executable} {_lacks}: `make install` sets up .venv, `. .venv/bin/activate` makes it this shell's python; "
+        "a job has the python of the shell that ran `ray start`, unless it names one: -- /path/to/.venv/bin/python pipelines/...",
+        file=sys.stderr,
+    )
+    sys.exit(2)

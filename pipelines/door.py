@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import re
+import shlex
+import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,9 +27,10 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
 from ddpm_core.plain import to_json
-from pipelines.cluster.placement import check_resources
-from pipelines.cluster.session import Terminated
-from pipelines.recipes import RECIPES, Recipe, SampleStage, make
+from pipelines.cluster.failures import last_words, raised_by_us
+from pipelines.cluster.placement import check_here, for_sampling, for_training
+from pipelines.cluster.session import Terminated, cluster_address
+from pipelines.recipes import RECIPES, Recipe, SampleStage, default_store, make
 
 A = TypeVar("A")
 
@@ -36,7 +38,6 @@ _INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C ended,"""
 _TERMINATED = 143
 """and of one that SIGTERM ended."""
-_DOMESTIC = ("ddpm_core", "pipelines")
 _EVERYWHERE = """\
   --dry-run  print the resolved config and the plan, touch nothing
   --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
@@ -77,7 +78,8 @@ def open_door(
         read: makes the flags of the command line, as `parse` does, for a door without a recipe.
 
     Exits:
-        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 with a traceback for a mistake of ours.
+        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 if a process or a node was lost once too
+        often, and with a traceback for a mistake of ours.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = f"python pipelines/{Path(sys.argv[0]).name}"
@@ -87,8 +89,8 @@ def open_door(
         args = (read or parse)(args_type, argv, program, about)
         check(args)
         lines = plan(args) if dry_run else []
-        if not dry_run:  # it is tried by really writing
-            storage.check_store(args.store)  # type: ignore[attr-defined]
+        if not dry_run:
+            _check_store(args.store)  # type: ignore[attr-defined]
     except BrokenPipeError:  # --help | head: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit()
@@ -107,9 +109,21 @@ def open_door(
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED)
+    except Exception as error:
+        line = last_words(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
     _show(outcome, as_json)
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
+
+
+def _check_store(store: str) -> None:
+    """Try it by really writing; on a cluster a folder may be one of another machine, so it is asked there."""
+    if storage.is_s3(store) or cluster_address() is None:
+        storage.check_store(store)
 
 
 def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
@@ -201,11 +215,29 @@ def _mistake(error: Exception) -> int:
     return 2
 
 
-def raised_by_us(error: Exception) -> bool:
-    """Whether the error was worded by this project for a user; anything else deserves its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    last = Path(frames[-1].filename) if frames else Path()
-    return any(part in _DOMESTIC for part in last.parts) and not os.environ.get("DDPM_TRACEBACK")
+def typed(script: str, *args: str, store: str) -> str:
+    """A command that runs as printed, in the shell that ran this one.
+
+    Args:
+        script: a file of this folder, as sample.py; or a module, as -m pipelines.tracking.
+        args: what follows it.
+        store: named in the command unless it is the default one.
+    """
+    python = shutil.which("python")
+    ours = python is not None and Path(python).parent.samefile(Path(sys.executable).parent)
+    file = [] if script.startswith("-m ") else [_from_here(Path(__file__).with_name(script))]
+    words = ["python" if ours else _from_here(Path(sys.executable)), *(file or script.split()), *args]
+    return shlex.join([*words, *([] if store == default_store() else ["--store", store])])
+
+
+def ui(store: str) -> str:
+    """The command that shows MLflow's pages of a store."""
+    return "make ui" if store == default_store() else typed("-m pipelines.tracking", store=store)
+
+
+def _from_here(path: Path) -> str:
+    """As a person would type it: short where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _show(outcome: Outcome, as_json: bool) -> None:
@@ -246,13 +278,19 @@ def data_summary(config: DataConfig) -> str:
     )
 
 
+def named_source(recipe: Recipe) -> list[str]:
+    """The flag that names the raw images, where the recipe does not name them itself."""
+    named = source_uri(make(recipe.recipe).data.source)
+    return [] if recipe.data.source == named else ["--data.source", recipe.data.source]
+
+
 def check_training(recipe: Recipe) -> None:
-    """Refuse more workers than there are CPUs or GPUs, and a network that cannot be built.
+    """Refuse more workers than can be placed, and a network that cannot be built.
 
     Raises:
         ValueError: in one line.
     """
-    check_resources("train.num-workers", recipe.train.num_workers, recipe.train.use_gpu)
+    check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
     with torch.device("meta"):
@@ -260,9 +298,9 @@ def check_training(recipe: Recipe) -> None:
 
 
 def check_sampling(sample: SampleStage) -> None:
-    """Refuse more actors than there are CPUs or GPUs.
+    """Refuse what no node can hold.
 
     Raises:
         ValueError: in one line.
     """
-    check_resources("sample.num-actors", sample.num_actors, sample.use_gpu)
+    check_here(for_sampling(sample))

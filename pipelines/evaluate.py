@@ -5,12 +5,19 @@ examples:
   python pipelines/evaluate.py mnist --model models:/ddpm-mnist@candidate --evaluate.num-images 2048
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from dataclasses import dataclass, field
 
 import tyro
 
 from ddpm_core.evaluation.config import EvaluateConfig
-from pipelines.door import Outcome, as_recipe, check_sampling, open_door
+from pipelines.cluster.placement import for_a_cpu, for_sampling
+from pipelines.door import Outcome, as_recipe, check_sampling, open_door, ui
 from pipelines.models import dataset_of
 from pipelines.recipes import SampleStage, default_store
 
@@ -34,7 +41,7 @@ class EvaluateDoor:
 
 
 def check(door: EvaluateDoor) -> None:
-    """The actors."""
+    """That a block fits somewhere."""
     check_sampling(door.sample)
 
 
@@ -51,14 +58,14 @@ def run(door: EvaluateDoor) -> Outcome:
     from pipelines.line import open_line
 
     assert door.model is not None
-    with open_line(as_recipe(door)) as line:
+    with open_line(as_recipe(door), for_sampling(door.sample), for_a_cpu("evaluate")) as line:
         weights = line.find_weights(door.model)
         index = dataset_of(weights)
         evaluated = line.evaluate(weights, line.sample(weights), index)
     return Outcome(
         made={"figure": evaluated.summary, "report": evaluated.page_uri},
         figures=evaluated.figures,
-        next="make ui",
+        next=ui(door.store),
     )
 
 

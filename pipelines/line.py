@@ -12,7 +12,8 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.plain import to_json
-from pipelines.cluster.placement import check_cluster
+from pipelines.cluster.placement import Ask, check_cluster
+from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
 from pipelines.models import code_version, digest, find_weights, run_folder
 from pipelines.progress import Progress
@@ -75,7 +76,6 @@ class Line:
 
         Training is done even if MLflow is away then: a warning says how they come to be registered.
         """
-        check_cluster(self.recipe.store, "train.num-workers", self.recipe.train.num_workers, self.recipe.train.use_gpu)
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
         params = {
             name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "reverse", "loss", "train")
@@ -93,7 +93,6 @@ class Line:
     def sample(self, weights: Weights) -> Sampled:
         """The generated images, made now or there already."""
         config = self.recipe.sample
-        check_cluster(self.recipe.store, "sample.num-actors", config.num_actors, config.use_gpu)
         key = digest(["sample", self.recipe.store, weights.sha256, to_json(config)])
         params = {"sample": to_json(config), "weights_sha256": weights.sha256, "checkpoint": weights.uri}
         with self.tracker.run("sample", parent=self.parent, key=key, params=params) as run:
@@ -185,10 +184,22 @@ class Line:
 
 
 @contextmanager
-def open_line(recipe: Recipe) -> Iterator[Line]:
-    """A Ray session and the parent run."""
-    tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
+def open_line(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Iterator[Line]:
+    """A Ray session and the parent run. Before anything is written, the cluster is asked whether it can do what will come.
+
+    Args:
+        recipe: what the line is made from.
+        asks: what its stages will ask of the nodes.
+        reads_source: whether it shards, so that the nodes read the raw images.
+
+    Raises:
+        ValueError: in one line, if something cannot be placed, or a node does not reach the store or the source.
+    """
     with session():
+        for ask in asks:
+            check_cluster(ask)
+        check_reach(recipe.store, recipe.data.source if reads_source else None)
+        tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
         plain = to_json(recipe)
         decides = [plain[part] for part in ("data", "unet", "schedule", "reverse", "loss")]
         key = digest(["line", recipe.store, recipe.name, *decides])

@@ -38,12 +38,17 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        say(line)
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
+
+
+def say(line: str) -> None:
+    """A line that stays, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager

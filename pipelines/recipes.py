@@ -1,6 +1,7 @@
 """The recipes: each a function that returns one complete, typed config. Dotted flags override its fields."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from ddpm_core.model.unet import UNetConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.config import Precision, TrainConfig
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*=[A-Za-z0-9][A-Za-z0-9._-]*")
+
 
 def default_store() -> str:
     """The per-user folder that every door uses unless told otherwise; absolute, so that a job's folder may vanish."""
@@ -31,8 +34,12 @@ class TrainStage(TrainConfig):
     """Data-parallel workers, at most one a lane; the trajectory does not depend on them."""
     min_workers: int | None = None
     """Train on with as few while nodes are lost, and grow again when they are back; none: wait for all."""
+    threads: int = 1
+    """CPU threads a worker, all on one node; other numbers add up in another order, so weights differ by rounding."""
     use_gpu: bool = False
     """One GPU a worker."""
+    node_labels: tuple[str, ...] = ()
+    """Train on nodes with these labels only: KEY=VALUE, as ray.io/accelerator-type=H100."""
     validate_every: int = 0
     """Checkpoints at multiples of so many steps are judged while training goes on, and the best one stays; 0: none."""
     validate_images: int = 512
@@ -46,6 +53,7 @@ class TrainStage(TrainConfig):
             raise ValueError(
                 f"train.min-workers is {self.min_workers}; expected 1 to {self.num_workers} (train.num-workers)"
             )
+        _check_placement("train", self.threads, self.node_labels)
         if self.validate_every < 0 or self.validate_every % self.checkpoint_every:
             raise ValueError(
                 f"train.validate-every is {self.validate_every}; expected a multiple of train.checkpoint-every, "
@@ -67,17 +75,30 @@ class TrainStage(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStage(SampleConfig):
-    """Sampling, and the actors that do it."""
+    """Sampling, and the tasks that do it."""
 
-    num_actors: int = 1
-    """Ray actors that share the blocks; no image depends on them."""
+    num_workers: int | None = None
+    """Blocks that are generated at once, at most; none: as many as there is room for. No image depends on it."""
+    threads: int = 1
+    """CPU threads for each; other numbers add up in another order, so images differ by rounding."""
     use_gpu: bool = False
-    """One GPU an actor."""
+    """One GPU for each."""
+    node_labels: tuple[str, ...] = ()
+    """Sample on nodes with these labels only: KEY=VALUE, as ray.io/accelerator-type=H100."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_actors < 1:
-            raise ValueError(f"sample.num-actors is {self.num_actors}; expected 1 or more")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"sample.num-workers is {self.num_workers}; expected 1 or more")
+        _check_placement("sample", self.threads, self.node_labels)
+
+
+def _check_placement(stage: str, threads: int, node_labels: tuple[str, ...]) -> None:
+    if threads < 1:
+        raise ValueError(f"{stage}.threads is {threads}; expected 1 or more")
+    for label in node_labels:
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"{stage}.node-labels has {label!r}; expected KEY=VALUE, as ray.io/accelerator-type=H100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +186,7 @@ def digits() -> Recipe:
             preview_every=320,
             num_workers=2,
         ),
-        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50)),
         evaluate=EvaluateConfig(num_images=512, bits_per_dim_images=160, bits_per_dim_steps=40),
     )
 
@@ -188,7 +209,7 @@ def mnist() -> Recipe:
             preview_every=800,
             num_workers=2,
         ),
-        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50)),
         evaluate=EvaluateConfig(num_images=512, bits_per_dim_images=160, bits_per_dim_steps=40),
     )
 
@@ -222,7 +243,7 @@ def cifar10_small() -> Recipe:
             preview_every=500,
             num_workers=2,
         ),
-        sample=SampleStage(num_images=256, sampler=SamplerConfig(name="ddim", num_steps=50), num_actors=2),
+        sample=SampleStage(num_images=256, sampler=SamplerConfig(name="ddim", num_steps=50)),
         evaluate=EvaluateConfig(num_images=256, bits_per_dim_images=64, bits_per_dim_steps=40),
     )
 

@@ -1,16 +1,23 @@
-"""Generate images, each by its own seed: the same image whatever the batch size and the number of actors.
+"""Generate images, each by its own seed: the same image whatever the batch size, and wherever it is made.
 
 examples:
   python pipelines/sample.py                                       # from models:/ddpm-digits@champion
-  python pipelines/sample.py mnist --model models:/ddpm-mnist@champion --num-images 10000 --sample.num-actors 2
+  python pipelines/sample.py mnist --model models:/ddpm-mnist@champion --num-images 10000 --sample.num-workers 2
   python pipelines/sample.py --model /path/to/checkpoints/step-00001000 --sample.sampler.name ancestral
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass, field, replace
 
 import tyro
 
-from pipelines.door import Outcome, as_recipe, check_sampling, open_door
+from pipelines.cluster.placement import for_sampling
+from pipelines.door import Outcome, as_recipe, check_sampling, open_door, typed
 from pipelines.recipes import SampleStage, default_store
 
 
@@ -37,7 +44,7 @@ class SampleDoor:
 
 
 def check(door: SampleDoor) -> None:
-    """The actors."""
+    """That a block fits somewhere."""
     check_sampling(door.sample)
 
 
@@ -47,7 +54,7 @@ def plan(door: SampleDoor) -> list[str]:
     steps = sampler.num_steps or "all"
     return [
         f"sample: {door.sample.num_images:,} images of {door.model}, seeds from {first}, {sampler.name} in {steps} steps, "
-        f"on {door.sample.num_actors} actors, into {door.store}"
+        f"into {door.store}"
     ]
 
 
@@ -56,10 +63,10 @@ def run(door: SampleDoor) -> Outcome:
     from pipelines.line import open_line
 
     assert door.model is not None
-    with open_line(as_recipe(door)) as line:
+    with open_line(as_recipe(door), for_sampling(door.sample)) as line:
         weights = line.find_weights(door.model)
         sampled = line.sample(weights)
-    following = f"python pipelines/evaluate.py {door.recipe} --store {door.store} --model {door.model}"
+    following = typed("evaluate.py", door.recipe, "--model", door.model, store=door.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
         figures={"images": door.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},

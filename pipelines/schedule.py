@@ -13,13 +13,17 @@ examples:
   python pipelines/schedule.py --cron "*/5 * * * *" --ticks 3 -- python pipelines/sample.py --model models:/NAME@champion
 """
 
-import re
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import platformdirs
 import tyro

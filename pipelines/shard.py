@@ -6,7 +6,14 @@ examples:
   python pipelines/shard.py cifar10 --data.source s3://raw/photos.tar.gz --store s3://bucket/ddpm
 """
 
-from pipelines.door import Outcome, check_data, data_summary, open_door
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipelines.cluster.placement import for_a_cpu
+from pipelines.door import Outcome, check_data, data_summary, named_source, open_door, typed
 from pipelines.recipes import Recipe
 
 
@@ -24,13 +31,13 @@ def run(recipe: Recipe) -> Outcome:
     """Shard."""
     from pipelines.line import open_line
 
-    with open_line(recipe) as line:
+    with open_line(recipe, for_a_cpu("shard"), reads_source=True) as line:
         index = line.shard()
     counts = {split: index.num_samples(split) for split in ("train", "heldout")}
     return Outcome(
         made={"dataset": index.uri},
         figures={"digest": index.digest, **counts, "rejected": index.num_rejected},
-        next=f"python pipelines/train.py {recipe.recipe} --store {recipe.store} --data.source {recipe.data.source}",
+        next=typed("train.py", recipe.recipe, *named_source(recipe), store=recipe.store),
     )
 
 

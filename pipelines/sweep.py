@@ -6,14 +6,20 @@ examples:
   python pipelines/sweep.py digits --sweep.schedules linear cosine --train.steps 1500
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from dataclasses import dataclass, field
 
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
 from ddpm_core.plain import to_json
-from pipelines.cluster.placement import check_resources
-from pipelines.door import Outcome, check_data, check_training, data_summary, open_door
+from pipelines.cluster.placement import check_here, for_a_cpu, for_trials
+from pipelines.door import Outcome, check_data, check_training, data_summary, named_source, open_door, typed
 from pipelines.models import digest
 from pipelines.recipes import Recipe, SweepStage
 
@@ -29,7 +35,7 @@ def check(door: SweepDoor) -> None:
     """Source, schedules, and that the trials fit."""
     check_data(door)
     check_training(door)
-    check_resources("sweep.max-concurrent", door.sweep.max_concurrent, door.train.use_gpu)
+    check_here(for_trials(door.sweep, door.train))
     for name in door.sweep.schedules:
         config = ScheduleConfig(name=name, num_timesteps=door.schedule.num_timesteps)  # type: ignore[arg-type]
         check_prediction(door.reverse, make_schedule(config))
@@ -49,7 +55,7 @@ def run(door: SweepDoor) -> Outcome:
     """Shard unless it is done, then sweep."""
     from pipelines.line import open_line
 
-    with open_line(door) as line:
+    with open_line(door, for_a_cpu("shard"), for_trials(door.sweep, door.train), reads_source=True) as line:
         index = line.shard()
         name = door.name or f"{door.recipe}-{digest([to_json(door), index.digest])}"
         swept = line.sweep(door.sweep, index, name)
@@ -57,11 +63,11 @@ def run(door: SweepDoor) -> Outcome:
         schedule = " ".join(f"{key} {value:.3g}" if key != "name" else value for key, value in row["schedule"].items())
         print(f"{place:3}  {NAME} {row[NAME]:8.4g}  step {row['step']:6,}  {schedule}  {row['run']}")
     best = swept.ranking[0]["schedule"]
-    flags = " ".join(f"--schedule.{key.replace('_', '-')} {value}" for key, value in best.items())
+    flags = [word for key, value in best.items() for word in (f"--schedule.{key.replace('_', '-')}", str(value))]
     return Outcome(
         made={"sweep": swept.uri},
         figures={"ranking": swept.ranking},
-        next=f"python pipelines/workflow.py {door.recipe} --store {door.store} {flags}",
+        next=typed("workflow.py", door.recipe, *named_source(door), *flags, store=door.store),
     )
 
 

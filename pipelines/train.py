@@ -7,9 +7,16 @@ examples:
   ray job submit --working-dir . -- python pipelines/train.py
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from dataclasses import dataclass
 
-from pipelines.door import Outcome, check_data, check_training, data_summary, open_door
+from pipelines.cluster.placement import for_a_cpu, for_training
+from pipelines.door import Outcome, check_data, check_training, data_summary, open_door, typed
 from pipelines.recipes import Recipe
 
 
@@ -41,7 +48,7 @@ def run(door: TrainDoor) -> Outcome:
     """Shard unless it is done, then train."""
     from pipelines.line import open_line
 
-    with open_line(door) as line:
+    with open_line(door, for_a_cpu("shard"), for_training(door.train), reads_source=True) as line:
         weights = line.find_weights(door.init_from) if door.init_from else None
         trained = line.train(line.shard(), weights)
         name = line.model_name
@@ -52,7 +59,7 @@ def run(door: TrainDoor) -> Outcome:
             **({"model": f"models:/{name}/{trained.version}"} if trained.version else {}),
         },
         figures={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
-        next=f"python pipelines/sample.py {door.recipe} --store {door.store} --model {trained.checkpoint_uri}",
+        next=typed("sample.py", door.recipe, "--model", trained.checkpoint_uri, store=door.store),
     )
 
 

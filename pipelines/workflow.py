@@ -7,10 +7,16 @@ examples:
 """
 
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.door import Outcome, check_data, check_sampling, check_training, data_summary, open_door
+from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
+from pipelines.door import Outcome, check_data, check_sampling, check_training, data_summary, open_door, typed, ui
 from pipelines.recipes import Recipe
 from pipelines.tracking import TrackingError
 
@@ -31,7 +37,7 @@ def plan(recipe: Recipe) -> list[str]:
     return [
         f"shard: {data_summary(recipe.data)}",
         f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers",
-        f"sample: {sample.num_images:,} images on {sample.num_actors} actors",
+        f"sample: {sample.num_images:,} images",
         f"evaluate: the Fréchet distance to the training images, and a report; then promote, all in {recipe.store}",
     ]
 
@@ -40,7 +46,8 @@ def run(recipe: Recipe) -> Outcome:
     """Run the line."""
     from pipelines.line import open_line
 
-    with open_line(recipe) as line:
+    asks = for_a_cpu("shard"), for_training(recipe.train), for_sampling(recipe.sample)
+    with open_line(recipe, *asks, reads_source=True) as line:
         return _run(line)
 
 
@@ -76,7 +83,7 @@ def _run(line: "Line") -> Outcome:
             "report": evaluated.page_uri,
             "grid": sampled.grid_uri,
             "model": f"models:/{line.model_name}/{version}",
-            "MLflow": f"{line.tracker.uri}   (make ui shows it)",
+            "MLflow": f"{line.tracker.uri}   ({ui(line.recipe.store)} shows it)",
         },
         figures={
             **evaluated.figures,
@@ -84,7 +91,7 @@ def _run(line: "Line") -> Outcome:
             "promoted": promotion.promoted,
             "train_images_per_s": trained.images_per_s,
         },
-        next=f"python pipelines/sample.py {line.recipe.recipe} --num-images 4096",
+        next=typed("sample.py", line.recipe.recipe, "--num-images", "4096", store=line.recipe.store),
     )
 
 

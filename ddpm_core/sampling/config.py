@@ -8,7 +8,7 @@ from ddpm_core.diffusion.samplers import SamplerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Which images, and how they are computed. Neither `batch_size` nor the number of actors changes an image.
+    """Which images, and how they are computed. Neither `batch_size` nor where it is computed changes an image.
 
     Raises:
         ValueError: if a field is out of its range.

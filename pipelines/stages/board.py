@@ -62,6 +62,10 @@ class Watch:
                 lines.append(f"worker {rank} ({sign.where}) {what}, at step {sign.step}")
         return lines
 
+    def anyone(self) -> bool:
+        """Whether a worker of this group has given a sign."""
+        return bool(self._signs)
+
     def clear(self) -> None:
         """Forget the workers: others take their place."""
         self._signs.clear()
@@ -91,6 +95,10 @@ class Board:
     async def beat(self, rank: int, where: str, step: int, doing: str) -> None:
         """See Watch.beat."""
         self._watch.beat(rank, where, step, doing, time.monotonic())
+
+    async def works(self) -> bool:
+        """Whether there is a group that has begun."""
+        return self._watch.anyone()
 
     async def begin(self) -> None:
         """Another group of workers is brought together: those before are forgotten."""

@@ -1,9 +1,9 @@
 """The evaluate stage: features measured by parallel tasks and merged, neighbours searched, a report written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from itertools import chain
-from typing import Any
+from functools import lru_cache, reduce
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -18,15 +18,20 @@ from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import NAME, extract, extractor_digest
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
+from ddpm_core.model.unet import UNet
 from ddpm_core.plain import to_json
+from pipelines.cluster.placement import Ask, for_a_cpu, for_sampling
 from pipelines.cluster.session import shard_cache
-from pipelines.models import build_denoiser, digest, reverse_process
+from pipelines.cluster.tasks import gather
+from pipelines.models import digest, reverse_process
 from pipelines.progress import progress
 from pipelines.recipes import Recipe, SampleStage
 from pipelines.stages import reporting
+from pipelines.stages.networks import loaded_network
 
-_TASKS_AN_ACTOR = 4
-"""So that the bar moves, and none waits long for the last."""
+R = TypeVar("R")
+
+_ONE_CPU = for_a_cpu("evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +132,12 @@ def real_stats(
     kept = storage.join(store, "reference", f"{index.digest[:16]}-{split}-{count}-{extractor_digest()}.npz")
     if storage.exists(kept):
         return FeatureStats.from_bytes(storage.read_bytes(kept))
-    tasks, left = [], count
+    parts, left = [], count
     for number, size in enumerate(index.shard_sizes(split)):
         if left > 0:
-            tasks.append(_shard_stats.remote(index, split, number, min(int(size), left), config.batch_size))
+            parts.append((number, min(int(size), left)))
         left -= int(size)
-    stats = merge_all(_gather(f"measure {split}", tasks))
+    stats = merge_all(_gather(f"measure {split}", _shard_stats, parts, _ONE_CPU, index, split, config.batch_size))
     storage.write_bytes(kept, stats.to_bytes())
     return stats
 
@@ -140,8 +145,8 @@ def real_stats(
 def generated_stats(samples: SampleSet, count: int, batch_size: int) -> FeatureStats:
     """The features' stats of the set's first `count` images."""
     stop = samples.first_seed + count
-    tasks = [_block_stats.remote(samples, first, stop, batch_size) for first in samples.blocks if first < stop]
-    return merge_all(_gather("measure samples", tasks))
+    blocks = [first for first in samples.blocks if first < stop]
+    return merge_all(_gather("measure samples", _block_stats, blocks, _ONE_CPU, samples, stop, batch_size))
 
 
 def heldout_bound(
@@ -150,36 +155,24 @@ def heldout_bound(
     """The variational bound of the first held-out images; None if none are asked for.
 
     Args:
-        where: it is computed as samples are, on so many actors' CPUs or GPUs.
+        where: it is computed as samples are, on CPUs or GPUs.
     """
     count = min(config.bits_per_dim_images, index.num_samples("heldout"))
     if not count:
         return None
-    shared, span = ray.put(weights), GROUP * -(-count // (GROUP * _TASKS_AN_ACTOR * where.num_actors))
-    work = _span_bound.options(num_cpus=1, num_gpus=int(where.use_gpu))
-    tasks = [
-        work.remote(shared, index, range(first, min(first + span, count)), config.bits_per_dim_steps, where.use_gpu)
-        for first in range(0, count, span)
-    ]
-    groups: list[BoundStats] = list(chain.from_iterable(_gather("measure bits/dim", tasks)))
-    return reduce(BoundStats.merge, groups)
+    groups = [range(first, min(first + GROUP, count)) for first in range(0, count, GROUP)]
+    arguments = (ray.put(weights),), index, config.bits_per_dim_steps, where
+    return reduce(BoundStats.merge, _gather("measure bits/dim", _group_bound, groups, for_sampling(where), *arguments))
 
 
-def _gather(what: str, tasks: list[Any]) -> list[Any]:
-    """The tasks' results in their order, so that rounding does not depend on who was first."""
-    with progress(what, len(tasks), "part") as shown:
-        waiting = list(tasks)
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            ray.get(done)
-            shown.set(len(tasks) - len(waiting))
-    results: list[Any] = ray.get(tasks)
-    return results
+def _gather(what: str, work: Callable[..., R], items: list[Any], ask: Ask, *args: Any) -> list[R]:
+    with progress(what, len(items), "part") as shown:
+        return gather(work, items, ask, *args, on_done=shown.set)
 
 
-@ray.remote(num_cpus=1)
-def _shard_stats(index: DatasetIndex, split: str, number: int, count: int, batch_size: int) -> FeatureStats:
+def _shard_stats(part: tuple[int, int], index: DatasetIndex, split: Split, batch_size: int) -> FeatureStats:
     torch.set_num_threads(1)
+    number, count = part
     batches = ImageReader(index, split, shard_cache(), keep_bytes=0).in_order(batch_size, range(number, number + 1))
     parts, left = [], count
     for images in batches:
@@ -190,31 +183,32 @@ def _shard_stats(index: DatasetIndex, split: str, number: int, count: int, batch
     return merge_all(parts)
 
 
-@ray.remote(num_cpus=1)
-def _block_stats(samples: SampleSet, first_seed: int, stop: int, batch_size: int) -> FeatureStats:
+def _block_stats(first_seed: int, samples: SampleSet, stop: int, batch_size: int) -> FeatureStats:
     torch.set_num_threads(1)
     pngs = [png for seed, png in read_images(samples, range(first_seed, first_seed + 1)) if seed < stop]
     batches = (pngs[start : start + batch_size] for start in range(0, len(pngs), batch_size))
     return merge_all(FeatureStats.from_features(extract(reporting.decoded(batch))) for batch in batches)
 
 
-@ray.remote
-def _span_bound(
-    weights: Weights, index: DatasetIndex, numbers: range, num_steps: int | None, use_gpu: bool
-) -> list[BoundStats]:
-    torch.set_num_threads(1)
-    return span_bound(weights, index, numbers, num_steps, torch.device("cuda" if use_gpu else "cpu"))
+def _group_bound(
+    numbers: range, shared: tuple[ray.ObjectRef], index: DatasetIndex, num_steps: int | None, where: SampleStage
+) -> BoundStats:
+    torch.set_num_threads(where.threads)
+    network, model = loaded_network(shared, torch.device("cuda" if where.use_gpu else "cpu"))
+    return group_bound(network, model, index, numbers, num_steps)
 
 
-def span_bound(
-    weights: Weights, index: DatasetIndex, numbers: range, num_steps: int | None, device: torch.device
-) -> list[BoundStats]:
-    """The bound of some held-out images, a group at a time: the sum over groups does not depend on who measured which."""
-    reader = ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
-    network = build_denoiser(weights).to(device)
-    found = []
-    for first in range(numbers.start, numbers.stop, GROUP):
-        places = reader.places(range(first, min(first + GROUP, numbers.stop)))
-        p = reverse_process(network, weights.config, reader.labels(*places).to(device))
-        found.append(measure_bound(p, reader.images(*places).to(device), first, num_steps))
-    return found
+@lru_cache(maxsize=1)
+def _heldout(index: DatasetIndex) -> ImageReader:
+    """A worker process's reader, opened once for all the groups that it measures."""
+    return ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
+
+
+def group_bound(
+    network: UNet, model: dict[str, Any], index: DatasetIndex, numbers: range, num_steps: int | None
+) -> BoundStats:
+    """The bound of one group of held-out images: the sum over groups does not depend on who measured which."""
+    reader, device = _heldout(index), next(network.parameters()).device
+    places = reader.places(numbers)
+    p = reverse_process(network, model, reader.labels(*places).to(device))
+    return measure_bound(p, reader.images(*places).to(device), numbers.start, num_steps)

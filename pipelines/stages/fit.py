@@ -33,9 +33,9 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.walk import Told, walk
-from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.failures import raised_by_us
+from pipelines.cluster.placement import Ask, Waiting, for_training
 from pipelines.cluster.session import shard_cache
-from pipelines.door import raised_by_us
 from pipelines.recipes import TrainStage
 from pipelines.stages.board import Board
 
@@ -76,16 +76,19 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
         ValueError: if a worker refused to go on, in one line.
         RuntimeError: if training failed thrice without a step forward.
     """
-    # On the driver's own node: on another it could be lost while the driver is not.
+    # On the driver's own node: on another it could be lost while the driver is not. Its process may be: then Ray starts another
+    # one, in which every call that was under way is made again. What was posted within the last half second is lost with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    threads = cpus_per_worker(stage.num_workers)
+    lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
+    board = ray.remote(Board).options(**lasting).remote()
     init = ray.put(told.init) if told.init else None
-    orders = Orders(told=replace(told, init=None), init=init, board=board, threads=threads, preview=preview)
+    orders = Orders(told=replace(told, init=None), init=init, board=board, threads=stage.threads, preview=preview)
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
         try:
-            _persist(lambda: _follow(_trainer(orders, stage, records), board, tell), tell, told.run.uri)
+            _persist(
+                lambda: _follow(_trainer(orders, stage, records), board, tell, for_training(stage)), tell, told.run.uri
+            )
         except KeyboardInterrupt:
             _leave(board, tell)
             raise
@@ -144,10 +147,12 @@ def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
     if elastic:
         # After a loss Ray waits so long for a group of the old size before it takes a smaller one.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    ask = for_training(stage)
     scaling = ray.train.ScalingConfig(
         num_workers=(stage.min_workers, stage.num_workers) if elastic else stage.num_workers,
         use_gpu=stage.use_gpu,
-        resources_per_worker={"CPU": orders.threads, "GPU": int(stage.use_gpu)},
+        resources_per_worker=ask.resources,
+        label_selector=dict(ask.labels) or None,
         **({"elastic_resize_monitor_interval_s": _GROW_S} if elastic else {}),
     )
     return ray.train.torch.TorchTrainer(
@@ -177,7 +182,7 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
         ray.get(self._board.leave.remote(LEAVE_S))
 
 
-def _follow(trainer: Any, board: Any, tell: Tell) -> None:
+def _follow(trainer: Any, board: Any, tell: Tell, ask: Ask) -> None:
     """Run the trainer in a thread, and meanwhile tell what happens.
 
     In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
@@ -192,7 +197,7 @@ def _follow(trainer: Any, board: Any, tell: Tell) -> None:
             result.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
-    ended = False
+    waited, ended = Waiting(ask, lambda line: tell([("warned", line)])), False
     while not ended:
         ended = bool(wait([result], timeout=_POLL_S).done)
         events = ray.get(board.take.remote())
@@ -200,6 +205,10 @@ def _follow(trainer: Any, board: Any, tell: Tell) -> None:
         for kind, what in events:
             if kind == "refused":
                 raise ValueError(what)
+        if ray.get(board.works.remote()):
+            waited.started()
+        else:
+            waited.tick()
     result.result()
 
 

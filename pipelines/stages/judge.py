@@ -5,6 +5,7 @@ that Ray keeps; this one reads a checkpoint at its URI, and outlives the group t
 """
 
 import logging
+import time
 from functools import reduce
 from typing import Any
 
@@ -14,19 +15,22 @@ import torch
 from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import FIGURE, read_validations, write_validation
-from ddpm_core.evaluation.bits_per_dim import BoundStats
+from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.build import image_shape
+from pipelines.cluster.placement import SHARE
 from pipelines.models import build_denoiser, seeded_process
+from pipelines.progress import say
 from pipelines.recipes import Recipe
-from pipelines.stages.evaluate import real_stats, span_bound
+from pipelines.stages.evaluate import group_bound, real_stats
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 64
+_TELL_S = 30.0
 
 
 class Judge:
@@ -52,8 +56,8 @@ class Judge:
     def _start(self) -> None:
         if self._next is not None and self._running is None:
             uri, self._next = self._next, None
-            task = _measure.options(num_cpus=0, num_gpus=0)
-            self._running = task.remote(uri, self._run_uri, self._index, self._recipe, self._reference)
+            # Of the share that training leaves.
+            self._running = _measure.remote(uri, self._run_uri, self._index, self._recipe, self._reference)
 
     def found(self, *, wait: bool = False) -> list[dict[str, float]]:
         """Figures that have come in: step, distance under its own name, bits_per_dim.
@@ -61,9 +65,14 @@ class Judge:
         Args:
             wait: for all that are under way.
         """
-        rows = []
+        rows, began = [], time.monotonic()
         while self._running is not None:
-            done, _ = ray.wait([self._running], timeout=None if wait else 0)
+            done, _ = ray.wait([self._running], timeout=_TELL_S if wait else 0)
+            if not done and wait:
+                say(
+                    f"validate: waiting for the figures of the newest checkpoint, {time.monotonic() - began:.0f} s so far"
+                )
+                continue
             if not done:
                 break
             running, self._running = self._running, None
@@ -76,7 +85,7 @@ class Judge:
         return rows
 
 
-@ray.remote
+@ray.remote(num_cpus=SHARE)
 def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats) -> dict[str, float]:
     """Figures of a checkpoint's averaged weights, written beside its run."""
     torch.set_num_threads(1)
@@ -90,9 +99,10 @@ def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, refere
         parts.append(FeatureStats.from_features(extract(images)))
     figures = {FIGURE: frechet_distance(merge_all(parts), reference)}
     config = recipe.evaluate
-    heldout = range(min(config.bits_per_dim_images, index.num_samples("heldout")))
-    if heldout:
-        bounds = span_bound(weights, index, heldout, config.bits_per_dim_steps, torch.device("cpu"))
+    num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
+    if num_heldout:
+        groups = (range(first, min(first + GROUP, num_heldout)) for first in range(0, num_heldout, GROUP))
+        bounds = (group_bound(network, weights.config, index, group, config.bits_per_dim_steps) for group in groups)
         figures["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
     write_validation(run_uri, weights.step, figures)
     shown = {(NAME if name == FIGURE else name): value for name, value in figures.items()}

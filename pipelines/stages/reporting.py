@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -20,13 +21,16 @@ from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
-from ddpm_core.plain import from_json, to_json
+from ddpm_core.plain import from_json
 from ddpm_core.sampling.generate import denoising_strip
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
+from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.session import shard_cache, versions
-from pipelines.models import build_denoiser, code_version, seeded_process
+from pipelines.cluster.tasks import gather
+from pipelines.models import code_version, seeded_process
 from pipelines.recipes import Recipe, SampleStage
+from pipelines.stages.networks import loaded_network
 
 _STRIP_FRAMES = 11
 
@@ -77,22 +81,16 @@ def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: R
     seeds = list(range(samples.first_seed, samples.first_seed + min(config.num_rows, samples.num_images)))
     shown = min(max(config.num_shown, config.num_rows), samples.num_images)
     generated = decoded([png for _, png in islice(read_images(samples), shown)])
-    shared = ray.put(weights)
-    strip = _strip.remote(shared, to_json(_request(samples)), seeds)
     starts, first = [], 0
     sizes = index.shard_sizes("train")
     for size in sizes:
         starts.append(first)
         first += int(size)
     queries = generated[: config.num_rows]
-    parts = [
-        _shard_neighbours.remote(index, number, start, queries, config.num_neighbours)
-        for number, start in enumerate(starts)
-    ]
-    neighbours = ray.get(parts[0])
-    for part in parts[1:]:
-        neighbours = merge(neighbours, ray.get(part), config.num_neighbours)
-    denoising, times = ray.get(strip)
+    # The strip is one of the parts, made beside the others.
+    arguments = (ray.put(weights),), _request(samples), seeds, index, queries, config.num_neighbours
+    (denoising, times), *near = gather(_part, [None, *enumerate(starts)], for_a_cpu("report"), *arguments)
+    neighbours = reduce(lambda one, other: merge(one, other, config.num_neighbours), near)
     real = next(iter(ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(config.num_shown)))
     return Pictures(
         real=real, generated=generated[: config.num_shown], denoising=denoising, times=times, neighbours=neighbours
@@ -222,9 +220,21 @@ def decoded(pngs: list[bytes]) -> Tensor:
     return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])
 
 
-@ray.remote(num_cpus=1)
-def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, queries: Tensor, count: int) -> Neighbours:
+def _part(
+    shard: tuple[int, int] | None,
+    shared: tuple[ray.ObjectRef],
+    request: SampleStage,
+    seeds: list[int],
+    index: DatasetIndex,
+    queries: Tensor,
+    count: int,
+) -> Any:
+    """In a task: the neighbours in one shard, given with its first image's number; the strip, if it is none."""
     torch.set_num_threads(1)
+    return _strip(shared, request, seeds) if shard is None else _shard_neighbours(index, *shard, queries, count)
+
+
+def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, queries: Tensor, count: int) -> Neighbours:
     found: Neighbours | None = None
     for images in ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(1024, range(number, number + 1)):
         near = nearest(queries, images, count, first_index=first_index)
@@ -234,9 +244,7 @@ def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, querie
     return found
 
 
-@ray.remote(num_cpus=1)
-def _strip(weights: Weights, request: dict[str, Any], seeds: list[int]) -> tuple[Tensor, list[int]]:
-    torch.set_num_threads(1)
-    config, wanted = from_json(SampleStage, request), torch.tensor(seeds)
-    p = seeded_process(build_denoiser(weights), weights.config, wanted, config)
-    return denoising_strip(p, config.sampler, wanted, image_shape(weights.config), _STRIP_FRAMES)
+def _strip(shared: tuple[ray.ObjectRef], request: SampleStage, seeds: list[int]) -> tuple[Tensor, list[int]]:
+    (network, model), wanted = loaded_network(shared, torch.device("cpu")), torch.tensor(seeds)
+    p = seeded_process(network, model, wanted, request)
+    return denoising_strip(p, request.sampler, wanted, image_shape(model), _STRIP_FRAMES)

@@ -1,10 +1,9 @@
-"""The sample stage: actors with the weights, blocks of seeds to do, and a set that names them once all stand."""
+"""The sample stage: blocks of seeds, each made by a task, and a set that names them once all stand."""
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import ray
 import torch
@@ -22,17 +21,18 @@ from ddpm_core.artifacts.sample_set import (
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.diffusion.samplers import check_sampler
 from ddpm_core.evaluation.figures import image_grid
-from ddpm_core.model.unet import UNet
-from ddpm_core.plain import from_json, to_json
+from ddpm_core.plain import to_json
 from ddpm_core.sampling.generate import generate
 from ddpm_core.sampling.labels import check_labels, labels_in_turn
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
-from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.placement import for_sampling
 from pipelines.cluster.session import versions
-from pipelines.models import build_denoiser, code_version, seeded_process
+from pipelines.cluster.tasks import share
+from pipelines.models import code_version, seeded_process
 from pipelines.progress import progress
 from pipelines.recipes import SampleStage
+from pipelines.stages.networks import loaded_network
 
 _GRID_IMAGES = 64
 
@@ -46,7 +46,7 @@ class Sampled:
     num_new: int
     """Images that were computed now; the others were there."""
     images_per_s: float
-    """Of those, over the actors, their start included."""
+    """Of those, over all tasks, their start included."""
 
 
 def describe_samples(weights: Weights, config: SampleStage, store: str) -> SampleSet:
@@ -81,6 +81,7 @@ def describe_samples(weights: Weights, config: SampleStage, store: str) -> Sampl
             "checkpoint": weights.uri,
             "step": weights.step,
             "batch_size": config.batch_size,
+            "threads": config.threads,
             "versions": {**versions(), "code": code_version()},
         },
     )
@@ -103,52 +104,30 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
 
 
 def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, missing: list[int]) -> None:
-    count = min(config.num_actors, len(missing))
-    cpus, shared = cpus_per_worker(count), ray.put(weights)
-    options = {"num_cpus": cpus, "num_gpus": int(config.use_gpu), "max_task_retries": 3, "max_restarts": 3}
-    actors = [ray.remote(_Sampler).options(**options).remote(to_json(config), cpus) for _ in range(count)]
-    waiting = iter(missing)
-    under_way = {
-        actor.block.remote(shared, samples.uri, first): actor for actor, first in zip(actors, waiting, strict=False)
-    }
+    shared, ask = (ray.put(weights),), for_sampling(config)
     with progress("sample", len(missing) * config.block_size, "image") as shown:
-        done = 0
-        while under_way:
-            (ready,), _ = ray.wait(list(under_way), num_returns=1)
-            actor = under_way.pop(ready)
-            ray.get(ready)
-            done += config.block_size
-            shown.set(done)
-            following = next(waiting, None)
-            if following is not None:
-                under_way[actor.block.remote(shared, samples.uri, following)] = actor
+        blocks = share(_generate_block, missing, ask, shared, config, samples.uri, at_once=config.num_workers)
+        for done, _ in enumerate(blocks, 1):
+            shown.set(done * config.block_size)
+
+
+def _generate_block(first_seed: int, shared: tuple[ray.ObjectRef], config: SampleStage, uri: str) -> None:
+    """In a task: generate and store one block, unless one that was lost has done so."""
+    if storage.exists(block_uri(uri, first_seed)):
+        return
+    torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if config.use_gpu else "cpu")
+    network, model = loaded_network(shared, device)
+    pngs: list[bytes] = []
+    for start in range(first_seed, first_seed + config.block_size, config.batch_size):
+        stop = min(start + config.batch_size, first_seed + config.block_size)
+        seeds = torch.arange(start, stop, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            p = seeded_process(network, model, seeds, config)
+            images = generate(p, config.sampler, seeds, image_shape(model))
+        pngs += [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+    write_block(uri, first_seed, pngs)
 
 
 def _decoded(images: Iterable[tuple[int, bytes]]) -> Tensor:
     return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for _, png in images])
-
-
-class _Sampler:
-    """Holds the network; makes blocks."""
-
-    def __init__(self, config: dict[str, Any], threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._config = from_json(SampleStage, config)
-        self._device = torch.device("cuda" if self._config.use_gpu else "cpu")
-        self._network: UNet | None = None
-
-    def block(self, weights: Weights, uri: str, first_seed: int) -> None:
-        """Generate and store one block. The weights come with each call: a restarted actor has none."""
-        config = self._config
-        self._network = self._network or build_denoiser(weights).to(self._device)
-        shape = image_shape(weights.config)
-        pngs: list[bytes] = []
-        for start in range(first_seed, first_seed + config.block_size, config.batch_size):
-            stop = min(start + config.batch_size, first_seed + config.block_size)
-            seeds = torch.arange(start, stop, device=self._device)
-            reduced = torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-            with reduced:
-                p = seeded_process(self._network, weights.config, seeds, config)
-                images = generate(p, config.sampler, seeds, shape)
-            pngs += [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-        write_block(uri, first_seed, pngs)

@@ -3,17 +3,17 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-
-import ray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
 from ddpm_core.data.writer import ShardPlan, ShardResult, check_rejected, commit_dataset, plan_dataset, write_shard
+from pipelines.cluster.placement import for_a_cpu
+from pipelines.cluster.tasks import share
 
 _IDENTITY_FIELDS = ("image_size", "channels", "heldout_fraction", "samples_per_shard", "seed", "max_image_pixels")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -59,7 +59,8 @@ def run_shard(
     plans = plan_dataset(source.num_images, config)
     results: dict[str, ShardResult] = {}
     num_done = 0
-    for plan, result in _write_all(plans, config, uri):
+    identity = source_identity(config.source)
+    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, uri, identity):
         results[plan.name] = result
         num_done += len(plan.indices)
         if on_progress is not None:
@@ -67,41 +68,8 @@ def run_shard(
     return commit_dataset(uri, [results[plan.name] for plan in plans], config, source.class_names)
 
 
-def _write_all(plans: Sequence[ShardPlan], config: DataConfig, uri: str) -> Iterator[tuple[ShardPlan, ShardResult]]:
-    """Shards as they are done; two for every core are under way, so that none waits and no more is held than needed."""
-    identity = source_identity(config.source)
-    waiting = iter(plans)
-    under_way: dict[ray.ObjectRef, ShardPlan] = {}
-    limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    try:
-        while True:
-            for plan in waiting:
-                under_way[_write_one.remote(plan, config, uri, identity)] = plan
-                if len(under_way) >= limit:
-                    break
-            if not under_way:
-                return
-            done, _ = ray.wait(list(under_way), num_returns=1)
-            yield under_way.pop(done[0]), _result(done[0])
-    finally:
-        for reference in under_way:
-            ray.cancel(reference)
-
-
-def _result(reference: ray.ObjectRef) -> ShardResult:
-    """A task's result; its error as it was raised there, without Ray's pages around it."""
-    try:
-        result: ShardResult = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    return result
-
-
 def _write_task(plan: ShardPlan, config: DataConfig, uri: str, identity: str) -> ShardResult:
     return write_shard(plan, _opened(config.source, identity), config, uri)
-
-
-_write_one = ray.remote(num_cpus=1, retry_exceptions=[storage.StorageError])(_write_task)
 
 
 @lru_cache(maxsize=1)

@@ -6,11 +6,12 @@ would put it, so the winner needs no second training.
 
 import json
 import logging
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -27,9 +28,10 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.walk import walk
-from pipelines.cluster.placement import cpus_per_worker
+from pipelines.cluster.placement import Ask, Waiting, for_trials
 from pipelines.cluster.session import shard_cache
 from pipelines.models import run_folder
+from pipelines.progress import say
 from pipelines.recipes import Recipe, SweepStage
 from pipelines.stages.evaluate import real_stats
 from pipelines.stages.train import preview_images, run_name, told
@@ -54,8 +56,10 @@ def run_sweep(
     """Try schedules and rank them; run again, it goes on where it was."""
     folder = storage.join(recipe.store, "sweeps", name)
     reference = real_stats(index, "train", recipe.evaluate, recipe.store)
-    tuner = _tuner(recipe, config, index, reference, folder, _ChildRuns(tracker, parent, name))
-    results = tuner.fit()
+    runs = _ChildRuns(tracker, parent, name)
+    tuner = _tuner(recipe, config, index, reference, folder, runs)
+    with runs.told_while_none_runs(for_trials(config, recipe.train)):
+        results = tuner.fit()
     failed = [str(error) for error in results.errors]
     if len(failed) == config.num_trials:
         raise RuntimeError(f"all {config.num_trials} trials failed; the first: {failed[0]}")
@@ -85,12 +89,11 @@ def _tuner(
 ) -> tune.Tuner:
     rung = max(1, recipe.train.steps // config.reduction_factor ** (config.num_rungs - 1))
     train = replace(recipe.train, num_workers=1, checkpoint_every=rung, preview_every=rung)
-    gpu = int(train.use_gpu)
     trainable = tune.with_resources(
         tune.with_parameters(
             _trial, recipe=replace(recipe, train=train, name=None), sweep=config, index=index, reference=reference
         ),
-        {"CPU": cpus_per_worker(config.max_concurrent), "GPU": gpu},
+        for_trials(config, train).resources,
     )
     records = storage.join(folder, "ray")
     if tune.Tuner.can_restore(records):
@@ -123,7 +126,7 @@ def _trial(
     drawn: dict[str, Any], recipe: Recipe, sweep: SweepStage, index: DatasetIndex, reference: FeatureStats
 ) -> None:
     """Train one schedule; at every rung generate, measure, report."""
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    torch.set_num_threads(recipe.train.threads)
     schedule = replace(recipe.schedule, **_schedule_fields(drawn))
     recipe = replace(recipe, schedule=schedule)
     name = run_name(recipe, index, None)
@@ -156,6 +159,29 @@ class _ChildRuns(tune.Callback):  # type: ignore[misc]
     def __init__(self, tracker: Tracker, parent: RunHandle, name: str) -> None:
         self._tracker, self._parent, self._name = tracker, parent, name
         self._open: dict[str, tuple[ExitStack, RunHandle]] = {}
+        self._running: set[str] = set()
+
+    @contextmanager
+    def told_while_none_runs(self, ask: Ask) -> Iterator[None]:
+        """Says every minute what the trials wait for; Tune itself says nothing."""
+        waited, ended = Waiting(ask, say), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1):
+                if self._running:
+                    waited.started()
+                else:
+                    waited.tick()
+
+        threading.Thread(target=watch, name="told while none runs", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It has its place."""
+        self._running.add(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -165,11 +191,13 @@ class _ChildRuns(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End the trial's run."""
+        self._running.discard(trial.trial_id)
         self._handle(trial)
         self._open.pop(trial.trial_id)[0].close()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End the trial's run, and say that it failed."""
+        self._running.discard(trial.trial_id)
         self._handle(trial).set_tags({"error": "the trial failed; see Ray's logs"})
         self._open.pop(trial.trial_id)[0].close()
 

@@ -140,7 +140,7 @@ def told(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights |
         config=trajectory(recipe, index, _origin(init_from)),
         dataset_uri=index.uri,
         dataset_digest=index.digest,
-        versions={**versions(), "code": code_version()},
+        versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads)},
     )
     return Told(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
 

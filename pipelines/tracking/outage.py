@@ -34,9 +34,10 @@ def is_outage(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message, not longer than a terminal is wide."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first if len(first) <= 160 else first[:157] + "..."
+    """The first line of an error's message, and the second if the first announces it; not longer than a few rows of a terminal."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return first if len(first) <= 320 else first[:317] + "..."
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from pipelines.tracking.ui import ENVIRONMENT, server_command, wait_until_up
 ROOT = Path(__file__).parents[2]
 CASES = ("train, undisturbed", "train, away until the end", "train, back meanwhile", "workflow, away until the end")
 TRAIN = "--train.steps 400 --train.log-every 10 --train.batch-size 48 --train.num-workers 1 --train.preview-every 100"
-FEW = "--sample.num-images 64 --sample.num-actors 1 --evaluate.num-images 64 --evaluate.bits-per-dim-images 16"
+FEW = "--sample.num-images 64 --sample.num-workers 1 --evaluate.num-images 64 --evaluate.bits-per-dim-images 16"
 NAMES = ("loss", "grad_norm", "images_per_s")
 HEAD = "| case | exit codes | seconds | points expected | once | twice | missing | model versions | same weights |"
 PLAIN = r"\w+: [\d,]+ of [\d,]+ .*|\w+ +[\d.]+ s   .*|(checkpoint|previews|report|grid|model|MLflow|next) +.*"

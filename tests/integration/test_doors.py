@@ -1,6 +1,7 @@
 """The doors as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+
+from pipelines.door import typed
+from pipelines.recipes import default_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,3 +107,39 @@ def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path: Path) -> N
     assert '"base_channels"' in done.stdout
     assert "train: 640 steps of 64 images on 2 workers" in done.stdout
     assert not (tmp_path / "store").exists()
+
+
+def test_a_python_without_the_project_s_libraries_is_named(tmp_path: Path) -> None:
+    """As in a job on a cluster that was started from another environment."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    command = [str(bare / "bin/python"), str(ROOT / "pipelines/train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: {bare}/bin/python has no torch, ray, mlflow")
+    assert "activate" in line
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_a_command_that_is_printed_runs_in_the_same_shell(
+    activated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = str(Path(sys.executable).parent)
+    elsewhere = [part for part in os.environ["PATH"].split(os.pathsep) if part != ours]
+    monkeypatch.setenv("PATH", os.pathsep.join([ours, *elsewhere] if activated else elsewhere))
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(typed("sample.py", "digits", "--name", "a b", store=str(tmp_path / "my store")))
+    assert words[0] == ("python" if activated else sys.executable)
+    assert words[1:] == [
+        str(ROOT / "pipelines/sample.py"),
+        "digits",
+        "--name",
+        "a b",
+        "--store",
+        str(tmp_path / "my store"),
+    ]
+    monkeypatch.chdir(ROOT)
+    assert typed("sample.py", "digits", store=default_store()).endswith("python pipelines/sample.py digits")
+    printed = typed("workflow.py", "--dry-run", "--json", store=str(tmp_path))
+    assert subprocess.run(printed, shell=True, capture_output=True, check=False).returncode == 0

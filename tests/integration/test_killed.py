@@ -1,4 +1,4 @@
-"""kill -9 of the driver, of a worker and of Ray's controller in mid-run: the run ends in the bits that it has without them."""
+"""kill -9 of the driver, the board, a worker and Ray's controller in mid-run: the run ends in the bits that it has without."""
 
 import json
 import os
@@ -21,7 +21,6 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
 from ddpm_core.plain import to_json
-from pipelines.cluster.placement import cpus_per_worker
 from pipelines.door import parse
 from pipelines.line import open_line
 from pipelines.recipes import Recipe
@@ -30,7 +29,7 @@ from pipelines.stages import fit
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROOT = Path(__file__).parents[2]
-STEPS = 360
+STEPS = 420
 FLAGS = f"""
     --train.steps {STEPS} --train.batch-size 32 --train.checkpoint-every 30 --train.preview-every 1000
     --train.num-workers 2 --unet.base-channels 16 --unet.dropout 0.1
@@ -96,7 +95,7 @@ def train_without_ray(wanted: Recipe, dataset: str, run: str, folder: Path) -> N
     config = folder / "config.json"
     config.write_text(json.dumps(to_json(wanted)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"OMP_NUM_THREADS": str(cpus_per_worker(2))}
+    env = os.environ | {"OMP_NUM_THREADS": str(wanted.train.threads)}
     command = [*torchrun, "-m", "ddpm_core.training", dataset, run, str(config)]
     subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True)
 
@@ -108,11 +107,12 @@ def ends_with(run: str) -> dict[str, torch.Tensor]:
     return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
 
 
-def test_driver_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
+def test_driver_board_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
     store, rng = tmp_path / "store", random.Random(0)
     flags = [*FLAGS, "--store", str(store)]
     kill_a_driver(flags, store, rng.uniform(0, 1))
-    blows = [("ray::RayTrainWorker", rng.uniform(0, 1)), ("ray::TrainController", rng.uniform(0, 1))]
+    titles = ("ray::Board", "ray::RayTrainWorker", "ray::TrainController")
+    blows = [(title, rng.uniform(0, 1)) for title in titles]
     wanted = parse(Recipe, ["digits", *flags], "", "")
     with killing(blows, store), open_line(wanted) as line:
         dataset = line.shard()

@@ -45,9 +45,7 @@ def recipe(store: Path | str) -> Recipe:
             preview_every=6,
             num_workers=2,
         ),
-        sample=SampleStage(
-            num_images=24, block_size=8, batch_size=8, num_actors=2, sampler=SamplerConfig(name="ddim", num_steps=4)
-        ),
+        sample=SampleStage(num_images=24, block_size=8, batch_size=8, sampler=SamplerConfig(name="ddim", num_steps=4)),
         evaluate=EvaluateConfig(
             num_images=24, num_shown=9, num_rows=2, num_neighbours=2, bits_per_dim_images=40, bits_per_dim_steps=5
         ),
@@ -113,7 +111,7 @@ def test_an_interrupted_run_ends_where_an_unbroken_one_does(
         assert torch.allclose(tensor, theirs.ema[name], atol=1e-3), name
 
 
-def test_images_do_not_depend_on_batch_actors_or_who_asked(
+def test_images_do_not_depend_on_batch_workers_or_who_asked(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:
     """The first law: at most one level apart, in fewer than one pixel in 10,000."""
@@ -122,7 +120,7 @@ def test_images_do_not_depend_on_batch_actors_or_who_asked(
     wanted, where, _ = made
     set_uri = where["grid"].replace("-grid.png", ".json")
     weights = read_weights(read_sample_set(set_uri).facts["checkpoint"])
-    other = replace(wanted.sample, batch_size=3, num_actors=1, first_seed=5, num_images=9)
+    other = replace(wanted.sample, batch_size=3, num_workers=1, first_seed=5, num_images=9)
     ours = dict(read_images(run_sample(weights, other, str(tmp_path)).samples))
     theirs = dict(read_images(read_sample_set(set_uri)))
     assert sorted(ours) == list(range(5, 14))

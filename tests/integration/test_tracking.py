@@ -876,7 +876,6 @@ def test_a_line_ends_without_a_registry(
 ) -> None:
     """What was trained and evaluated is there; the same again, when the server is back, registers and promotes it."""
     weights = _trained_weights(tmp_path)
-    monkeypatch.setattr(line, "check_cluster", lambda *_: None)
     monkeypatch.setattr(line, "run_train", lambda *_: TRAINED)  # the stages themselves ran before the outage
     monkeypatch.setattr(line, "read_weights", lambda _: weights)
     recipe = replace(make("digits"), store=store)
@@ -914,7 +913,8 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
     samples = SampleSet(uri="/s", identity={}, first_seed=0, num_images=4, block_size=4, facts={})
     sampled = Sampled(samples=samples, grid_uri=str(grid), num_new=4, images_per_s=1.0)
     monkeypatch.setattr(line, "session", contextlib.nullcontext)  # no Ray
-    monkeypatch.setattr(line, "check_cluster", lambda *_: None)
+    monkeypatch.setattr(line, "check_cluster", lambda _: None)
+    monkeypatch.setattr(line, "check_reach", lambda *_: None)
     monkeypatch.setattr(line, "run_shard", lambda *_, **__: INDEX)
     monkeypatch.setattr(line, "read_weights", lambda _: weights)
     monkeypatch.setattr(line, "find_weights", lambda *_: weights)

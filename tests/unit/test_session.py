@@ -17,14 +17,15 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ray/ray_current_cluster"
 
 
-def test_without_a_started_cluster_ray_looks_by_itself(started: Path) -> None:
-    assert cluster._address() is None
+def test_without_a_started_cluster_one_is_started(started: Path) -> None:
+    assert cluster.cluster_address() is None
 
 
 def test_a_started_cluster_that_answers_is_taken(started: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        started.write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        assert cluster._address() is None
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        started.write_text(address)
+        assert cluster.cluster_address() == address
 
 
 def test_one_that_is_gone_is_not_waited_for(started: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -32,11 +33,45 @@ def test_one_that_is_gone_is_not_waited_for(started: Path, caplog: pytest.LogCap
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     started.write_text(address)
-    assert cluster._address() == "local"
+    assert cluster.cluster_address() is None
     assert f"the Ray cluster started at {address} is gone" in caplog.text
 
 
-def test_an_address_that_was_asked_for_is_ray_s_to_try(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    started.write_text("127.0.0.1:1")
-    assert cluster._address() is None
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (
+            "http://10.0.0.1:8265",
+            "is http://10.0.0.1:8265, the Jobs API's address; expected HOST:PORT .* ray job submit",
+        ),
+        ("ray://10.0.0.1:10001", "is ray://10.0.0.1:10001, Ray Client's address; expected HOST:PORT"),
+        ("127.0.0.1:1", "is 127.0.0.1:1, and no Ray cluster answers there .*refused"),
+        ("head", "is head, and no Ray cluster answers there"),
+        ("auto", "is auto, and no cluster was started on this machine"),
+    ],
+)
+def test_an_address_that_is_none_of_a_cluster_is_told_at_once(
+    started: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=said):
+        cluster.cluster_address()
+
+
+def test_an_address_that_was_asked_for_goes_before_a_started_cluster(
+    started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        started.write_text("127.0.0.1:1")
+        assert cluster.cluster_address() == address
+
+
+def test_no_secret_travels_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "planted")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    passed = cluster.worker_environment()
+    assert "planted" not in passed.values()
+    assert passed["NCCL_SOCKET_IFNAME"] == "eth1"

@@ -1,0 +1,64 @@
+"""Whether every node of the cluster reaches what a command reads and writes."""
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ddpm_core import storage
+from ddpm_core.data.sources import DIGITS
+
+_TRY_S = 60.0
+"""A node's first worker process starts in less."""
+
+
+def check_reach(store: str, source: str | None = None) -> None:
+    """Refuse a store or a source that not all nodes of the attached cluster reach; each node tries the store.
+
+    Args:
+        store: where the command writes.
+        source: the raw images, of a command that reads them.
+
+    Raises:
+        ValueError: in one line, naming the node.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) > 1:
+        for flag, uri in (("store", store), ("data.source", source)):
+            if uri not in (None, DIGITS) and not storage.is_s3(uri):
+                raise ValueError(
+                    f"{flag} is {uri}, a place on one machine, and the cluster has {len(nodes)} nodes; "
+                    f"expected one that all of them reach: --{flag} s3://bucket/prefix"
+                )
+    storage.check_store(store)
+    if len(nodes) > 1:
+        _try_everywhere(store, nodes)
+
+
+def _try_everywhere(store: str, nodes: dict[str, str]) -> None:
+    tries = {
+        _try_store.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(store): address
+        for node, address in nodes.items()
+    }
+    done, silent = ray.wait(list(tries), num_returns=len(tries), timeout=_TRY_S)
+    for reference in done:
+        try:
+            refused = ray.get(reference)
+        except ray.exceptions.RayError as error:  # the node has gone, or no worker starts there
+            refused = str(error).strip().splitlines()[-1]
+        if refused:
+            raise ValueError(f"node {tries[reference]} cannot use the store: {refused}")
+    if silent:
+        raise ValueError(
+            f"node {tries[silent[0]]} has not tried the store {store} within {_TRY_S:.0f} s; see that node's logs in /tmp/ray"
+        )
+
+
+def _try_store_here(store: str) -> str | None:
+    """In a task: why this node cannot use the store."""
+    try:
+        storage.check_store(store)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+_try_store = ray.remote(num_cpus=0, max_retries=0)(_try_store_here)

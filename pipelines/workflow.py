@@ -83,7 +83,7 @@ def _run(line: "Line") -> Outcome:
             "report": evaluated.page_uri,
             "grid": sampled.grid_uri,
             "model": f"models:/{line.model_name}/{version}",
-            "MLflow": f"{line.tracker.uri}   ({ui(line.recipe.store)} shows it)",
+            "MLflow": f"{line.tracker.shown_uri}   ({ui(line.recipe.store)} shows it)",
         },
         figures={
             **evaluated.figures,

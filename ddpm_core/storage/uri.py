@@ -29,6 +29,11 @@ def is_s3(uri: str) -> bool:
 def split_s3(uri: str) -> tuple[str, str]:
     """s3://bucket/key -> (bucket, key without a slash at its end)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if "@" in bucket:
+        raise ValueError(
+            "the s3:// URI has a part before @, as of a key and its secret; expected s3://bucket/prefix, and credentials from the "
+            "environment, a profile or a role"
+        )
     if not bucket:
         raise ValueError(f"{uri} names no bucket; expected s3://bucket/prefix")
     return bucket, key.rstrip("/")

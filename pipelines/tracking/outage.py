@@ -1,6 +1,7 @@
 """What to do when the tracking server is away: the work goes on, and one line says so."""
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,9 +34,14 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _OUTSIDE
 
 
+def shown(said: str) -> str:
+    """What is said, as anyone may read it: without the password that a URI in it may carry."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", said)
+
+
 def one_line(error: Exception) -> str:
     """The first line of an error's message, and the second if the first announces it; not longer than a few rows of a terminal."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in shown(str(error)).splitlines() if line.strip()] or [type(error).__name__]
     first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return first if len(first) <= 320 else first[:317] + "..."
 

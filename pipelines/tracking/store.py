@@ -11,7 +11,7 @@ from typing import Any
 import platformdirs
 
 from ddpm_core import storage
-from pipelines.tracking.outage import one_line
+from pipelines.tracking.outage import one_line, shown
 
 # Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, no links, a dead server
 # noticed in seconds (MLflow's own defaults retry for minutes, and would make a run twice where the first answer was
@@ -38,6 +38,17 @@ def tracking_uri(store: str) -> str:
         return given
     folder = platformdirs.user_data_path("ddpm") if storage.is_s3(store) else Path(storage.absolute(store))
     return f"{_SQLITE}{folder / 'mlflow.db'}"
+
+
+def registry_at_risk(store: str) -> str | None:
+    """A line, if the models' registry lies on this machine alone while the models lie on S3."""
+    uri = tracking_uri(store)
+    if not (storage.is_s3(store) and uri.startswith(_SQLITE)):
+        return None
+    return (
+        f"the registry lies in {uri.removeprefix(_SQLITE)} of this machine alone, and is lost with it, while the store is "
+        f"{store}: set MLFLOW_TRACKING_URI to an MLflow server's"
+    )
 
 
 def artifact_location(store: str, uri: str) -> str | None:
@@ -95,7 +106,7 @@ def open_client(uri: str) -> Any:
             client.search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:
         remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
-        raise ValueError(f"MLflow at {uri} cannot be opened ({one_line(error)}); check {remedy}") from error
+        raise ValueError(f"MLflow at {shown(uri)} cannot be opened ({one_line(error)}); check {remedy}") from error
     return client
 
 

@@ -7,9 +7,17 @@ from typing import Any
 
 from ddpm_core import storage
 from pipelines.tracking.journal import digest, journal_folder, waiting
-from pipelines.tracking.outage import Outages, refused
+from pipelines.tracking.outage import Outages, refused, shown
 from pipelines.tracking.runs import RunHandle
-from pipelines.tracking.store import artifact_location, is_server, lock, new_client, open_client, tracking_uri
+from pipelines.tracking.store import (
+    artifact_location,
+    is_server,
+    lock,
+    new_client,
+    open_client,
+    registry_at_risk,
+    tracking_uri,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +30,13 @@ class Tracker:
         self.uri = uri
         self.experiment = experiment
         self.experiment_id = experiment_id
-        self.outages = Outages(uri)
+        self.outages = Outages(shown(uri))
         self._runs: dict[str, RunHandle] = {}
+
+    @property
+    def shown_uri(self) -> str:
+        """Where it writes, without a password."""
+        return shown(self.uri)
 
     @contextmanager
     def run(
@@ -81,7 +94,9 @@ class Tracker:
     def _settle(self) -> None:
         if any(run.waits for run in self._runs.values()):
             logger.warning(
-                "what MLflow at %s misses waits in %s; the same command again delivers it", self.uri, journal_folder()
+                "what MLflow at %s misses waits in %s; the same command again delivers it",
+                self.shown_uri,
+                journal_folder(),
             )
         self.outages.settle()
 
@@ -113,6 +128,8 @@ def open_tracking(store: str, experiment: str) -> Tracker:
         tracker = Tracker(client, uri, experiment, _open_experiment(client, store, uri, experiment))
         if is_server(uri):
             storage.write_bytes(record, tracker.experiment_id.encode())
+    if risk := registry_at_risk(store):
+        logger.warning(risk)
     tracker.adopt_waiting()
     return tracker
 
@@ -129,6 +146,6 @@ def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
     if found.lifecycle_stage != "active":
         raise ValueError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "
-            f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"MLFLOW_TRACKING_URI={shown(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return str(found.experiment_id)

@@ -58,6 +58,10 @@ MISTAKES = {
         r"train.num-workers is 99; there are \d+ GPUs",
     ),
     "a store that is a file": (["digits", "--store", "{tmp}/text/file.txt"], "file.txt"),
+    "keys in the store's URI": (
+        ["digits", "--store", "s3://AKIA:hush@bucket/x"],
+        "a part before @.* credentials from the environment",
+    ),
     "a network that cannot be": (["digits", "--unet.attention-resolutions", "5"], "5"),
 }
 
@@ -78,6 +82,7 @@ def test_a_mistake_is_one_line_before_anything_starts(mistake: str, tmp_path: Pa
     import re
 
     assert re.search(said, line), line
+    assert "hush" not in line
     assert not list((tmp_path / "store").rglob("*"))
 
 

@@ -993,3 +993,21 @@ def _local(uri: str) -> Path:
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     return Path(local_file_uri_to_path(uri))
+
+
+def test_a_password_is_never_shown_and_a_lonely_registry_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    assert tracking.outage.shown("https://me:pass@host:5000/x") == "https://me:***@host:5000/x"
+    assert tracking.outage.shown("http://host:5000") == "http://host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"MLflow at http://me:\*\*\*@127.0.0.1:1 cannot be opened") as told:
+        tracking.open_tracking(store, "line")
+    assert "pass@" not in str(told.value)
+    assert tracking.store.registry_at_risk("s3://bucket/ddpm") is None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert tracking.store.registry_at_risk(store) is None
+    assert f"the registry lies in {tmp_path}/ddpm/mlflow.db of this machine alone" in str(
+        tracking.store.registry_at_risk("s3://bucket/ddpm")
+    )

@@ -133,6 +133,7 @@ def bench() -> Iterator[Bench]:
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_DATA_HOME": str(folder / "data"),
         "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job's python is the nodes'
     }
     os.environ.update(env)  # the nodes', which are started by this process, and this process's own client
     import boto3
@@ -149,7 +150,7 @@ def bench() -> Iterator[Bench]:
 def cluster(where: Bench, *nodes: dict[str, Any]) -> Iterator[Cluster]:
     """Nodes, the first of them the head; commands find them by RAY_ADDRESS."""
     head, *others = ({"object_store_memory": 200 << 20, "num_gpus": 0, **node} for node in nodes)
-    started = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+    started = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
     try:
         for node in others:
             started.add_node(**node)

@@ -118,12 +118,13 @@ def test_a_python_without_the_project_s_libraries_is_named(tmp_path: Path) -> No
     """As in a job on a cluster that was started from another environment."""
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    command = [str(bare / "bin/python"), str(ROOT / "pipelines/train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"error: {bare}/bin/python has no torch, ray, mlflow")
-    assert "activate" in line
+    for name in ("shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule"):
+        command = [str(bare / "bin/python"), str(ROOT / f"pipelines/{name}.py"), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith(f"error: {bare}/bin/python has no torch, ray, mlflow")
+        assert "activate" in line
 
 
 @pytest.mark.parametrize("activated", [True, False])

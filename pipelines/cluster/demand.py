@@ -1,6 +1,7 @@
 """What waits for a place on the cluster, and what its autoscaler says, of either of Ray's two versions."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +37,13 @@ def read_demand() -> Demand:
         return Demand(pending, *_first_version())
     coming = {each.ray_node_type_name for each in (*scaling.pending_instance_requests, *scaling.pending_instances)}
     impossible = _bundles(scaling.infeasible_resource_requests, scaling.infeasible_gang_resource_requests)
-    return Demand(pending, True, frozenset(coming), impossible)
+    kinds = {each.ray_node_type_name for each in state.node_states}
+    return Demand(pending, _configured(kinds), frozenset(coming), impossible)
+
+
+def _configured(kinds: Iterable[str]) -> bool:
+    """Whether nodes have types: where nobody configured an autoscaler, Ray calls each by a type of its own."""
+    return not all(kind.startswith("node_") for kind in kinds)
 
 
 def _bundles(requests: Any, gangs: Any) -> list[dict[str, float]]:
@@ -50,6 +57,6 @@ def _first_version() -> tuple[bool, frozenset[str]]:
     told: Any = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report")
     if not told:
         return False, frozenset()
-    # Where nobody configured one, Ray reports every node as a type of its own.
-    grows = not all(name.startswith("node_") for name in told["active_nodes"])
-    return grows, frozenset({kind for _, kind, _ in told["pending_nodes"]} | set(told["pending_launches"]))
+    return _configured(told["active_nodes"]), frozenset(
+        {kind for _, kind, _ in told["pending_nodes"]} | set(told["pending_launches"])
+    )

@@ -65,7 +65,7 @@ def for_training(stage: TrainStage) -> Ask:
         count=stage.min_workers or stage.num_workers,
         cpus=stage.threads - SHARE,
         gpus=int(stage.use_gpu),
-        labels=dict(pair.split("=", 1) for pair in stage.node_labels),
+        labels=_labels(stage),
     )
 
 
@@ -81,8 +81,12 @@ def for_sampling(stage: SampleStage) -> Ask:
         what="sample",
         cpus=stage.threads,
         gpus=int(stage.use_gpu),
-        labels=dict(pair.split("=", 1) for pair in stage.node_labels),
+        labels=_labels(stage),
     )
+
+
+def _labels(stage: TrainStage | SampleStage) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in stage.node_labels)
 
 
 def for_a_cpu(what: str) -> Ask:

@@ -1,13 +1,18 @@
 """Whether every node of the cluster reaches what a command reads and writes."""
 
+import time
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import storage
 from ddpm_core.data.sources import DIGITS
+from pipelines.cluster.demand import read_demand
+from pipelines.progress import say
 
 _TRY_S = 60.0
 """A node's first worker process starts in less."""
+_TELL_S = 15.0
 
 
 def check_reach(store: str, source: str | None = None) -> None:
@@ -21,11 +26,13 @@ def check_reach(store: str, source: str | None = None) -> None:
         ValueError: in one line, naming the node.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) > 1:
+    grows = read_demand().grows
+    if len(nodes) > 1 or grows:
+        has = f"{len(nodes)} nodes" if len(nodes) > 1 else "an autoscaler that will add others"
         for flag, uri in (("store", store), ("data.source", source)):
             if uri not in (None, DIGITS) and not storage.is_s3(uri):
                 raise ValueError(
-                    f"{flag} is {uri}, a place on one machine, and the cluster has {len(nodes)} nodes; "
+                    f"{flag} is {uri}, a place on one machine, and the cluster has {has}; "
                     f"expected one that all of them reach: --{flag} s3://bucket/prefix"
                 )
     storage.check_store(store)
@@ -38,7 +45,11 @@ def _try_everywhere(store: str, nodes: dict[str, str]) -> None:
         _try_store.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(store): address
         for node, address in nodes.items()
     }
-    done, silent = ray.wait(list(tries), num_returns=len(tries), timeout=_TRY_S)
+    began, silent = time.monotonic(), list(tries)
+    while silent and time.monotonic() - began < _TRY_S:
+        done, silent = ray.wait(list(tries), num_returns=len(tries), timeout=_TELL_S)
+        if silent:
+            say(f"each node tries the store: {len(done)} of {len(tries)} have, {time.monotonic() - began:.0f} s so far")
     for reference in done:
         try:
             refused = ray.get(reference)

@@ -426,7 +426,8 @@ def autoscaled(where: Bench, version: int) -> Iterator[None]:
     }
     path = where.folder / "autoscaler.json"
     path.write_text(json.dumps(config))
-    env = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    # As cloud launchers do, the head is told its type.
+    env = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_NODE_TYPE_NAME": head}
     if version == 2:
         node = {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
         env |= {"RAY_enable_autoscaler_v2": "1", **node}

@@ -171,7 +171,9 @@ def _told_if_slow(what: str) -> Iterator[None]:
 def _check_cluster(address: str) -> None:
     """Refuse what Ray itself would try for minutes: no Ray's port, another token, other versions."""
     import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray will: of a token file that is there
     told: Queue[Any] = Queue()
     threading.Thread(target=lambda: told.put(_metadata(address)), name="ask", daemon=True).start()
     try:

@@ -65,6 +65,17 @@ OF_EVALUATION = [
     "5",
 ]
 SMALL = [*OF_TRAINING, *OF_SAMPLING, *OF_EVALUATION]
+COMMANDS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "cluster_synced_files",
+    "rsync_exclude",
+    "rsync_filter",
+)
 FIGURES = ("fd_random_conv", "floor", "bits_per_dim")
 DASHBOARD, KIND = 8297, "ray.io/accelerator-type=H100"
 
@@ -130,6 +141,7 @@ def bench() -> Iterator[Bench]:
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "RAY_AUTH_MODE": "disabled",  # whatever token lies in the home folder
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_DATA_HOME": str(folder / "data"),
         "PYTHONPATH": str(ROOT),
@@ -423,6 +435,8 @@ def autoscaled(where: Bench, version: int) -> Iterator[None]:
         "idle_timeout_minutes": 5,
         "upscaling_speed": 1.0,
         "auth": {},
+        **{name: {} for name in ("docker", "file_mounts")},
+        **{name: [] for name in COMMANDS},
     }
     path = where.folder / "autoscaler.json"
     path.write_text(json.dumps(config))

@@ -27,9 +27,11 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
 from ddpm_core.plain import to_json
+from pipelines.cluster.address import cluster_address
 from pipelines.cluster.failures import last_words, raised_by_us
 from pipelines.cluster.placement import check_here, for_sampling, for_training
-from pipelines.cluster.session import Terminated, cluster_address
+from pipelines.cluster.session import Terminated
+from pipelines.progress import shown
 from pipelines.recipes import RECIPES, Recipe, SampleStage, default_store, make
 
 A = TypeVar("A")
@@ -113,7 +115,7 @@ def open_door(
         line = last_words(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {shown(line)}", file=sys.stderr)
         sys.exit(1)
     _show(outcome, as_json)
     if outcome.exit_code:
@@ -211,7 +213,7 @@ def _take(argv: list[str], flag: str) -> bool:
 
 
 def _mistake(error: Exception) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
 
 

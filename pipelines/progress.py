@@ -1,5 +1,6 @@
-"""One progress bar on a terminal; plain lines, now and then, elsewhere."""
+"""What a command says while it runs: one progress bar on a terminal; plain lines, now and then, elsewhere."""
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -48,7 +49,12 @@ class Progress:
 
 def say(line: str) -> None:
     """A line that stays, above the bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(shown(line), file=sys.stderr)
+
+
+def shown(said: str) -> str:
+    """What is said, as anyone may read it: without the passwords that addresses in it may carry."""
+    return re.sub(r"([^\s/@:]*):[^\s/]+@", r"\1:***@", said)
 
 
 @contextmanager

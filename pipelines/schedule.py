@@ -31,6 +31,7 @@ import tyro
 
 from pipelines.door import Outcome, open_door, parse_flags
 from pipelines.models import digest
+from pipelines.progress import shown
 from pipelines.recipes import default_store
 from pipelines.stages.attend import Attendant
 from pipelines.stages.claims import schedule_folder
@@ -106,7 +107,7 @@ def run(door: ScheduleDoor) -> Outcome:
     resolve = model_resolver(door.store, recipe_of(door.command))
     pin = partial(pin_command, door.command, store=door.store, resolve=resolve)
     address, logs = ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules" / door.schedule_name
-    launcher = open_launcher(address, logs)
+    launcher = open_launcher(address, logs, door.store)
     rehearse(pin(utc_now()), address)
     attendant = Attendant(
         name=door.schedule_name,
@@ -122,7 +123,7 @@ def run(door: ScheduleDoor) -> Outcome:
     scheduler = Scheduler(attendant=attendant, calendar=door.calendar, catch_up=catch_up, ticks=door.ticks)
     with interruptible_sleep() as sleep:
         first = next(door.calendar.after(utc_now()))
-        where = f"Ray at {address}" if address else "this machine"
+        where = f"Ray at {shown(address)}" if address else "this machine"
         attendant.say(f"schedule {door.schedule_name} on {where}; next tick {tick_name(first)} ({_local(door, first)})")
         told = run_scheduler(scheduler, sleep)
     return _outcome(door, scheduler, told)

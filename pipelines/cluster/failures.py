@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -20,26 +19,34 @@ def raised_by_us(error: BaseException) -> bool:
 def last_words(error: BaseException) -> str | None:
     """One line on a process or node that was lost for the last time, and where its log lies; None for any other error.
 
-    An exception that our own code raised in a task or on a worker is none of these: it keeps its traceback.
+    An exception that code raised in a task, in an actor's start or on a worker is none of these: it keeps its traceback.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or os.environ.get("DDPM_TRACEBACK"):
+    lost = None if os.environ.get("DDPM_TRACEBACK") or "ray" not in sys.modules else _lost(error)
+    if lost is None:
         return None
-    lost = _of_training(error) or (error,)
-    if not all(
-        isinstance(each, ray.exceptions.RayError) and not isinstance(each, ray.exceptions.RayTaskError) for each in lost
-    ):
+    words = [first_sentence(str(lost)) or type(lost).__name__, *getattr(error, "__notes__", ())]
+    return "; ".join([*words, "the same command goes on where it was"])
+
+
+def _lost(error: BaseException) -> BaseException | None:
+    """What was lost, in whatever Ray wrapped it."""
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.train import TrainingFailedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+    inside = [*getattr(error, "worker_failures", {}).values()]
+    inside += [getattr(error, name) for name in ("controller_failure", "health_check_failure") if hasattr(error, name)]
+    if isinstance(error, RayTaskError):
+        inside.append(error.cause)
+    if inside or isinstance(error, TrainingFailedError):
+        return next((lost for each in inside if (lost := _lost(each)) is not None), None)
+    if isinstance(error, RayActorError) and error.actor_init_failed:
         return None
-    logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray/session_latest/logs"
-    return f"{_first_sentence(lost[0])}; its log lies in {logs} of its node; the same command goes on where it was"
+    gone = (RayError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+    return error if isinstance(error, gone) else None
 
 
-def _of_training(error: BaseException) -> tuple[BaseException, ...]:
-    """What was lost of a group of workers, as Ray Train tells it."""
-    failures = getattr(error, "worker_failures", None)
-    return tuple(failures.values()) if failures else ()
-
-
-def _first_sentence(error: BaseException) -> str:
-    said = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
-    return re.split(r"(?<=[a-z)])\. ", said)[0].rstrip(".")[:300] or type(error).__name__
+def first_sentence(page: str) -> str:
+    """Of what Ray says, which is a page."""
+    said = " ".join(re.sub(r"\x1b\[\d*m", "", page).split())
+    return re.split(r"(?<=[a-z)])\. ", said)[0].rstrip(".")[:300]

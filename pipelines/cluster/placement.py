@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pipelines.cluster.address import cluster_address
 from pipelines.cluster.demand import read_demand
-from pipelines.cluster.session import cluster_address
 from pipelines.recipes import SampleStage, SweepStage, TrainStage
 
 SHARE = 0.125

@@ -26,18 +26,27 @@ def check_reach(store: str, source: str | None = None) -> None:
         ValueError: in one line, naming the node.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    grows = read_demand().grows
-    if len(nodes) > 1 or grows:
-        has = f"{len(nodes)} nodes" if len(nodes) > 1 else "an autoscaler that will add others"
-        for flag, uri in (("store", store), ("data.source", source)):
-            if uri not in (None, DIGITS) and not storage.is_s3(uri):
-                raise ValueError(
-                    f"{flag} is {uri}, a place on one machine, and the cluster has {has}; "
-                    f"expected one that all of them reach: --{flag} s3://bucket/prefix"
-                )
+    check_places(store, source, len(nodes), grows=read_demand().grows)
     storage.check_store(store)
     if len(nodes) > 1:
         _try_everywhere(store, nodes)
+
+
+def check_places(store: str, source: str | None, num_nodes: int, grows: bool) -> None:
+    """Refuse a place on one machine where there are several.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if num_nodes < 2 and not grows:
+        return
+    has = f"{num_nodes} nodes" if num_nodes > 1 else "an autoscaler that will add others"
+    for flag, uri in (("store", store), ("data.source", source)):
+        if uri not in (None, DIGITS) and not storage.is_s3(uri):
+            raise ValueError(
+                f"{flag} is {uri}, a place on one machine, and the cluster has {has}; "
+                f"expected one that all of them reach: --{flag} s3://bucket/prefix"
+            )
 
 
 def _try_everywhere(store: str, nodes: dict[str, str]) -> None:

@@ -212,24 +212,30 @@ class _RayJob:
         """Nothing: it goes on."""
 
 
-def open_launcher(address: str | None, logs: Path) -> Launcher:
+def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
     """Ray's Jobs API at the address; without one, processes of this machine.
 
     Raises:
-        ValueError: one line, if no cluster answers there.
+        ValueError: one line, if no cluster answers there, or not all of its nodes reach the store.
     """
     if not address:
         return LocalJobs(logs)
     from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_nodes
+
+    from pipelines.cluster.reach import check_places
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells of every file that is not copied
     try:
         with _asking(f"no Ray cluster takes jobs at {address}"):
-            return RayJobs(JobSubmissionClient(address))
+            client = JobSubmissionClient(address)
+            num_nodes = len(list_nodes(client.get_address(), filters=[("state", "=", "ALIVE")]))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{error}; start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
         ) from None
+    check_places(store, None, num_nodes, grows=False)
+    return RayJobs(client)
 
 
 @contextmanager

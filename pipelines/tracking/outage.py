@@ -1,11 +1,12 @@
 """What to do when the tracking server is away: the work goes on, and one line says so."""
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from pipelines.progress import shown
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,6 @@ def is_outage(error: Exception) -> bool:
     if is_refusal(error):
         return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _OUTSIDE
-
-
-def shown(said: str) -> str:
-    """What is said, as anyone may read it: without the password that a URI in it may carry."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", said)
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import platformdirs
 
 from ddpm_core import storage
-from pipelines.tracking.outage import one_line, shown
+from pipelines.progress import shown
+from pipelines.tracking.outage import one_line
 
 # Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, no links, a dead server
 # noticed in seconds (MLflow's own defaults retry for minutes, and would make a run twice where the first answer was

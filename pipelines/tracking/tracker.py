@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core import storage
+from pipelines.progress import shown
 from pipelines.tracking.journal import digest, journal_folder, waiting
-from pipelines.tracking.outage import Outages, refused, shown
+from pipelines.tracking.outage import Outages, refused
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
     artifact_location,

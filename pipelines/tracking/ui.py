@@ -37,7 +37,7 @@ def serve(store: str) -> int:
     open_client(uri)  # creates a new store before the server's processes could do so at once
     port = free_port(os.environ.get("PORT"))
     # Its errors are shown; what it says of its own defaults and dependencies is not.
-    server = subprocess.Popen(server_command(uri, port), env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         if wait_until_up(server, port):
@@ -76,11 +76,16 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def server_command(uri: str, port: int) -> list[str]:
-    """What starts a server on a database."""
+def server_environment(uri: str) -> dict[str, str]:
+    """Where its database is, which may have a password: anyone may read the arguments of a process."""
+    return os.environ | ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri}
+
+
+def server_command(port: int) -> list[str]:
+    """What starts a server."""
     # One worker, as one person looks; MLflow's default of four takes a gigabyte more.
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *options]
+    return [sys.executable, "-m", "mlflow", "server", *options]
 
 
 def wait_until_up(server: subprocess.Popen[bytes], port: int) -> bool:

@@ -28,7 +28,7 @@ from mlflow.exceptions import MlflowException
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_history
 from pipelines.tracking.store import new_client
-from pipelines.tracking.ui import ENVIRONMENT, server_command, wait_until_up
+from pipelines.tracking.ui import server_command, server_environment, wait_until_up
 
 ROOT = Path(__file__).parents[2]
 CASES = ("train, undisturbed", "train, away until the end", "train, back meanwhile", "workflow, away until the end")
@@ -60,9 +60,9 @@ class Desk:
         self.had: dict[str, Any] = {}
 
     def start_server(self) -> None:
-        command = server_command(f"sqlite:///{self.folder}/mlflow.db", self.port)
+        command = server_command(self.port)
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        log, env = self.folder / "server.log", os.environ | ENVIRONMENT
+        log, env = self.folder / "server.log", server_environment(f"sqlite:///{self.folder}/mlflow.db")
         with open(log, "ab") as out:
             self.server = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
         assert wait_until_up(self.server, self.port), log.read_text()

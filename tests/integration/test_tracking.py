@@ -43,13 +43,14 @@ from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.sampling.generate import generate
 from pipelines import line, tracking, workflow
 from pipelines.door import open_door
+from pipelines.progress import shown
 from pipelines.recipes import Recipe, make
 from pipelines.stages.evaluate import Evaluated
 from pipelines.stages.sample import Sampled
 from pipelines.stages.train import Trained
 from pipelines.tracking import journal, outage
 from pipelines.tracking.runs import flatten
-from pipelines.tracking.ui import ENVIRONMENT, free_port, server_command, wait_until_up
+from pipelines.tracking.ui import free_port, server_command, server_environment, wait_until_up
 
 MODEL = UNetConfig(
     base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
@@ -625,14 +626,14 @@ class _Server:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port(None)
-        command = server_command(f"sqlite:///{folder}/mlflow.db", self.port)
+        command = server_command(self.port)
         self._command = [*command, "--artifacts-destination", str(folder / "artifacts")]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         if self._process is None:
             quiet = subprocess.DEVNULL
-            environment = os.environ | ENVIRONMENT
+            environment = server_environment(f"sqlite:///{folder}/mlflow.db")
             self._process = subprocess.Popen(
                 self._command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True
             )
@@ -998,8 +999,8 @@ def _local(uri: str) -> Path:
 def test_a_password_is_never_shown_and_a_lonely_registry_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    assert tracking.outage.shown("https://me:pass@host:5000/x") == "https://me:***@host:5000/x"
-    assert tracking.outage.shown("http://host:5000") == "http://host:5000"
+    assert shown("https://me:pass@host:5000/x") == "https://me:***@host:5000/x"
+    assert shown("http://host:5000") == "http://host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@127.0.0.1:1")
     with pytest.raises(ValueError, match=r"MLflow at http://me:\*\*\*@127.0.0.1:1 cannot be opened") as told:
         tracking.open_tracking(store, "line")

@@ -695,7 +695,7 @@ def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert launch.ray_address() is None
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert launch.ray_address() is None
-    assert isinstance(open_launcher(None, tmp_path), LocalJobs)
+    assert isinstance(open_launcher(None, tmp_path, str(tmp_path)), LocalJobs)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://10.0.0.1:8265")
     assert launch.ray_address() == "http://10.0.0.1:8265"

@@ -1,11 +1,16 @@
 """To which Ray a door attaches."""
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private.services import get_node_ip_address
+from ray._raylet import AuthenticationMode, get_authentication_mode
 
-from pipelines.cluster import session as cluster
+from pipelines.cluster import address as cluster
+from pipelines.cluster import session
 
 
 @pytest.fixture
@@ -72,6 +77,39 @@ def test_no_secret_travels_with_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "planted")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
-    passed = cluster.worker_environment()
+    passed = session.worker_environment()
     assert "planted" not in passed.values()
     assert passed["NCCL_SOCKET_IFNAME"] == "eth1"
+
+
+def test_a_ray_of_its_own_keeps_to_this_machine_and_has_a_token_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # of a cluster, which this is not
+    tokens = set()
+    for _ in range(2):
+        with session._to_itself():
+            assert get_authentication_mode() == AuthenticationMode.TOKEN
+            assert get_node_ip_address() == "127.0.0.1"
+            tokens.add(os.environ["RAY_AUTH_TOKEN"])
+        assert get_authentication_mode() == AuthenticationMode.DISABLED
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    assert len(tokens) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [Exception("The node timed out\n during startup."), ValueError(""), TimeoutError("slow")]
+)
+def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(ValueError, match=r"^Ray cannot start on this machine: \w[^\n]*$"):
+        session._start(None)
+
+
+def test_a_machine_that_is_no_node_is_told_to_submit_a_job() -> None:
+    cluster._check_node_here("head:6379", {"ab": "203.0.113.9", "cd": "127.0.0.1"})
+    with pytest.raises(ValueError, match=r"^this machine is no node of the Ray cluster at head:6379; .*ray job submit"):
+        cluster._check_node_here("head:6379", {"ab": "203.0.113.9"})

@@ -47,6 +47,7 @@ _NOTED_S = 2.0
 """After a process is gone, until Ray's table says so."""
 _GROW_S = 30.0
 """How often Ray looks for room for more workers."""
+_DAY_S = 86_400.0
 
 Tell = Callable[[list[tuple[str, Any]]], None]
 
@@ -163,7 +164,8 @@ def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
             # Ray resumes a run of the same name from its records; ours lie in the checkpoints: each attempt has its own.
             name=uuid.uuid4().hex[:12],
             storage_path=records,
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            # Less than none: Ray starts the others as soon as it hears that a node will go, and not once it has gone.
+            failure_config=ray.train.FailureConfig(max_failures=3, preemption_grace_s=-_DAY_S),
             callbacks=[_SaveBeforeShutdown(orders.board)],
         ),
     )
@@ -174,12 +176,29 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
 
     def __init__(self, board: Any) -> None:
         self._board = board
+        self._told: set[str] = set()
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        notice = worker_group_status.get_preemption_info()
+        for node in set(notice.preempted_node_ids) - self._told if notice else ():
+            self._told.add(node)
+            ranks = ", ".join(map(str, notice.preempted_node_to_ranks[node]))
+            self._warn(f"node {node[:12]} is about to go: its workers ({ranks}) are started elsewhere")
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        ray.get(self._board.leave.remote(LEAVE_S))
+        self._leave()
 
     def before_worker_group_abort(self, worker_group_context: Any) -> None:
-        ray.get(self._board.leave.remote(LEAVE_S))
+        self._leave()
+
+    def _leave(self) -> None:
+        began = time.perf_counter()
+        step = ray.get(self._board.leave.remote(LEAVE_S))
+        if step is not None:
+            self._warn(f"step {step:,} was saved in {time.perf_counter() - began:.1f} s, workers start anew from there")
+
+    def _warn(self, line: str) -> None:
+        ray.get(self._board.post.remote("warned", line))
 
 
 def _follow(trainer: Any, board: Any, tell: Tell, ask: Ask) -> None:

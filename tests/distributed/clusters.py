@@ -10,6 +10,7 @@ on a local S3 server. Cases, all of them unless some are named:
     wide       2 nodes of 8 declared CPUs: every command with its defaults
     gpus       a head of 1 CPU and two nodes with 2 CPUs and one declared GPU each: placement alone
     refusals   what no node can hold, a local store, a local source, a node that does not reach the store
+    spot       a head of 0 CPUs and two nodes of 1: the one that trains is said to be taken away
     growing    a head of 1 CPU and an autoscaler that adds nodes with a GPU: both of Ray's versions
 """
 
@@ -34,11 +35,13 @@ from typing import Any
 import numpy as np
 import ray
 from moto.server import ThreadedMotoServer
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION as PREEMPTION
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.artifacts.checkpoint import list_checkpoints, read_weights, step_of
 from ddpm_core.data.images import encode_png
 from pipelines.cluster.placement import Ask, for_sampling, for_training
 from pipelines.cluster.tasks import share
@@ -374,6 +377,65 @@ def refusals(where: Bench) -> None:
         refused(where, "shard", digits, r"node .* cannot use the store: .*credentials")
 
 
+def spot(where: Bench) -> None:
+    """The node on which a training runs is about to be taken away. The head has no CPU."""
+    store = f"{where.bucket}/spot"
+    args = [
+        "digits",
+        *OF_TRAINING,
+        "--train.steps",
+        "600",
+        "--train.checkpoint-every",
+        "50",
+        "--train.num-workers",
+        "1",
+    ]
+    calm = where.door("train", *args, "--name", "calm", "--store", store, "--json")
+    must(calm.code == 0, f"undisturbed, on one machine, 600 steps take {calm.seconds:.0f} s", calm)
+    with cluster(where, {"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as nodes:
+        began, run = time.monotonic(), f"{store}/runs/noticed"
+        training = where.start("train", *args, "--name", "noticed", "--store", store, "--json")
+        wait_until(lambda: last_step(run) >= 100, "step 100", 120)
+        node = worker_s_node(where)
+        deadline_ms = int((time.time() + 30) * 1000)
+        accepted, why = GcsClient(where.address).drain_node(node, PREEMPTION, "spot", deadline_ms)
+        noticed, before = time.monotonic(), last_step(run)
+        must(accepted, f"its node is said to go in 30 s, at step {before} or later{why}")
+        wait_until(lambda: last_step(run) % 50 != 0, "the step that is saved", 30)
+        saved, after_s = last_step(run), time.monotonic() - noticed
+        wait_until(lambda: last_step(run) > saved, "a further step", 60)
+        must(
+            worker_s_node(where) != node,
+            f"step {saved} stands after {after_s:.1f} s, "
+            f"and the next ones, made on the other node, after {time.monotonic() - noticed:.1f} s",
+        )
+        nodes.remove_node(next(each for each in nodes.worker_nodes if each.node_id == node), allow_graceful=False)
+        done = ended(training, began)
+    must(done.code == 0, f"it ends with 0, in {done.seconds:.0f} s", done)
+    print("".join(f"    {line}\n" for line in done.err.splitlines() if "step" in line or "node" in line))
+    ours, theirs = (read_weights(each.told["checkpoint"]).sha256 for each in (done, calm))
+    must(ours == theirs, "with the weights of the undisturbed run, to the bit", done)
+
+
+def last_step(run: str) -> int:
+    return max((step_of(uri) for uri in list_checkpoints(run)), default=0)
+
+
+def worker_s_node(where: Bench) -> str:
+    """The id of the node on which training's only worker is."""
+    ray.init(where.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        rows = ray._private.state.actors().values()
+        (node,) = (
+            row["Address"]["NodeID"]
+            for row in rows
+            if "TrainWorker" in row["ActorClassName"] and row["State"] == "ALIVE"
+        )
+    finally:
+        ray.shutdown()
+    return str(node)
+
+
 def growing(where: Bench) -> None:
     for version in (1, 2):
         with autoscaled(where, version):
@@ -459,7 +521,7 @@ def autoscaled(where: Bench, version: int) -> Iterator[None]:
 
 
 CASES: dict[str, Callable[[Bench], None]] = {
-    case.__name__: case for case in (small, uneven, wide, gpus, refusals, growing)
+    case.__name__: case for case in (small, uneven, wide, gpus, refusals, spot, growing)
 }
 
 

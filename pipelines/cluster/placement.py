@@ -155,7 +155,7 @@ def check_placement(ask: Ask, nodes: Sequence[Node]) -> None:
     fit = sum(node.holds(ask) for node in nodes)
     if fit < ask.count:
         raise ValueError(
-            f"{f'{ask.what} is {ask.count}' if '.' in ask.what else f'{ask.what} cannot run'}; there are {_all_of(ask, nodes)}, "
+            f"{f'{ask.what} is {ask.count}' if '.' in ask.what else f'{ask.what} cannot run'}; there {_all_of(ask, nodes)}, "
             f"{_largest(ask, nodes)}, and each asks for {ask}: {fit} fit. Lower what is asked for, or attach to a larger "
             "cluster with RAY_ADDRESS"
         )
@@ -169,7 +169,8 @@ def slots(ask: Ask) -> int:
 def _all_of(ask: Ask, nodes: Sequence[Node]) -> str:
     kinds = ["GPU", "CPU"] if ask.gpus else ["CPU"]
     total = {kind: sum(node.resources.get(kind, 0) for node in nodes) for kind in kinds}
-    return f"{_counted(total)} on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    verb = "is" if sum(total.values()) == 1 else "are"
+    return f"{verb} {_counted(total)} on {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
 
 
 def _largest(ask: Ask, nodes: Sequence[Node]) -> str:

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 @cache
 def files() -> tuple[str, ...]:
     """Python files of the project, as posix paths below its root."""
-    tops = ("ddpm_core", "pipelines", "tests")
+    tops = ("ddpm_core", "pipelines", "infra", "tests")
     return tuple(path.relative_to(ROOT).as_posix() for top in tops for path in (ROOT / top).rglob("*.py"))
 
 

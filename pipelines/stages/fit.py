@@ -195,7 +195,7 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
         began = time.perf_counter()
         step = ray.get(self._board.leave.remote(LEAVE_S))
         if step is not None:
-            self._warn(f"step {step:,} was saved in {time.perf_counter() - began:.1f} s, workers start anew from there")
+            self._warn(f"step {step:,} was saved in {time.perf_counter() - began:.1f} s")
 
     def _warn(self, line: str) -> None:
         ray.get(self._board.post.remote("warned", line))

@@ -1,0 +1,47 @@
+"""Every command that a page prints is one: its recipe and its flags exist, and its values are some."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import door
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_COMMAND = re.compile(r"^    .*?python (pipelines/\w+\.py.*)$", flags=re.M)
+
+
+def printed() -> list[tuple[str, str]]:
+    return [(page.name, command) for page in PAGES for command in _COMMAND.findall(page.read_text())]
+
+
+def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The flags of a command, as its door reads them; nothing is checked, and nothing started."""
+    script, *argv = shlex.split(command.partition(" > ")[0], comments=True)
+    opened: list[Any] = []
+
+    def open_door(args_type: type[Any], about: str, *, read: Any = None, argv: Any = None, **_: Any) -> None:
+        left = [each for each in (sys.argv[1:] if argv is None else argv) if each not in {"--dry-run", "--json"}]
+        opened.append((read or door.parse)(args_type, left, script, about))
+
+    monkeypatch.setattr(door, "open_door", open_door)
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    return opened[0]
+
+
+@pytest.mark.parametrize(("page", "command"), printed())
+def test_a_printed_command_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(command, monkeypatch).store
+
+
+def test_one_that_is_none_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(printed()) > 15
+    for wrong in ("pipelines/train.py digits --train.step 3", "pipelines/train.py digit", "pipelines/trian.py digits"):
+        with pytest.raises((ValueError, OSError)):
+            parse(wrong, monkeypatch)

@@ -626,16 +626,15 @@ class _Server:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port(None)
-        command = server_command(self.port)
-        self._command = [*command, "--artifacts-destination", str(folder / "artifacts")]
+        self._command = [*server_command(self.port), "--artifacts-destination", str(folder / "artifacts")]
+        self._environment = server_environment(f"sqlite:///{folder}/mlflow.db")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         if self._process is None:
             quiet = subprocess.DEVNULL
-            environment = server_environment(f"sqlite:///{folder}/mlflow.db")
             self._process = subprocess.Popen(
-                self._command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True
+                self._command, env=self._environment, stdout=quiet, stderr=quiet, start_new_session=True
             )
             assert wait_until_up(self._process, self.port)
 

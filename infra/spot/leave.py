@@ -24,7 +24,7 @@ from ray._private.services import find_gcs_addresses, find_node_ids
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
 _WORKER = b"ray::RayTrainWorker"
 _LOOK_S = 2.0
-_TOKEN_S = 21_600
+_TOKEN_S = 60
 
 
 def seconds_left_of_ec2() -> int | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+from pipelines.cluster.failures import first_sentence
+
 logger = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
@@ -110,7 +112,7 @@ def check_cluster_address(address: str) -> None:
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
             )
         case error:
-            raise ValueError(f"the Ray cluster at {address} cannot be used: {first_words(error)}")
+            raise ValueError(f"the Ray cluster at {address} cannot be used: {first_sentence(error)}")
 
 
 def _ask(address: str) -> tuple[dict[str, str], dict[str, str]] | Exception:
@@ -187,8 +189,3 @@ def check_folder() -> None:
     else:
         return
     raise ValueError(f"Ray cannot start in {folder}: {why}; set RAY_TMPDIR to another folder")
-
-
-def first_words(error: Exception) -> str:
-    """Ray's page of an error, as the start of a line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

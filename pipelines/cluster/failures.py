@@ -24,7 +24,7 @@ def last_words(error: BaseException) -> str | None:
     lost = None if os.environ.get("DDPM_TRACEBACK") or "ray" not in sys.modules else _lost(error)
     if lost is None:
         return None
-    words = [first_sentence(str(lost)) or type(lost).__name__, *getattr(error, "__notes__", ())]
+    words = [first_sentence(lost), *getattr(error, "__notes__", ())]
     return "; ".join([*words, "the same command goes on where it was"])
 
 
@@ -46,7 +46,7 @@ def _lost(error: BaseException) -> BaseException | None:
     return error if isinstance(error, gone) else None
 
 
-def first_sentence(page: str) -> str:
-    """Of what Ray says, which is a page."""
-    said = " ".join(re.sub(r"\x1b\[\d*m", "", page).split())
-    return re.split(r"(?<=[a-z)])\. ", said)[0].rstrip(".")[:300]
+def first_sentence(page: object) -> str:
+    """Of what Ray says, which is a page; the type of an error that says nothing."""
+    said = " ".join(re.sub(r"\x1b\[\d*m", "", str(page)).split())
+    return re.split(r"(?<=[a-z)])\. ", said)[0].rstrip(".")[:300] or type(page).__name__

@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from pipelines.cluster.address import check_cluster_address, check_folder, cluster_address, first_words
+from pipelines.cluster.address import check_cluster_address, check_folder, cluster_address
 from pipelines.cluster.failures import first_sentence
 from pipelines.progress import say
 
@@ -70,7 +70,7 @@ def _start(address: str | None) -> None:
             )
     except Exception as error:  # of Ray, which raises all kinds, Exception itself among them
         where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
-        raise ValueError(f"{where}: {first_words(error)}") from error
+        raise ValueError(f"{where}: {first_sentence(error)}") from error
 
 
 def _told_by_ray(batch: dict[str, Any], ignore_prefix: bool) -> None:

@@ -43,7 +43,7 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION as PR
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_weights, step_of
 from ddpm_core.data.images import encode_png
-from pipelines.cluster.placement import Ask, for_sampling, for_training
+from pipelines.cluster.placement import Ask, cluster_nodes, for_sampling, for_training
 from pipelines.cluster.tasks import share
 from pipelines.recipes import SampleStage, TrainStage
 
@@ -443,15 +443,13 @@ def growing(where: Bench) -> None:
             wide = ["digits", *model, *OF_SAMPLING, "--store", store, "--sample.threads", "2"]
             done = where.door("sample", *wide)
             said = [line for line in done.err.splitlines() if "waiting for 2 CPUs" in line]
-            must(
-                done.code == 0,
-                f"version {version}: a node of 4 CPUs is started for sample.py, which ends in {done.seconds:.0f} s",
-                done,
-            )
+            must(done.code == 0, f"version {version}: sample.py ends in {done.seconds:.0f} s", done)
             for line in said:
                 print(f"    {line}")
             ray.init(where.address, logging_level="ERROR", log_to_driver=False)
             try:
+                wait_until(lambda: any(node.resources.get("CPU") == 4 for node in cluster_nodes()), "a larger node", 60)
+                print("    for which a node of 4 CPUs was started")
                 (row,) = share(_where, [0], replace(for_sampling(SampleStage(use_gpu=True)), what="where"))
                 must(bool(row[1]), "a cluster of no GPU gets one when it is asked for")
             finally:
@@ -500,6 +498,8 @@ def autoscaled(where: Bench, version: int) -> Iterator[None]:
         **{name: {} for name in ("docker", "file_mounts")},
         **{name: [] for name in COMMANDS},
     }
+    port = 6391
+    config["provider"]["gcs_address"] = f"{ray.util.get_node_ip_address()}:{port}"  # else its nodes look for port 6379
     path = where.folder / "autoscaler.json"
     path.write_text(json.dumps(config))
     # As cloud launchers do, the head is told its type.
@@ -507,7 +507,7 @@ def autoscaled(where: Bench, version: int) -> Iterator[None]:
     if version == 2:
         node = {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
         env |= {"RAY_enable_autoscaler_v2": "1", **node}
-    ray_, port = ROOT / ".venv/bin/ray", 6391
+    ray_ = ROOT / ".venv/bin/ray"
     start = [ray_, "start", "--head", f"--port={port}", "--num-cpus=1", f"--object-store-memory={200 << 20}"]
     subprocess.run(
         [*start, "--include-dashboard=false", f"--autoscaling-config={path}"], env=env, check=True, capture_output=True

@@ -86,6 +86,7 @@ def test_a_ray_of_its_own_keeps_to_this_machine_and_has_a_token_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # of a cluster, which this is not
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the cluster's")
     tokens = set()
     for _ in range(2):
         with session._to_itself():
@@ -93,8 +94,8 @@ def test_a_ray_of_its_own_keeps_to_this_machine_and_has_a_token_of_its_own(
             assert get_node_ip_address() == "127.0.0.1"
             tokens.add(os.environ["RAY_AUTH_TOKEN"])
         assert get_authentication_mode() == AuthenticationMode.DISABLED
-        assert "RAY_AUTH_TOKEN" not in os.environ
-    assert len(tokens) == 2
+        assert os.environ["RAY_AUTH_TOKEN"] == "the cluster's"
+    assert len(tokens | {"the cluster's"}) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every command that a page prints is one: its recipe and its flags exist, and its values are some."""
 
+import argparse
 import re
 import runpy
 import shlex
@@ -14,10 +15,11 @@ from pipelines import door
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _COMMAND = re.compile(r"^    .*?python (pipelines/\w+\.py.*)$", flags=re.M)
+_MEASURES = re.compile(r"python (tests/[\w/]+\.py.*?)(?:`|  |$)", flags=re.M)
 
 
-def printed() -> list[tuple[str, str]]:
-    return [(page.name, command) for page in PAGES for command in _COMMAND.findall(page.read_text())]
+def printed(what: re.Pattern[str] = _COMMAND) -> list[tuple[str, str]]:
+    return [(page.name, command) for page in PAGES for command in what.findall(page.read_text())]
 
 
 def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -38,6 +40,28 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(("page", "command"), printed())
 def test_a_printed_command_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(command, monkeypatch).store
+
+
+@pytest.mark.parametrize(("page", "command"), printed(_MEASURES))
+def test_a_printed_measurement_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Read(BaseException):
+        """Of the flags: nothing after it runs."""
+
+    read = argparse.ArgumentParser.parse_known_args
+
+    def read_and_end(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        _, left = read(parser, *args, **kwargs)
+        raise Read(left)
+
+    script, *argv = shlex.split(command)
+    if script.endswith("mutation.py"):
+        pytest.importorskip("libcst", reason="in the extra that its page names first")
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", read_and_end)
+    monkeypatch.setattr(sys, "argv", [script, *argv])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    with pytest.raises(Read) as flags:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert flags.value.args == ([],)
 
 
 def test_one_that_is_none_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ class Reader:
         with tarfile.open(path, "w:gz") as tar:
             for i in range(count):
                 pixels = rng.integers(0, 256, (size, size, channels), dtype=np.uint8)
-                data = encode_png(pixels if i % 2 else np.full_like(pixels, i))
+                data = encode_png(pixels if i % 2 else np.full_like(pixels, i % 256))
                 entry = tarfile.TarInfo(f"{'even' if i % 4 else 'odd'}/{i:05d}.png")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))

@@ -32,13 +32,9 @@ class EvaluateDoor:
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     model: str | None = None
     """Whose samples: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint or run.
-    Default: the recipe's champion."""
+    Default: the recipe's champion, or its candidate while there is no champion."""
     sample: SampleStage = field(default_factory=SampleStage)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def __post_init__(self) -> None:
-        if self.model is None and self.recipe:
-            object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
 
 
 def check(door: EvaluateDoor) -> None:
@@ -49,7 +45,7 @@ def check(door: EvaluateDoor) -> None:
 def plan(door: EvaluateDoor) -> list[str]:
     """What would be measured."""
     return [
-        f"sample: {door.sample.num_images:,} images of {door.model}, unless they are there",
+        f"sample: {door.sample.num_images:,} images of {door.model or f"the champion of {door.recipe}"}, unless they are there",
         f"evaluate: the first {door.evaluate.num_images:,} of them against the model's dataset, into {door.store}",
     ]
 
@@ -58,7 +54,6 @@ def run(door: EvaluateDoor) -> Outcome:
     """Sample what is not there yet, then evaluate."""
     from pipelines.line import open_line
 
-    assert door.model is not None
     with open_line(as_recipe(door), for_sampling(door.sample), for_a_cpu("evaluate")) as line:
         weights = line.find_weights(door.model)
         index = dataset_of(weights)

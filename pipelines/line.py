@@ -27,6 +27,7 @@ from pipelines.tracking import (
     RunHandle,
     Tracker,
     TrackingError,
+    default_model,
     open_tracking,
     promote,
     register_model,
@@ -149,9 +150,9 @@ class Line:
             run.log_text(storage.read_bytes(swept.uri).decode(), "sweep.json")
         return swept
 
-    def find_weights(self, model: str) -> Weights:
-        """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS."""
-        return find_weights(model, self.tracker)
+    def find_weights(self, model: str | None) -> Weights:
+        """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS; None: the recipe's champion or candidate."""
+        return find_weights(model or default_model(self.tracker, self.model_name), self.tracker)
 
     def _register(self, run: RunHandle, weights: Weights) -> int:
         training = {

@@ -31,7 +31,7 @@ class SampleDoor:
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     model: str | None = None
     """Whose images: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint, a run or a diffusers folder.
-    Default: the recipe's champion."""
+    Default: the recipe's champion, or its candidate while there is no champion."""
     num_images: int | None = None
     """Images to generate, one a seed. Default: the recipe's number."""
     sample: SampleStage = field(default_factory=SampleStage)
@@ -40,8 +40,6 @@ class SampleDoor:
         if self.num_images is not None:
             object.__setattr__(self, "sample", replace(self.sample, num_images=self.num_images))
             object.__setattr__(self, "num_images", None)
-        if self.model is None and self.recipe:
-            object.__setattr__(self, "model", f"models:/ddpm-{self.recipe}@champion")
 
 
 def check(door: SampleDoor) -> None:
@@ -54,7 +52,7 @@ def plan(door: SampleDoor) -> list[str]:
     sampler, first = door.sample.sampler, door.sample.first_seed
     steps = sampler.num_steps or "all"
     return [
-        f"sample: {door.sample.num_images:,} images of {door.model}, seeds from {first}, {sampler.name} in {steps} steps, "
+        f"sample: {door.sample.num_images:,} images of {door.model or f"the champion of {door.recipe}"}, seeds from {first}, {sampler.name} in {steps} steps, "
         f"into {door.store}"
     ]
 
@@ -63,11 +61,10 @@ def run(door: SampleDoor) -> Outcome:
     """Generate what is not there yet."""
     from pipelines.line import open_line
 
-    assert door.model is not None
     with open_line(as_recipe(door), for_sampling(door.sample)) as line:
         weights = line.find_weights(door.model)
         sampled = line.sample(weights)
-    following = typed("evaluate.py", door.recipe, "--model", door.model, store=door.store)
+    following = typed("evaluate.py", door.recipe, *(["--model", door.model] if door.model else []), store=door.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
         figures={"images": door.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},

@@ -18,6 +18,8 @@ SHARE = 0.125
 So sampling, evaluation and scheduled jobs get on beside a training that holds the cluster."""
 _FIRST_S, _AGAIN_S = 15.0, 60.0
 """When a wait is told first, and then again."""
+_LOOK_S = 5.0
+"""How often it is asked whether the wait is in vain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,7 @@ class Waiting:
     def started(self) -> None:
         """Something of it runs, or has just ended."""
         self._since, self._due = self._now(), self._now() + _FIRST_S
+        self._look = self._now() + _LOOK_S
 
     def tick(self) -> None:
         """Nothing of it runs now.
@@ -210,9 +213,13 @@ class Waiting:
             ValueError: if the autoscaler says that no node of its can ever hold it.
         """
         now = self._now()
+        if now < min(self._look, self._due):
+            return
+        self._look = now + _LOOK_S
+        why = self._why()
         if now >= self._due:
             self._due = now + _AGAIN_S
-            self._say(f"{self._ask.what}: {self._why()}, {now - self._since:.0f} s so far")
+            self._say(f"{self._ask.what}: {why}, {now - self._since:.0f} s so far")
 
     def _why(self) -> str:
         demand, nodes = read_demand(), cluster_nodes()

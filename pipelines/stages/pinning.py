@@ -55,7 +55,7 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
         ValueError: if there is no such model.
     """
     start, arguments = list(command[:2]), list(command[2:])
-    model = _value(arguments, _MODEL) or f"models:/ddpm-{recipe_of(command)}@champion"  # as sample.py has it
+    model = _value(arguments, _MODEL) or f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
     arguments = [*_without(arguments, _MODEL), "--model", resolve(model), "--store", store]
     if _find(arguments, _SEED) is None:
         arguments += [_SEED[0], str(first_seed(tick))]

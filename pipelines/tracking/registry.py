@@ -147,6 +147,18 @@ def resolve_model(tracker: Tracker, uri: str) -> ResolvedModel:
         return _fetch(tracker, version, source)
 
 
+def default_model(tracker: Tracker, name: str) -> str:
+    """The URI of a model's champion, or of its candidate while there is no champion.
+
+    Raises:
+        TrackingError: if MLflow fails.
+    """
+    with refused(f"models:/{name}"):
+        models = tracker.client.search_registered_models(f"name = '{_quotable(name)}'")
+    aliases = models[0].aliases if models else {}
+    return f"models:/{name}@{CANDIDATE if CANDIDATE in aliases and CHAMPION not in aliases else CHAMPION}"
+
+
 def _find(client: Any, uri: str, name: str, alias: str | None, number: str | None) -> Any:
     models = {model.name: model for model in client.search_registered_models(max_results=1000)}
     if name not in models:

@@ -39,14 +39,14 @@ SHORTER = {
     "pipelines/workflow.py mnist": "--train.steps 30 --unet.base-channels 16 --sample.num-images 64 --evaluate.num-images 64",
     "pipelines/evaluate.py mnist": "--sample.num-images 64 --evaluate.num-images 64 --evaluate.bits-per-dim-images 8",
     "pipelines/sample.py mnist": "--num-images 64",
-    "pipelines/train.py cifar10": "--train.steps 1 --train.batch-size 4 --train.no-use-gpu",
+    "pipelines/train.py cifar10": "--train.steps 1 --train.batch-size 4 --train.no-use-gpu --schedule.num-timesteps 10",
     "pipelines/sample.py cifar10": "--num-images 2 --sample.sampler.name ddim --sample.sampler.num-steps 4",
     "pipelines/workflow.py digits": "--train.steps 40 --sample.num-images 64 --evaluate.num-images 64",
     "pipelines/sweep.py digits": "--sweep.num-trials 2",
 }
 ACTIVATE = ". .venv/bin/activate"
 FIRST = {
-    "docs/training.md": [ACTIVATE],
+    "docs/training.md": [ACTIVATE, "python pipelines/train.py digits --name told --train.steps 20"],
     "docs/paper.md": [ACTIVATE, "python pipelines/train.py cifar10 --data.source cifar-10-python.tar.gz"],
 }
 """What a reader has done before he comes to a page."""
@@ -106,7 +106,7 @@ def as_typed(command: str, places: dict[str, Callable[[], str]], shorter: bool) 
             command += f" {flags}"
     for script, seconds in STOPPED.items():
         if script in command:
-            command = f"timeout --preserve-status --signal=INT {seconds:.0f} {command}; test $? = 130"
+            command = f"timeout --preserve-status --signal=INT {seconds:.0f} {command}"
     return command
 
 
@@ -128,7 +128,7 @@ class Reader:
             "photos.tar.gz": lambda: photos,
             "cifar-10-python.tar.gz": lambda: cifar,
             "FOLDER": lambda: str(folder / "from-a-run"),
-            "RUN": lambda: self.run(num_classes=10).name,
+            "RUN": lambda: str(self.run(num_classes=10)),
             "JOB": self.job,
             "STORE/datasets/NAME": lambda: str(self.dataset()),
             "STORE/runs/NAME": lambda: str(self.run()),

@@ -1,6 +1,7 @@
 """Keys that a command and a cluster's nodes hold are found nowhere else; who has no token is refused."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -105,6 +106,18 @@ def door(place: Place, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
 
 
+def type_page(place: Place) -> subprocess.CompletedProcess[str]:
+    """docs/cluster.md's commands, in one shell, once its cluster is there; its pipeline's first stage stands for all of it."""
+    typed = re.findall(r"^    (ray (?:job|status).*)$", (ROOT / "docs/cluster.md").read_text(), flags=re.M)
+    assert len(typed) == 5
+    shorter = typed[0].replace("workflow.py", "shard.py").replace("s3://bucket/ddpm", "s3://kept/store")
+    job = "JOB=$(ray job list | grep -o 'raysubmit_[A-Za-z0-9]*' | head -1)"
+    rest = [command.replace("JOB", "$JOB") for command in typed[1:]]
+    script = "\n".join(["set -e", f". {sys.prefix}/bin/activate", shorter, job, *rest])
+    env = place.env | {"RAY_API_SERVER_ADDRESS": place.dashboard}
+    return subprocess.run(["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+
 def page(place: Place, path: str, token: str = TOKEN) -> tuple[int, bytes]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -129,8 +142,9 @@ def wait_for_pages(place: Place) -> None:
 
 def test_planted_keys_are_found_nowhere_and_nobody_enters_without_the_token(place: Place) -> None:
     wait_for_pages(place)
-    done = door(place)
-    assert done.returncode == 0, done.stderr
+    done = type_page(place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train" in done.stdout
     found = {"what the command says": (done.stdout + done.stderr).encode()}
     found |= {path: page(place, path)[1] for path in PAGES}
     found |= {

@@ -567,8 +567,11 @@ def test_only_a_better_figure_against_the_same_reference_makes_a_champion(
 
     assert promote(1, float("nan")) == (False, "fd_x is nan")
     assert champion() == 0
+    assert tracking.default_model(tracker, "digits") == "models:/digits@candidate"
     assert promote(1, 5.0)[0]
     assert champion() == 1
+    assert tracking.default_model(tracker, "digits") == "models:/digits@champion"
+    assert tracking.default_model(tracker, "none") == "models:/none@champion"
     assert promote(1, 5.0) == (True, "version 1 is the champion already")
     assert promote(2, 5.0) == (False, "fd_x 5 >= 5 of the champion, version 1")
     assert promote(2, 1.0, reference="other") == (

@@ -128,6 +128,7 @@ def test_what_the_autoscaler_can_never_hold_ends(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(placement, "read_demand", lambda: Demand(grows=True, impossible=[{"CPU": 64.0}]))
     clock = [0.0]
     waiting = Waiting(Ask(what="sample", cpus=64), print, now=lambda: clock[0])
-    clock[0] = 20.0
+    waiting.tick()
+    clock[0] = 6.0
     with pytest.raises(ValueError, match=r"no node type of the cluster's autoscaler has 64 CPUs of one node"):
         waiting.tick()

@@ -44,8 +44,9 @@ def check(door: EvaluateDoor) -> None:
 
 def plan(door: EvaluateDoor) -> list[str]:
     """What would be measured."""
+    whose = door.model or f"models:/ddpm-{door.recipe}@champion"
     return [
-        f"sample: {door.sample.num_images:,} images of {door.model or f"the champion of {door.recipe}"}, unless they are there",
+        f"sample: {door.sample.num_images:,} images of {whose}, unless they are there",
         f"evaluate: the first {door.evaluate.num_images:,} of them against the model's dataset, into {door.store}",
     ]
 

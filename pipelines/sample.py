@@ -50,9 +50,9 @@ def check(door: SampleDoor) -> None:
 def plan(door: SampleDoor) -> list[str]:
     """Whose images, and how."""
     sampler, first = door.sample.sampler, door.sample.first_seed
-    steps = sampler.num_steps or "all"
+    steps, whose = sampler.num_steps or "all", door.model or f"models:/ddpm-{door.recipe}@champion"
     return [
-        f"sample: {door.sample.num_images:,} images of {door.model or f"the champion of {door.recipe}"}, seeds from {first}, {sampler.name} in {steps} steps, "
+        f"sample: {door.sample.num_images:,} images of {whose}, seeds from {first}, {sampler.name} in {steps} steps, "
         f"into {door.store}"
     ]
 

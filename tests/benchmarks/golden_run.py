@@ -78,7 +78,9 @@ def run(store: Path) -> dict[str, list[str]]:
             stdout=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        new = {path for path in store.rglob("*") if path.is_file() and path.relative_to(store).parts[0] != "mlflow"} - seen
+        new = {
+            path for path in store.rglob("*") if path.is_file() and path.relative_to(store).parts[0] != "mlflow"
+        } - seen
         seen |= new
         found[name] = sorted(f"{path.name}: {told}" for path in new if (told := contents(path)) is not None)
         print(f"{name}: {len(found[name])} files", flush=True)

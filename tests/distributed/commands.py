@@ -12,6 +12,7 @@ Ray's own ports are taken, as printed, so no other Ray may run here; the clone's
 import argparse
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -44,10 +45,11 @@ SHORTER = {
     "pipelines/workflow.py digits": "--train.steps 40 --sample.num-images 64 --evaluate.num-images 64",
     "pipelines/sweep.py digits": "--sweep.num-trials 2",
 }
-ACTIVATE = ". .venv/bin/activate"
+INSTALL, ACTIVATE = "make install", ". .venv/bin/activate"
 FIRST = {
-    "docs/training.md": [ACTIVATE, "python pipelines/train.py digits --name told --train.steps 20"],
-    "docs/paper.md": [ACTIVATE, "python pipelines/train.py cifar10 --data.source cifar-10-python.tar.gz"],
+    "docs/training.md": [INSTALL, ACTIVATE, "python pipelines/train.py digits --name told --train.steps 20"],
+    "docs/paper.md": [INSTALL, ACTIVATE, "python pipelines/train.py cifar10 --data.source cifar-10-python.tar.gz"],
+    "docs/cluster.md": [INSTALL],
 }
 """What a reader has done before he comes to a page."""
 STOPPED = {"pipelines/schedule.py": 40.0}
@@ -188,6 +190,7 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=", ".join(PAGES))
     parser.add_argument("--whole", action="store_true", help="nothing shortened: hours")
     args = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()

@@ -115,7 +115,9 @@ def type_page(place: Place) -> subprocess.CompletedProcess[str]:
     rest = [command.replace("JOB", "$JOB") for command in typed[1:]]
     script = "\n".join(["set -e", f". {sys.prefix}/bin/activate", shorter, job, *rest])
     env = place.env | {"RAY_API_SERVER_ADDRESS": place.dashboard}
-    return subprocess.run(["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        ["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def page(place: Place, path: str, token: str = TOKEN) -> tuple[int, bytes]:

@@ -18,7 +18,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[test]'
 	@touch $@
 
-install: .venv/.installed  ## what the doors need, in .venv
+install: .venv/.installed  ## what the commands need, in .venv
 
 demo: .venv/.installed  ## the whole line on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits

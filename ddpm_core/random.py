@@ -62,7 +62,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return torch.stack((c_0, c_1 & _MASK, c_2, c_3 & _MASK), dim=-1)
 
 
-def words(
+def random_bits(
     seed: int, purpose: Purpose, index: Int[Tensor, " n"], count: int, *, step: int | Tensor = 0
 ) -> Int[Tensor, "n count"]:
     """The first `count` random words of each index, on the device of `index`.
@@ -105,7 +105,7 @@ def uniforms(
     seed: int, purpose: Purpose, index: Int[Tensor, " n"], count: int, *, step: int | Tensor = 0
 ) -> Float[Tensor, "n count"]:
     """float64 uniforms (word + 1/2) / 2^32: never 0, never 1, exact on every device."""
-    return (words(seed, purpose, index, count, step=step).to(torch.float64) + 0.5) * 2.0**-32
+    return (random_bits(seed, purpose, index, count, step=step).to(torch.float64) + 0.5) * 2.0**-32
 
 
 def normals(
@@ -134,10 +134,10 @@ def integers(
     """
     if not 1 <= high <= 1 << 31:
         raise ValueError(f"the upper bound of random integers is {high}; expected 1 to 2^31")
-    return (words(seed, purpose, index, 1, step=step)[:, 0] * high) >> 32
+    return (random_bits(seed, purpose, index, 1, step=step)[:, 0] * high) >> 32
 
 
-def kept(seed: int, index: Int[Tensor, " n"], shape: tuple[int, ...], rate: int, *, step: int) -> Tensor:
+def dropout_mask(seed: int, index: Int[Tensor, " n"], shape: tuple[int, ...], rate: int, *, step: int) -> Tensor:
     """Which values dropout keeps: each is dropped with probability rate / 2^16, by 16 bits of a word of its own.
 
     Args:
@@ -149,6 +149,6 @@ def kept(seed: int, index: Int[Tensor, " n"], shape: tuple[int, ...], rate: int,
         bool [n, *shape].
     """
     size = math.prod(shape)
-    word = words(seed, Purpose.DROPOUT, index, -(-size // 2), step=step)
+    word = random_bits(seed, Purpose.DROPOUT, index, -(-size // 2), step=step)
     halves = torch.stack(((word & 0xFFFF) >= rate, word >= rate << 16), dim=1)
     return halves.flatten(1)[:, :size].reshape(len(index), *shape)

@@ -1,4 +1,4 @@
-"""The doors: every stage as a command, orchestrated by Ray and tracked in MLflow."""
+"""The commands: every stage as a command, orchestrated by Ray and tracked in MLflow."""
 
 import sys
 from importlib.util import find_spec

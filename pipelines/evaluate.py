@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 import tyro
 
 from ddpm_core.evaluation.config import EvaluateConfig
+from pipelines.cli.checks import check_sampling
+from pipelines.cli.command import Outcome, as_recipe, run_command, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
-from pipelines.door import Outcome, as_recipe, check_sampling, open_door, ui
-from pipelines.models import dataset_of
-from pipelines.recipes import SampleStage, default_store
+from pipelines.recipes.config import SampleStage, default_store
+from pipelines.tracking.resolve import dataset_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateDoor:
+class EvaluateArgs:
     """Whose samples to judge, and how."""
 
     recipe: tyro.conf.Suppress[str] = ""
@@ -37,34 +38,34 @@ class EvaluateDoor:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-def check(door: EvaluateDoor) -> None:
+def check(args: EvaluateArgs) -> None:
     """That a block fits somewhere."""
-    check_sampling(door.sample)
+    check_sampling(args.sample)
 
 
-def plan(door: EvaluateDoor) -> list[str]:
+def plan(args: EvaluateArgs) -> list[str]:
     """What would be measured."""
-    whose = door.model or f"models:/ddpm-{door.recipe}@champion"
+    whose = args.model or f"models:/ddpm-{args.recipe}@champion"
     return [
-        f"sample: {door.sample.num_images:,} images of {whose}, unless they are there",
-        f"evaluate: the first {door.evaluate.num_images:,} of them against the model's dataset, into {door.store}",
+        f"sample: {args.sample.num_images:,} images of {whose}, unless they are there",
+        f"evaluate: the first {args.evaluate.num_images:,} of them against the model's dataset, into {args.store}",
     ]
 
 
-def run(door: EvaluateDoor) -> Outcome:
+def run(args: EvaluateArgs) -> Outcome:
     """Sample what is not there yet, then evaluate."""
-    from pipelines.line import open_line
+    from pipelines.pipeline import open_pipeline
 
-    with open_line(as_recipe(door), for_sampling(door.sample), for_a_cpu("evaluate")) as line:
-        weights = line.find_weights(door.model)
+    with open_pipeline(as_recipe(args), for_sampling(args.sample), for_a_cpu("evaluate")) as pipeline:
+        weights = pipeline.find_weights(args.model)
         index = dataset_of(weights)
-        evaluated = line.evaluate(weights, line.sample(weights), index)
+        evaluated = pipeline.evaluate(weights, pipeline.sample(weights), index)
     return Outcome(
         made={"figure": evaluated.summary, "report": evaluated.page_uri},
-        figures=evaluated.figures,
-        next=ui(door.store),
+        metrics=evaluated.metrics,
+        next=ui(args.store),
     )
 
 
 if __name__ == "__main__":
-    open_door(EvaluateDoor, __doc__, check=check, plan=plan, run=run)
+    run_command(EvaluateArgs, __doc__, check=check, plan=plan, run=run)

@@ -23,14 +23,14 @@ class Progress:
             else None
         )
 
-    def set(self, count: int, **figures: str) -> None:
+    def set(self, count: int, **metrics: str) -> None:
         """Show that `count` of the total are done, and the latest figures."""
         if self._bar is not None:
-            self._bar.set_postfix(figures, refresh=False)
+            self._bar.set_postfix(metrics, refresh=False)
             self._bar.update(count - self._bar.n)
         elif time.monotonic() - self._told > _PLAIN_EVERY_S and count != self._count:
             self._told = time.monotonic()
-            told = ", ".join(f"{name} {value}" for name, value in figures.items())
+            told = ", ".join(f"{name} {value}" for name, value in metrics.items())
             print(
                 f"{self._what}: {count:,} of {self._total:,} {self._unit}s{', ' + told if told else ''}",
                 file=sys.stderr,

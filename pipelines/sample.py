@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 
 import tyro
 
+from pipelines.cli.checks import check_sampling
+from pipelines.cli.command import Outcome, as_recipe, run_command, typed
 from pipelines.cluster.placement import for_sampling
-from pipelines.door import Outcome, as_recipe, check_sampling, open_door, typed
-from pipelines.recipes import SampleStage, default_store
+from pipelines.recipes.config import SampleStage, default_store
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleDoor:
+class SampleArgs:
     """Whose images, how many, and how."""
 
     recipe: tyro.conf.Suppress[str] = ""
@@ -42,35 +43,35 @@ class SampleDoor:
             object.__setattr__(self, "num_images", None)
 
 
-def check(door: SampleDoor) -> None:
+def check(args: SampleArgs) -> None:
     """That a block fits somewhere."""
-    check_sampling(door.sample)
+    check_sampling(args.sample)
 
 
-def plan(door: SampleDoor) -> list[str]:
+def plan(args: SampleArgs) -> list[str]:
     """Whose images, and how."""
-    sampler, first = door.sample.sampler, door.sample.first_seed
-    steps, whose = sampler.num_steps or "all", door.model or f"models:/ddpm-{door.recipe}@champion"
+    sampler, first = args.sample.sampler, args.sample.first_seed
+    steps, whose = sampler.num_steps or "all", args.model or f"models:/ddpm-{args.recipe}@champion"
     return [
-        f"sample: {door.sample.num_images:,} images of {whose}, seeds from {first}, {sampler.name} in {steps} steps, "
-        f"into {door.store}"
+        f"sample: {args.sample.num_images:,} images of {whose}, seeds from {first}, {sampler.name} in {steps} steps, "
+        f"into {args.store}"
     ]
 
 
-def run(door: SampleDoor) -> Outcome:
+def run(args: SampleArgs) -> Outcome:
     """Generate what is not there yet."""
-    from pipelines.line import open_line
+    from pipelines.pipeline import open_pipeline
 
-    with open_line(as_recipe(door), for_sampling(door.sample)) as line:
-        weights = line.find_weights(door.model)
-        sampled = line.sample(weights)
-    following = typed("evaluate.py", door.recipe, *(["--model", door.model] if door.model else []), store=door.store)
+    with open_pipeline(as_recipe(args), for_sampling(args.sample)) as pipeline:
+        weights = pipeline.find_weights(args.model)
+        sampled = pipeline.sample(weights)
+    following = typed("evaluate.py", args.recipe, *(["--model", args.model] if args.model else []), store=args.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
-        figures={"images": door.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
+        metrics={"images": args.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
         next=following if weights.dataset_uri else "",  # a model from elsewhere has nothing to be judged against
     )
 
 
 if __name__ == "__main__":
-    open_door(SampleDoor, __doc__, check=check, plan=plan, run=run)
+    run_command(SampleArgs, __doc__, check=check, plan=plan, run=run)

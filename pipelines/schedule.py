@@ -29,22 +29,30 @@ from itertools import islice
 import platformdirs
 import tyro
 
-from pipelines.door import Outcome, open_door, parse_flags
-from pipelines.models import digest
+from pipelines.cli.command import Outcome, run_command
+from pipelines.cli.parsing import parse_flags
+from pipelines.naming import digest
 from pipelines.progress import shown
-from pipelines.recipes import default_store
-from pipelines.stages.attend import Attendant
-from pipelines.stages.claims import schedule_folder
-from pipelines.stages.launch import open_launcher, ray_address
-from pipelines.stages.pinning import DEFAULT_COMMAND, check_command, model_resolver, pin_command, recipe_of, rehearse
-from pipelines.stages.schedule import Scheduler, run_scheduler, utc_now
-from pipelines.stages.ticks import Calendar, interruptible_sleep, local_timezone, tick_name
+from pipelines.recipes.config import default_store
+from pipelines.scheduling.calendar import Calendar, interruptible_sleep, local_timezone, tick_name
+from pipelines.scheduling.claims import schedule_folder
+from pipelines.scheduling.jobs import open_launcher, ray_address
+from pipelines.scheduling.loop import Scheduler, run_scheduler, utc_now
+from pipelines.scheduling.resolve import (
+    DEFAULT_COMMAND,
+    check_command,
+    model_resolver,
+    pin_command,
+    recipe_of,
+    rehearse,
+)
+from pipelines.scheduling.ticks import TickRunner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleDoor:
+class ScheduleArgs:
     """When, and by which claims."""
 
     cron: str = "0 3 * * *"
@@ -92,68 +100,68 @@ class ScheduleDoor:
         return schedule_folder(self.store, self.schedule_name)
 
 
-def check(door: ScheduleDoor) -> None:
+def check(args: ScheduleArgs) -> None:
     """Nothing more than the flags themselves say; `run` rehearses the command before it waits."""
 
 
-def plan(door: ScheduleDoor) -> list[str]:
+def plan(args: ScheduleArgs) -> list[str]:
     """The next five ticks; nothing is touched."""
-    ticks = islice(door.calendar.after(utc_now()), 5)
-    return [f"claims: {door.folder}"] + [f"tick: {_local(door, tick)}  =  {tick:%Y-%m-%d %H:%M} UTC" for tick in ticks]
+    ticks = islice(args.calendar.after(utc_now()), 5)
+    return [f"claims: {args.folder}"] + [f"tick: {_local(args, tick)}  =  {tick:%Y-%m-%d %H:%M} UTC" for tick in ticks]
 
 
-def run(door: ScheduleDoor) -> Outcome:
+def run(args: ScheduleArgs) -> Outcome:
     """Check store, model, command and cluster; then wait for ticks and do them."""
-    resolve = model_resolver(door.store, recipe_of(door.command))
-    pin = partial(pin_command, door.command, store=door.store, resolve=resolve)
-    address, logs = ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules" / door.schedule_name
-    launcher = open_launcher(address, logs, door.store)
+    resolve = model_resolver(args.store, recipe_of(args.command))
+    pin = partial(pin_command, args.command, store=args.store, resolve=resolve)
+    address, logs = ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules" / args.schedule_name
+    launcher = open_launcher(address, logs, args.store)
     rehearse(pin(utc_now()), address)
-    attendant = Attendant(
-        name=door.schedule_name,
-        folder=door.folder,
-        lease=timedelta(seconds=door.lease_s),
-        retries=door.retries,
+    runner = TickRunner(
+        name=args.schedule_name,
+        folder=args.folder,
+        lease=timedelta(seconds=args.lease_s),
+        retries=args.retries,
         launcher=launcher,
         pin=pin,
         now=utc_now,
         say=partial(print, flush=True),
     )
-    catch_up = timedelta(seconds=door.catch_up_s)
-    scheduler = Scheduler(attendant=attendant, calendar=door.calendar, catch_up=catch_up, ticks=door.ticks)
+    catch_up = timedelta(seconds=args.catch_up_s)
+    scheduler = Scheduler(runner=runner, calendar=args.calendar, catch_up=catch_up, ticks=args.ticks)
     with interruptible_sleep() as sleep:
-        first = next(door.calendar.after(utc_now()))
+        first = next(args.calendar.after(utc_now()))
         where = f"Ray at {shown(address)}" if address else "this machine"
-        attendant.say(f"schedule {door.schedule_name} on {where}; next tick {tick_name(first)} ({_local(door, first)})")
+        runner.say(f"schedule {args.schedule_name} on {where}; next tick {tick_name(first)} ({_local(args, first)})")
         told = run_scheduler(scheduler, sleep)
-    return _outcome(door, scheduler, told)
+    return _outcome(args, scheduler, told)
 
 
-def _outcome(door: ScheduleDoor, scheduler: Scheduler, told: str | None) -> Outcome:
+def _outcome(args: ScheduleArgs, scheduler: Scheduler, told: str | None) -> Outcome:
     failed = sum(ended.status == "failed" for ended in scheduler.done)
     said = f"{len(scheduler.done)} ticks ended, {failed} of them failed"
     print(f"stopped by {told}: {said}" if told else said, flush=True)
     ticks = [{"tick": e.tick, "status": e.status, "samples": e.samples, "attempt": e.attempt} for e in scheduler.done]
     return Outcome(
-        made={"schedule": door.folder},
-        figures={"ticks": ticks, "stopped_by": told},
+        made={"schedule": args.folder},
+        metrics={"ticks": ticks, "stopped_by": told},
         exit_code=1 if failed and not told else 0,
     )
 
 
 def main(argv: list[str]) -> None:
-    """Open the door; what follows -- is the command."""
+    """Run the command; what follows -- is the command."""
     place = argv.index("--") if "--" in argv else len(argv)
     command = tuple(argv[place + 1 :]) or DEFAULT_COMMAND
 
-    def read(args_type: type[ScheduleDoor], flags: list[str], program: str, about: str) -> ScheduleDoor:
+    def read(args_type: type[ScheduleArgs], flags: list[str], program: str, about: str) -> ScheduleArgs:
         return parse_flags(args_type, flags, args_type(command=command), f"{program} [flags] -- COMMAND", about)
 
-    open_door(ScheduleDoor, __doc__, check=check, plan=plan, run=run, read=read, argv=argv[:place])
+    run_command(ScheduleArgs, __doc__, check=check, plan=plan, run=run, read=read, argv=argv[:place])
 
 
-def _local(door: ScheduleDoor, tick: datetime) -> str:
-    return f"{tick.astimezone(door.calendar.zone):%a %Y-%m-%d %H:%M %Z}"
+def _local(args: ScheduleArgs, tick: datetime) -> str:
+    return f"{tick.astimezone(args.calendar.zone):%a %Y-%m-%d %H:%M %Z}"
 
 
 if __name__ == "__main__":

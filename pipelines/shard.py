@@ -13,9 +13,10 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
+from pipelines.cli.checks import check_data, data_summary
+from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import for_a_cpu
-from pipelines.door import Outcome, check_data, data_summary, named_source, open_door, typed
-from pipelines.recipes import Recipe
+from pipelines.recipes.config import Recipe
 
 
 def check(recipe: Recipe) -> None:
@@ -30,17 +31,17 @@ def plan(recipe: Recipe) -> list[str]:
 
 def run(recipe: Recipe) -> Outcome:
     """Shard."""
-    from pipelines.line import open_line
+    from pipelines.pipeline import open_pipeline
 
-    with open_line(recipe, for_a_cpu("shard"), reads_source=True) as line:
-        index = line.shard()
+    with open_pipeline(recipe, for_a_cpu("shard"), reads_source=True) as pipeline:
+        index = pipeline.shard()
     counts = {split: index.num_samples(split) for split in ("train", "heldout")}
     return Outcome(
         made={"dataset": index.uri},
-        figures={"digest": index.digest, **counts, "rejected": index.num_rejected},
+        metrics={"digest": index.digest, **counts, "rejected": index.num_rejected},
         next=typed("train.py", recipe.recipe, *named_source(recipe), store=recipe.store),
     )
 
 
 if __name__ == "__main__":
-    open_door(Recipe, __doc__, check=check, plan=plan, run=run)
+    run_command(Recipe, __doc__, check=check, plan=plan, run=run)

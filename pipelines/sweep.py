@@ -18,48 +18,49 @@ from dataclasses import dataclass, field
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features import NAME
-from ddpm_core.plain import to_json
+from ddpm_core.serialization import to_json
+from pipelines.cli.checks import check_data, check_training, data_summary
+from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import check_here, for_a_cpu, for_trials
-from pipelines.door import Outcome, check_data, check_training, data_summary, named_source, open_door, typed
-from pipelines.models import digest
-from pipelines.recipes import Recipe, SweepStage
+from pipelines.naming import digest
+from pipelines.recipes.config import Recipe, SweepStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepDoor(Recipe):
+class SweepArgs(Recipe):
     """A recipe, and which schedules to try on it."""
 
     sweep: SweepStage = field(default_factory=SweepStage)
 
 
-def check(door: SweepDoor) -> None:
+def check(args: SweepArgs) -> None:
     """Source, schedules, and that the trials fit."""
-    check_data(door)
-    check_training(door)
-    check_here(for_trials(door.sweep, door.train))
-    for name in door.sweep.schedules:
-        config = ScheduleConfig(name=name, num_timesteps=door.schedule.num_timesteps)  # type: ignore[arg-type]
-        check_prediction(door.reverse, make_schedule(config))
+    check_data(args)
+    check_training(args)
+    check_here(for_trials(args.sweep, args.train))
+    for name in args.sweep.schedules:
+        config = ScheduleConfig(name=name, num_timesteps=args.schedule.num_timesteps)  # type: ignore[arg-type]
+        check_prediction(args.reverse, make_schedule(config))
 
 
-def plan(door: SweepDoor) -> list[str]:
+def plan(args: SweepArgs) -> list[str]:
     """What would be tried."""
-    sweep = door.sweep
+    sweep = args.sweep
     return [
-        f"shard: {data_summary(door.data)}, unless it is there",
-        f"sweep: {sweep.num_trials} of {', '.join(sweep.schedules)}, up to {door.train.steps:,} steps each, "
-        f"{sweep.max_concurrent} at a time, ranked by {NAME}; into {door.store}",
+        f"shard: {data_summary(args.data)}, unless it is there",
+        f"sweep: {sweep.num_trials} of {', '.join(sweep.schedules)}, up to {args.train.steps:,} steps each, "
+        f"{sweep.max_concurrent} at a time, ranked by {NAME}; into {args.store}",
     ]
 
 
-def run(door: SweepDoor) -> Outcome:
+def run(args: SweepArgs) -> Outcome:
     """Shard unless it is done, then sweep."""
-    from pipelines.line import open_line
+    from pipelines.pipeline import open_pipeline
 
-    with open_line(door, for_a_cpu("shard"), for_trials(door.sweep, door.train), reads_source=True) as line:
-        index = line.shard()
-        name = door.name or f"{door.recipe}-{digest([to_json(door), index.digest])}"
-        swept = line.sweep(door.sweep, index, name)
+    with open_pipeline(args, for_a_cpu("shard"), for_trials(args.sweep, args.train), reads_source=True) as pipeline:
+        index = pipeline.shard()
+        name = args.name or f"{args.recipe}-{digest([to_json(args), index.digest])}"
+        swept = pipeline.sweep(args.sweep, index, name)
     for place, row in enumerate(swept.ranking, 1):
         schedule = " ".join(f"{key} {value:.3g}" if key != "name" else value for key, value in row["schedule"].items())
         print(f"{place:3}  {NAME} {row[NAME]:8.4g}  step {row['step']:6,}  {schedule}  {row['run']}")
@@ -67,10 +68,10 @@ def run(door: SweepDoor) -> Outcome:
     flags = [word for key, value in best.items() for word in (f"--schedule.{key.replace('_', '-')}", str(value))]
     return Outcome(
         made={"sweep": swept.uri},
-        figures={"ranking": swept.ranking},
-        next=typed("workflow.py", door.recipe, *named_source(door), *flags, store=door.store),
+        metrics={"ranking": swept.ranking},
+        next=typed("workflow.py", args.recipe, *named_source(args), *flags, store=args.store),
     )
 
 
 if __name__ == "__main__":
-    open_door(SweepDoor, __doc__, check=check, plan=plan, run=run)
+    run_command(SweepArgs, __doc__, check=check, plan=plan, run=run)

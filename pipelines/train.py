@@ -16,13 +16,14 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
 from dataclasses import dataclass
 
+from pipelines.cli.checks import check_data, check_training, data_summary
+from pipelines.cli.command import Outcome, run_command, typed
 from pipelines.cluster.placement import for_a_cpu, for_training
-from pipelines.door import Outcome, check_data, check_training, data_summary, open_door, typed
-from pipelines.recipes import Recipe
+from pipelines.recipes.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDoor(Recipe):
+class TrainArgs(Recipe):
     """A recipe, and where its weights begin."""
 
     init_from: str | None = None
@@ -30,39 +31,39 @@ class TrainDoor(Recipe):
     models:/NAME@ALIAS."""
 
 
-def check(door: TrainDoor) -> None:
+def check(args: TrainArgs) -> None:
     """Source and workers."""
-    check_data(door)
-    check_training(door)
+    check_data(args)
+    check_training(args)
 
 
-def plan(door: TrainDoor) -> list[str]:
+def plan(args: TrainArgs) -> list[str]:
     """The two stages."""
-    train = door.train
+    train = args.train
     return [
-        f"shard: {data_summary(door.data)}, unless it is there",
-        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {door.store}",
+        f"shard: {data_summary(args.data)}, unless it is there",
+        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {args.store}",
     ]
 
 
-def run(door: TrainDoor) -> Outcome:
+def run(args: TrainArgs) -> Outcome:
     """Shard unless it is done, then train."""
-    from pipelines.line import open_line
+    from pipelines.pipeline import open_pipeline
 
-    with open_line(door, for_a_cpu("shard"), for_training(door.train), reads_source=True) as line:
-        weights = line.find_weights(door.init_from) if door.init_from else None
-        trained = line.train(line.shard(), weights)
-        name = line.model_name
+    with open_pipeline(args, for_a_cpu("shard"), for_training(args.train), reads_source=True) as pipeline:
+        weights = pipeline.find_weights(args.init_from) if args.init_from else None
+        trained = pipeline.train(pipeline.shard(), weights)
+        name = pipeline.model_name
     return Outcome(
         made={
             "checkpoint": trained.checkpoint_uri,
             "previews": f"{trained.run_uri}/samples",
             **({"model": f"models:/{name}/{trained.version}"} if trained.version else {}),
         },
-        figures={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
-        next=typed("sample.py", door.recipe, "--model", trained.checkpoint_uri, store=door.store),
+        metrics={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
+        next=typed("sample.py", args.recipe, "--model", trained.checkpoint_uri, store=args.store),
     )
 
 
 if __name__ == "__main__":
-    open_door(TrainDoor, __doc__, check=check, plan=plan, run=run)
+    run_command(TrainArgs, __doc__, check=check, plan=plan, run=run)

@@ -1,4 +1,4 @@
-"""The whole line in one go: shard, train, sample, evaluate, promote. What is there already is skipped; killed, it goes on.
+"""The whole pipeline in one go: shard, train, sample, evaluate, promote. What is there already is skipped; killed, it goes on.
 
 examples:
   python pipelines/workflow.py                                     # digits, in minutes
@@ -16,13 +16,14 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 import time
 from typing import TYPE_CHECKING
 
+from pipelines.cli.checks import check_data, check_sampling, check_training, data_summary
+from pipelines.cli.command import Outcome, run_command, typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
-from pipelines.door import Outcome, check_data, check_sampling, check_training, data_summary, open_door, typed, ui
-from pipelines.recipes import Recipe
+from pipelines.recipes.config import Recipe
 from pipelines.tracking import TrackingError
 
 if TYPE_CHECKING:
-    from pipelines.line import Line
+    from pipelines.pipeline import Pipeline
 
 
 def check(recipe: Recipe) -> None:
@@ -44,15 +45,15 @@ def plan(recipe: Recipe) -> list[str]:
 
 
 def run(recipe: Recipe) -> Outcome:
-    """Run the line."""
-    from pipelines.line import open_line
+    """Run the pipeline."""
+    from pipelines.pipeline import open_pipeline
 
     asks = for_a_cpu("shard"), for_training(recipe.train), for_sampling(recipe.sample)
-    with open_line(recipe, *asks, reads_source=True) as line:
-        return _run(line)
+    with open_pipeline(recipe, *asks, reads_source=True) as pipeline:
+        return _run(pipeline)
 
 
-def _run(line: "Line") -> Outcome:
+def _run(pipeline: "Pipeline") -> Outcome:
     took: dict[str, float] = {}
     clock = [time.perf_counter()]
 
@@ -61,40 +62,40 @@ def _run(line: "Line") -> Outcome:
         clock[0] = time.perf_counter()
         print(f"{stage:9} {took[f'{stage}_s']:7.1f} s   {what}", flush=True)
 
-    index = line.shard()
+    index = pipeline.shard()
     done(
         "shard",
         f"{index.num_samples('train'):,} + {index.num_samples('heldout'):,} images, {index.num_rejected} left out",
     )
-    trained = line.train(index)
+    trained = pipeline.train(index)
     done("train", f"{trained.step:,} steps, {trained.images_per_s:,.0f} images/s")
-    weights = line.find_weights(trained.checkpoint_uri)
-    sampled = line.sample(weights)
+    weights = pipeline.find_weights(trained.checkpoint_uri)
+    sampled = pipeline.sample(weights)
     done("sample", f"{sampled.samples.num_images:,} images, {sampled.num_new:,} of them new")
-    evaluated = line.evaluate(weights, sampled, index)
+    evaluated = pipeline.evaluate(weights, sampled, index)
     done("evaluate", evaluated.summary)
     try:
-        version, promotion = line.promote(weights, evaluated)
+        version, promotion = pipeline.promote(weights, evaluated)
     except TrackingError as error:
         print(f"error: {error}", file=sys.stderr)
-        return Outcome(made={"report": evaluated.page_uri, "grid": sampled.grid_uri}, figures={**took}, exit_code=1)
+        return Outcome(made={"report": evaluated.page_uri, "grid": sampled.grid_uri}, metrics={**took}, exit_code=1)
     done("promote", f"version {version}: {promotion.reason}")
     return Outcome(
         made={
             "report": evaluated.page_uri,
             "grid": sampled.grid_uri,
-            "model": f"models:/{line.model_name}/{version}",
-            "MLflow": f"{line.tracker.shown_uri}   ({ui(line.recipe.store)} shows it)",
+            "model": f"models:/{pipeline.model_name}/{version}",
+            "MLflow": f"{pipeline.tracker.shown_uri}   ({ui(pipeline.recipe.store)} shows it)",
         },
-        figures={
-            **evaluated.figures,
+        metrics={
+            **evaluated.metrics,
             **took,
             "promoted": promotion.promoted,
             "train_images_per_s": trained.images_per_s,
         },
-        next=typed("sample.py", line.recipe.recipe, "--num-images", "4096", store=line.recipe.store),
+        next=typed("sample.py", pipeline.recipe.recipe, "--num-images", "4096", store=pipeline.recipe.store),
     )
 
 
 if __name__ == "__main__":
-    open_door(Recipe, __doc__, check=check, plan=plan, run=run)
+    run_command(Recipe, __doc__, check=check, plan=plan, run=run)

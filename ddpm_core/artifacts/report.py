@@ -22,7 +22,7 @@ class Report:
     """What an evaluation found."""
 
     uri: str
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """The figures and what they were measured on, as JSON."""
     html: str = field(repr=False)
     """The whole page in one file."""
@@ -30,13 +30,13 @@ class Report:
     """Pictures by file name."""
 
 
-def write_report(uri: str, figures: dict[str, Any], html: str, pngs: dict[str, bytes]) -> str:
+def write_report(uri: str, metrics: dict[str, Any], html: str, pngs: dict[str, bytes]) -> str:
     """Write a report in place of any that stood there.
 
     The old report.json goes first, so that at no time old figures stand beside new pictures.
 
     Args:
-        figures: JSON; a NaN or an infinity is refused.
+        metrics: JSON; a NaN or an infinity is refused.
         pngs: pictures by file name, each NAME.png.
 
     Returns:
@@ -49,7 +49,7 @@ def write_report(uri: str, figures: dict[str, Any], html: str, pngs: dict[str, b
     files = {**pngs, PAGE_NAME: html.encode()}
     marker = {
         "format_version": FORMAT_VERSION,
-        "figures": figures,
+        "figures": metrics,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     encoded = json.dumps(marker, indent=2, allow_nan=False).encode()
@@ -70,13 +70,13 @@ def read_report(uri: str) -> Report:
     marker = _read_marker(uri)
     files = {name: _read_verified(uri, name, expected) for name, expected in marker["sha256"].items()}
     html = files.pop(PAGE_NAME).decode()
-    return Report(uri=uri, figures=marker["figures"], html=html, pngs=files)
+    return Report(uri=uri, metrics=marker["figures"], html=html, pngs=files)
 
 
-def read_figures(uri: str) -> dict[str, Any]:
+def read_metrics(uri: str) -> dict[str, Any]:
     """The figures alone. Errors as in `read_report`."""
-    figures: dict[str, Any] = _read_marker(uri)["figures"]
-    return figures
+    metrics: dict[str, Any] = _read_marker(uri)["figures"]
+    return metrics
 
 
 def _read_marker(uri: str) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from ddpm_core import storage
 
-FIGURE = "distance"
+DISTANCE = "distance"
 """The figure by which checkpoints are ranked; lower is better."""
 
 
-def write_validation(run_uri: str, step: int, figures: Mapping[str, float]) -> None:
+def write_validation(run_uri: str, step: int, metrics: Mapping[str, float]) -> None:
     """Write the figures of a checkpoint; `distance` among them."""
-    storage.write_bytes(_uri(run_uri, step), json.dumps({"step": step, **figures}, indent=2).encode())
+    storage.write_bytes(_uri(run_uri, step), json.dumps({"step": step, **metrics}, indent=2).encode())
 
 
 def read_validations(run_uri: str) -> dict[int, dict[str, float]]:
@@ -24,7 +24,7 @@ def read_validations(run_uri: str) -> dict[int, dict[str, float]]:
 def best_step(run_uri: str) -> int | None:
     """The step whose checkpoint has the smallest distance; None if none was measured. Of equals the earlier one."""
     found = read_validations(run_uri)
-    return min(found, key=lambda step: found[step][FIGURE], default=None)
+    return min(found, key=lambda step: found[step][DISTANCE], default=None)
 
 
 def _uri(run_uri: str, step: int) -> str:

@@ -2,10 +2,14 @@
 
 import io
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ddpm_core.types import Tensor, UInt8
 
 _GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _PNG_LEVEL = 6
@@ -143,3 +147,8 @@ def decode_png(data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.
 
     pixels: NDArray[np.uint8] = png_decode(data, out=out)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def decode_pngs(pngs: Iterable[bytes]) -> UInt8[Tensor, "n c h w"]:
+    """The pixels of PNGs of one size that encode_png wrote."""
+    return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm_core.random import Purpose, words
+from ddpm_core.random import Purpose, random_bits
 
 _SHARDS, _WINDOW = 0, 1  # the `step` word: the two kinds of permutation never share a counter
 
@@ -147,7 +147,7 @@ class StreamOrder:
 
 def _permutation(key: int, kind: int, start: int, stop: int) -> NDArray[np.int64]:
     """A permutation of 0..stop-start-1: the argsort of a 64-bit word for each of start..stop-1."""
-    drawn = words(key, Purpose.PERMUTATION, torch.arange(start, stop), 2, step=kind).numpy().astype(np.uint64)
+    drawn = random_bits(key, Purpose.PERMUTATION, torch.arange(start, stop), 2, step=kind).numpy().astype(np.uint64)
     return np.argsort(drawn[:, 0] << np.uint64(32) | drawn[:, 1], kind="stable").astype(np.int64)
 
 

@@ -32,7 +32,7 @@ from ddpm_core.artifacts.manifest import (
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, encode_png, to_pixels
 from ddpm_core.data.sources import Source
-from ddpm_core.random import Purpose, words
+from ddpm_core.random import Purpose, random_bits
 
 QUARANTINE_NAME = "quarantine.json"
 _DATASET_STEP = (1 << 24) - 1  # the last one, so that no epoch's permutation is this one
@@ -98,7 +98,11 @@ def plan_dataset(num_images: int, config: DataConfig) -> tuple[ShardPlan, ...]:
 
 def _permutation(num_images: int, seed: int) -> NDArray[np.int64]:
     """0..n-1 in the order of a keyed 64-bit word each; the same everywhere."""
-    drawn = words(seed, Purpose.PERMUTATION, torch.arange(num_images), 2, step=_DATASET_STEP).numpy().astype(np.uint64)
+    drawn = (
+        random_bits(seed, Purpose.PERMUTATION, torch.arange(num_images), 2, step=_DATASET_STEP)
+        .numpy()
+        .astype(np.uint64)
+    )
     return np.argsort(drawn[:, 0] << np.uint64(32) | drawn[:, 1], kind="stable")
 
 

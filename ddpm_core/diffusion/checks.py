@@ -1,4 +1,4 @@
-"""What the mathematics is given, checked once at its doors: shapes everywhere, values where looking is free."""
+"""What the mathematics is given, checked once where it enters: shapes everywhere, values where looking is free."""
 
 from typing import Any, get_args
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ddpm_core.diffusion.checks import check_images, check_latents, check_like
-from ddpm_core.diffusion.process import at, q_sample
+from ddpm_core.diffusion.process import gather_at, q_sample
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
 from ddpm_core.diffusion.samplers import Noise, SamplerConfig, sample, steps_taken
 from ddpm_core.types import Float, Tensor
@@ -158,8 +158,8 @@ def inpaint(
             made = reverse.mean + (0.5 * reverse.log_variance).exp() * noise(step, 3 * again + 1)
             x_t = known * kept + (1 - known) * made
             if again > 0:  # Eq. 2: x_t from x_{t-1}
-                x_t = at(schedule.alphas.sqrt(), t, x_t) * x_t
-                x_t = x_t + at(schedule.betas.sqrt(), t, x_t) * noise(step, 3 * again + 2)
+                x_t = gather_at(schedule.alphas.sqrt(), t, x_t) * x_t
+                x_t = x_t + gather_at(schedule.betas.sqrt(), t, x_t) * noise(step, 3 * again + 2)
     raise AssertionError("a schedule has a step")
 
 

@@ -14,7 +14,7 @@ from ddpm_core.diffusion.checks import (
     check_timesteps,
 )
 from ddpm_core.diffusion.gaussian import bits_per_dim, discretized_log_likelihood, normal_kl
-from ddpm_core.diffusion.process import Prediction, at, express, q_posterior, q_sample
+from ddpm_core.diffusion.process import Prediction, gather_at, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import PMeanVariance, ReverseConfig, ReverseProcess, interpret, split_output
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.types import Float, Int, Tensor
@@ -117,7 +117,7 @@ def squared_error(
     """Of the prediction, whatever it predicts (Eq. 14, where that is eps)."""
     value, _ = split_output(output, x_t, p.config)
     # eps itself, not eps by way of x_t: the rounding on that way is large where there is little noise
-    target = eps if p.config.prediction == "eps" else express(p.config.prediction, x_0, x_t, t, p.schedule)
+    target = eps if p.config.prediction == "eps" else to_prediction(p.config.prediction, x_0, x_t, t, p.schedule)
     return (target - value).square().mean(dim=(1, 2, 3))
 
 
@@ -170,7 +170,7 @@ def bound_term(
 def prior_term(x_0: Float[Tensor, "b c h w"], schedule: NoiseSchedule) -> Float[Tensor, " b"]:
     """L_T = KL(q(x_T | x_0) || N(0, 1)) in bits/dim (Eq. 5): what the last step still tells of x_0."""
     last = torch.full((len(x_0),), schedule.num_timesteps - 1, device=x_0.device)
-    mean = at(schedule.alpha_bar.sqrt(), last, x_0) * x_0
-    log_variance = at((-schedule.alpha_bar).log1p(), last, x_0)
+    mean = gather_at(schedule.alpha_bar.sqrt(), last, x_0) * x_0
+    log_variance = gather_at((-schedule.alpha_bar).log1p(), last, x_0)
     zero = torch.zeros_like(log_variance)
     return bits_per_dim(normal_kl(mean, log_variance, zero, zero))

@@ -40,7 +40,7 @@ def q_sample(
             in all functions of this module).
     """
     check_like(eps, x_0, "eps", "x_0")
-    return at(schedule.alpha_bar.sqrt(), t, x_0) * x_0 + at((1 - schedule.alpha_bar).sqrt(), t, x_0) * eps
+    return gather_at(schedule.alpha_bar.sqrt(), t, x_0) * x_0 + gather_at((1 - schedule.alpha_bar).sqrt(), t, x_0) * eps
 
 
 def q_posterior(
@@ -49,9 +49,9 @@ def q_posterior(
     """q(x_{t-1} | x_t, x_0), a normal distribution (Eqs. 6 and 7)."""
     coef_x_0, coef_x_t = schedule.posterior_mean_coef_x_0, schedule.posterior_mean_coef_x_t
     return Posterior(
-        mean=at(coef_x_0, t, x_t) * x_0 + at(coef_x_t, t, x_t) * x_t,
-        variance=at(schedule.posterior_variance, t, x_t),
-        log_variance=at(schedule.posterior_log_variance_clipped, t, x_t),
+        mean=gather_at(coef_x_0, t, x_t) * x_0 + gather_at(coef_x_t, t, x_t) * x_t,
+        variance=gather_at(schedule.posterior_variance, t, x_t),
+        log_variance=gather_at(schedule.posterior_log_variance_clipped, t, x_t),
     )
 
 
@@ -75,14 +75,14 @@ def predict_x_0(
     alpha_bar = schedule.alpha_bar
     match prediction:
         case "eps":  # Eq. 4 solved for x_0
-            return at(alpha_bar.rsqrt(), t, x_t) * x_t - at((1 / alpha_bar - 1).sqrt(), t, x_t) * value
+            return gather_at(alpha_bar.rsqrt(), t, x_t) * x_t - gather_at((1 / alpha_bar - 1).sqrt(), t, x_t) * value
         case "x_0":
             return value
         case "mean":  # Eq. 7 solved for x_0
             coef_x_0, coef_x_t = schedule.posterior_mean_coef_x_0, schedule.posterior_mean_coef_x_t
-            return at(1 / coef_x_0, t, x_t) * value - at(coef_x_t / coef_x_0, t, x_t) * x_t
+            return gather_at(1 / coef_x_0, t, x_t) * value - gather_at(coef_x_t / coef_x_0, t, x_t) * x_t
         case "v":
-            return at(alpha_bar.sqrt(), t, x_t) * x_t - at((1 - alpha_bar).sqrt(), t, x_t) * value
+            return gather_at(alpha_bar.sqrt(), t, x_t) * x_t - gather_at((1 - alpha_bar).sqrt(), t, x_t) * value
 
 
 def predict_eps(
@@ -90,10 +90,10 @@ def predict_eps(
 ) -> Float[Tensor, "b c h w"]:
     """The eps that took x_0 to x_t: Eq. 4 solved for eps."""
     alpha_bar = schedule.alpha_bar
-    return (x_t - at(alpha_bar.sqrt(), t, x_t) * x_0) * at((1 - alpha_bar).rsqrt(), t, x_t)
+    return (x_t - gather_at(alpha_bar.sqrt(), t, x_t) * x_0) * gather_at((1 - alpha_bar).rsqrt(), t, x_t)
 
 
-def express(
+def to_prediction(
     prediction: Prediction,
     x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
@@ -111,10 +111,12 @@ def express(
             return q_posterior(x_0, x_t, t, schedule).mean
         case "v":
             alpha_bar, eps = schedule.alpha_bar, predict_eps(x_0, x_t, t, schedule)
-            return at(alpha_bar.sqrt(), t, x_t) * eps - at((1 - alpha_bar).sqrt(), t, x_t) * x_0
+            return gather_at(alpha_bar.sqrt(), t, x_t) * eps - gather_at((1 - alpha_bar).sqrt(), t, x_t) * x_0
 
 
-def at(values: Float[Tensor, " T"], t: Int[Tensor, " b"], like: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+def gather_at(
+    values: Float[Tensor, " T"], t: Int[Tensor, " b"], like: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b 1 1 1"]:
     """values[t], in the dtype of `like` and ready to multiply it.
 
     Raises:

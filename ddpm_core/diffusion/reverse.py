@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from ddpm_core.diffusion.checks import check_like, check_name
-from ddpm_core.diffusion.process import Prediction, at, predict_x_0, q_posterior
+from ddpm_core.diffusion.process import Prediction, gather_at, predict_x_0, q_posterior
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.types import Denoiser, Float, Int, Tensor
 
@@ -150,15 +150,15 @@ def _variance(
     schedule: NoiseSchedule,
 ) -> tuple[Float[Tensor, "b #c #h #w"], Float[Tensor, "b #c #h #w"]]:
     """Variance and log-variance of the reverse step."""
-    small = at(schedule.posterior_log_variance_clipped, t, x_t)
+    small = gather_at(schedule.posterior_log_variance_clipped, t, x_t)
     match variance:
         case "fixed_small":
-            return at(schedule.posterior_variance, t, x_t), small
+            return gather_at(schedule.posterior_variance, t, x_t), small
         case "fixed_large":
             # The published code's choice at t = 0, where only the likelihood sees it: posterior_variance[1].
             smallest = schedule.posterior_log_variance_clipped[:1].exp()
             large = torch.cat((smallest, schedule.betas[1:]))
-            return at(large, t, x_t), at(large.log(), t, x_t)
+            return gather_at(large, t, x_t), gather_at(large.log(), t, x_t)
         case "learned":
             assert second is not None
             return second.exp(), second
@@ -166,7 +166,7 @@ def _variance(
             assert second is not None
             # Nichol and Dhariwal 2021, Eq. 15; their code's v runs over [-1, 1]
             share = (second + 1) / 2
-            log_variance = share * at(schedule.betas.log(), t, x_t) + (1 - share) * small
+            log_variance = share * gather_at(schedule.betas.log(), t, x_t) + (1 - share) * small
             return log_variance.exp(), log_variance
 
 

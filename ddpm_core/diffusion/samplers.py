@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ddpm_core.diffusion.checks import check_latents, check_name
-from ddpm_core.diffusion.process import at, predict_eps, predict_x_0
+from ddpm_core.diffusion.process import gather_at, predict_eps, predict_x_0
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance, split_output
 from ddpm_core.diffusion.schedule import Spacing, respace, spaced_timesteps
 from ddpm_core.types import Float, Int, Tensor
@@ -166,9 +166,9 @@ def spaced_process(p: ReverseProcess, timesteps: list[int]) -> ReverseProcess:
         if from_mean:
             value = predict_x_0("mean", value, x_t, visited[t], own)
         if from_variance and second is not None:
-            above = second.exp() - at(own.posterior_variance, visited[t], x_t)
-            place = (above / at(own_width, visited[t], x_t)).clamp(0, 1)
-            second = (at(spaced.posterior_variance, t, x_t) + place * at(width, t, x_t)).log()
+            above = second.exp() - gather_at(own.posterior_variance, visited[t], x_t)
+            place = (above / gather_at(own_width, visited[t], x_t)).clamp(0, 1)
+            second = (gather_at(spaced.posterior_variance, t, x_t) + place * gather_at(width, t, x_t)).log()
         return value if second is None else torch.cat((value, second), dim=1)
 
     config = replace(p.config, prediction="x_0") if from_mean else p.config
@@ -203,9 +203,9 @@ def ddim(
         x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
         on_step(step, x_t, x_0_hat)
         # Eq. 12
-        x_t = at(schedule.alpha_bar_prev.sqrt(), t, x_t) * x_0_hat + at(direction, t, x_t) * eps_hat
+        x_t = gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t) * x_0_hat + gather_at(direction, t, x_t) * eps_hat
         if eta > 0 and step > 0:
-            x_t = x_t + at(sigma, t, x_t) * noise(step)
+            x_t = x_t + gather_at(sigma, t, x_t) * noise(step)
     return x_t
 
 
@@ -229,8 +229,8 @@ def dpm_solver(
         estimate = x_0_hat
         if 0 < h <= 2 * h_before:
             estimate = x_0_hat + h / (2 * h_before) * (x_0_hat - before)
-        gain = at(schedule.alpha_bar_prev.sqrt(), t, x_t) * -math.expm1(-h)
-        x_t = at(ratio, t, x_t) * x_t + gain * estimate
+        gain = gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t) * -math.expm1(-h)
+        x_t = gather_at(ratio, t, x_t) * x_t + gain * estimate
         before, h_before = x_0_hat, h
     raise AssertionError("a schedule has a step")
 
@@ -245,7 +245,10 @@ def heun(p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, c
         x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
         on_step(step, x_t, x_0_hat)
         # Euler's step of the ODE, said without the division by alpha_bar: it is ddim's
-        root, deviation = at(schedule.alpha_bar_prev.sqrt(), t, x_t), at((1 - schedule.alpha_bar_prev).sqrt(), t, x_t)
+        root, deviation = (
+            gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t),
+            gather_at((1 - schedule.alpha_bar_prev).sqrt(), t, x_t),
+        )
         euler = root * x_0_hat + deviation * eps_hat
         # The last step ends at s = 0 and one from alpha_bar = 0 begins at infinity: there the trapezium is not defined.
         if step == 0 or not signal[step]:

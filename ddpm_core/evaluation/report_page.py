@@ -14,8 +14,8 @@ from PIL import Image
 
 from ddpm_core.data.images import encode_png
 from ddpm_core.evaluation.bits_per_dim import BoundStats, progress_table
-from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.neighbours import Neighbours
+from ddpm_core.evaluation.plots import bound_curves, loss_curve
 from ddpm_core.types import Tensor, UInt8
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -59,7 +59,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureRow:
+class MetricRow:
     """One figure and what it was measured on."""
 
     name: str
@@ -79,7 +79,7 @@ class ReportContent:
     created_at: str
     dataset: DatasetFacts
     model: ModelFacts
-    figures: tuple[FigureRow, ...]
+    metrics: tuple[MetricRow, ...]
     """The figure that matters first, then its reference floor."""
     extractor_digest: str
     real: UInt8[Tensor, "n_real c h w"]
@@ -117,7 +117,7 @@ def render_report(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=lambda value: f"{value:,}", figure=_figure)
+    environment.filters.update(count=lambda value: f"{value:,}", number=_number)
     return environment.get_template("report.html.j2").render(
         content=content,
         **_sizes(content),
@@ -145,7 +145,7 @@ def _neighbour_rows(content: ReportContent) -> list[tuple[str, list[tuple[str, f
     ]
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     """Four significant digits, without an exponent for what people compare by eye."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 

@@ -23,7 +23,7 @@ from ddpm_core.interop import scheduler_json, unet_json
 from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.unet import UNetConfig
-from ddpm_core.plain import from_json
+from ddpm_core.serialization import from_json
 
 _WEIGHTS, _PICKLE = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm_core.random import kept
+from ddpm_core.random import dropout_mask
 from ddpm_core.types import Float, Int, Tensor
 
 _GROUPS = 32
@@ -63,7 +63,7 @@ class KeyedDropout(nn.Module):
         """h, or without a key h itself."""
         if key is None or self.rate == 0:
             return h
-        keep = kept(key.seed, key.index, tuple(h.shape[1:]), self.rate, step=self.layer)
+        keep = dropout_mask(key.seed, key.index, tuple(h.shape[1:]), self.rate, step=self.layer)
         return h.masked_fill(~keep, 0) * (1 / (1 - self.rate / 2**16))
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as boto_errors
 
 from ddpm_core.storage.local import TEMPORARY
-from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, persistently
+from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, with_retries
 from ddpm_core.storage.uri import StorageError, split_s3
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _read_part(uri: str, offset: int, size: int, etag: str | None = None) -> tup
             raise boto_errors.IncompleteReadError(actual_bytes=len(body), expected_bytes=min(size, total - offset))
         return body, total, answer["ETag"]
 
-    return persistently(uri, "read", get)
+    return with_retries(uri, "read", get)
 
 
 def describe(uri: str) -> tuple[int, str] | None:
@@ -98,7 +98,7 @@ def describe(uri: str) -> tuple[int, str] | None:
     if not key:
         return None
     try:
-        head = persistently(uri, "look up", lambda client: client.head_object(Bucket=bucket, Key=key))
+        head = with_retries(uri, "look up", lambda client: client.head_object(Bucket=bucket, Key=key))
     except FileNotFoundError:
         return None
     return head["ContentLength"], head["ETag"]
@@ -114,7 +114,7 @@ def list_files(uri: str) -> list[tuple[str, int, str]]:
         return client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", **place)
 
     while True:
-        page = persistently(uri, "list", get_page)
+        page = with_retries(uri, "list", get_page)
         items = page.get("Contents", [])
         found += [(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]) for item in items]
         if not page["IsTruncated"]:
@@ -138,7 +138,7 @@ def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
         return answer["Body"].read(), answer["ETag"], answer["Metadata"].get(_WRITERS, "")
 
     try:
-        content, etag, writers = persistently(uri, "read", get)
+        content, etag, writers = with_retries(uri, "read", get)
         if content != expected:
             return False
         return _put(uri, data, {"IfMatch": etag.strip('"')}, writers)  # Ceph compares without the quotes
@@ -168,7 +168,7 @@ def _put(uri: str, data: bytes, condition: dict[str, Any] | None = None, writers
             return _was_written_by(client, bucket, key, name)
         return True
 
-    return persistently(uri, "write", put)
+    return with_retries(uri, "write", put)
 
 
 def _was_written_by(client: S3Client, bucket: str, key: str, name: str) -> bool:
@@ -213,7 +213,7 @@ def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
         def put_part(client: S3Client) -> str:
             return client.upload_part(**where, PartNumber=number, Body=part, ContentMD5=digest)["ETag"]
 
-        return {"PartNumber": number, "ETag": persistently(uri, "write", put_part)}
+        return {"PartNumber": number, "ETag": with_retries(uri, "write", put_part)}
 
     def complete(client: S3Client) -> None:
         try:
@@ -229,14 +229,14 @@ def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
             if error_code(error) != "NoSuchUpload":
                 raise
 
-    where: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": persistently(uri, "write", begin)}
+    where: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": with_retries(uri, "write", begin)}
     try:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
             parts = list(threads.map(put, range(0, size, _PART_BYTES)))
-        persistently(uri, "write", complete)
+        with_retries(uri, "write", complete)
     except BaseException as error:
         try:
-            persistently(uri, "remove the parts", abort, _SOON_S)
+            with_retries(uri, "remove the parts", abort, _SOON_S)
         except OSError as left:
             error.add_note(f"parts of the upload were left: {left}")
         raise
@@ -244,7 +244,7 @@ def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
 
 def delete(uri: str) -> None:
     bucket, key = split_s3(uri)
-    persistently(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=key))
+    with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=key))
 
 
 def check_store(uri: str) -> None:
@@ -254,7 +254,7 @@ def check_store(uri: str) -> None:
 
     soon_s = min(_SOON_S, default_deadline_s())
     try:
-        persistently(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
-        persistently(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
+        with_retries(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
+        with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
     except OSError as error:
         raise ValueError(f"the store cannot be written: {error}") from None

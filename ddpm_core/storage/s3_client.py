@@ -110,7 +110,7 @@ def _may_pass(error: Exception) -> bool:
     return error_code(error) in _PASSING or (status >= 500 and status not in _NEVER_PASSING)
 
 
-def persistently(uri: str, what: str, request: Callable[[S3Client], T], deadline_s: float | None = None) -> T:
+def with_retries(uri: str, what: str, request: Callable[[S3Client], T], deadline_s: float | None = None) -> T:
     """Make a request, and again while it fails in a way that may pass, until a deadline.
 
     Args:

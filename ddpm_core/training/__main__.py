@@ -30,21 +30,21 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.model.unet import UNetConfig
-from ddpm_core.plain import from_json
+from ddpm_core.serialization import from_json
 from ddpm_core.training.build import run_config
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.walk import Told, walk
+from ddpm_core.training.worker import WorkerSpec, run_worker
 
 _TERMINATED = 143
 _LEAVE_S = 25.0
 """torchrun kills after 30 s."""
 
 
-def read_told(dataset_uri: str, run_uri: str, config: dict[str, Any], device: torch.device) -> Told:
+def read_spec(dataset_uri: str, run_uri: str, config: dict[str, Any], device: torch.device) -> WorkerSpec:
     """What the worker must know.
 
     Raises:
@@ -75,7 +75,7 @@ def read_told(dataset_uri: str, run_uri: str, config: dict[str, Any], device: to
         dataset_digest=index.digest,
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
-    return Told(train=train, run=run, index=index)
+    return WorkerSpec(train=train, run=run, index=index)
 
 
 def join() -> Worker:
@@ -90,7 +90,7 @@ def join() -> Worker:
     return Worker(rank=rank, num_workers=count, device=device)
 
 
-def leave_on_sigterm(state: TrainState, saver: Saver, worker: Worker, run: Run) -> None:
+def save_on_sigterm(state: TrainState, checkpointer: Checkpointer, worker: Worker, run: Run) -> None:
     """On SIGTERM the first worker saves the last completed step; the others wait for it, since it needs no one of them."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda signum, frame: told.set())
@@ -99,7 +99,7 @@ def leave_on_sigterm(state: TrainState, saver: Saver, worker: Worker, run: Run) 
         told.wait()
         if worker.is_first:
             began = time.perf_counter()
-            if (step := saver.leave()) is not None:
+            if (step := checkpointer.save_emergency()) is not None:
                 took = time.perf_counter() - began
                 print(f"SIGTERM: step {step} was saved in {took:.1f} s", file=sys.stderr, flush=True)
         else:
@@ -143,14 +143,14 @@ def main(argv: list[str]) -> int:
     )
 
     try:
-        told = read_told(args.dataset, args.run, json.loads(args.config.read_text()), worker.device)
+        spec = read_spec(args.dataset, args.run, json.loads(args.config.read_text()), worker.device)
 
-        def saver(state: TrainState) -> Saver:
-            made = Saver(state, told.train, told.run, saved=lambda uri: say(f"saved {uri}"), warned=say)
-            leave_on_sigterm(state, made, worker, told.run)
+        def checkpointer(state: TrainState) -> Checkpointer:
+            made = Checkpointer(state, spec.train, spec.run, saved=lambda uri: say(f"saved {uri}"), warned=say)
+            save_on_sigterm(state, made, worker, spec.run)
             return made
 
-        walk(told, worker, events, platformdirs.user_cache_path("ddpm") / "shards", saver)
+        run_worker(spec, worker, events, platformdirs.user_cache_path("ddpm") / "shards", checkpointer)
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2

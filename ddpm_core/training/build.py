@@ -9,8 +9,8 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig
-from ddpm_core.plain import from_json, to_json
-from ddpm_core.training.config import FREE, TrainConfig
+from ddpm_core.serialization import from_json, to_json
+from ddpm_core.training.config import MAY_CHANGE, TrainConfig
 from ddpm_core.training.step import Objective
 
 
@@ -30,7 +30,7 @@ def run_config(
         train: with its precision said. Not "auto": a run that moved between CPU and GPU would go on in another one unnoticed.
         init_from: sha256 of the weights that it begins with, if not with the seed's.
     """
-    decisive = {field.name for field in fields(TrainConfig)} - FREE
+    decisive = {field.name for field in fields(TrainConfig)} - MAY_CHANGE
     return {
         "image_size": index.image_size,
         "channels": index.channels,

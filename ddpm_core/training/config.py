@@ -5,7 +5,7 @@ from typing import Literal
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-FREE = {
+MAY_CHANGE = {
     "steps",
     "log_every",
     "checkpoint_every",

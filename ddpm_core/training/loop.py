@@ -9,12 +9,12 @@ import torch
 from ddpm_core.artifacts.checkpoint import Checkpoint, HistoryRow
 from ddpm_core.data.loader import Batch, StreamConfig, TrainingStream
 from ddpm_core.training.build import check_continues, image_shape
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.divergence import FiniteWatch, memory_for
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
-from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
-from ddpm_core.training.watch import FiniteWatch, memory_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,14 @@ def train(
     worker: Worker,
     run: Run,
     events: Events,
-    saver: Saver,
+    checkpointer: Checkpointer,
 ) -> None:
     """Train from the state's step to `config.steps`; a checkpoint stands at the end."""
     if state.step >= config.steps:
         if worker.is_first:
-            saver.save()
+            checkpointer.save()
             events.preview(state)
-            saver.finish(last=True)
+            checkpointer.finish(last=True)
         return
     check_agreement(state.step, worker)
     forward = in_parallel(state.network, worker, image_shape(run.config))
@@ -100,7 +100,7 @@ def train(
         seen = _whole_batch(batch, draws, found) if state.timesteps is not None and update else None
         is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
         now = time.perf_counter()
-        with state.going_over(), fits(len(batch.positions)):
+        with state.transition(), fits(len(batch.positions)):
             advance(state, config, update=update)
             if state.timesteps is not None and seen is not None:
                 state.timesteps.update(*seen)
@@ -111,13 +111,13 @@ def train(
             if worker.is_first:
                 events.logged(state.history[-1])
         if worker.is_first and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
-            saver.save()
+            checkpointer.save()
         if worker.is_first and (state.step % config.preview_every == 0 or state.step == config.steps):
             before = time.perf_counter()
             events.preview(state)
             clock += time.perf_counter() - before  # images/s is the training's alone
         events.doing(state.step, "reading")
-    saver.finish(last=True)
+    checkpointer.finish(last=True)
 
 
 def _row(state: TrainState, found: Backward, steps_per_s: float, config: TrainConfig) -> HistoryRow:

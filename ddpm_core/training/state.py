@@ -29,15 +29,15 @@ class TrainState:
     """Of a loss-aware choice of t."""
     history: list[dict[str, int | float]] = field(default_factory=list)
     """Logged rows: step, images_seen, loss, grad_norm, images_per_s."""
-    moving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while the state goes over from one step to the next. Who else holds it finds all of it at one step,"""
     is_whole: bool = True
     """unless going over failed: then part of it may be at one, part at the next, and none of it is to be kept."""
 
     @contextmanager
-    def going_over(self) -> Iterator[None]:
+    def transition(self) -> Iterator[None]:
         """Around all that changes from one step to the next."""
-        with self.moving:
+        with self.lock:
             self.is_whole = False
             yield
             self.is_whole = True

@@ -1,4 +1,4 @@
-"""The Ray cluster: the session that a door attaches to or starts, and what is placed on its nodes."""
+"""The Ray cluster: the session that a command attaches to or starts, and what is placed on its nodes."""
 
 import os
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.demand import read_demand
-from pipelines.recipes import SampleStage, SweepStage, TrainStage
+from pipelines.recipes.config import SampleStage, SweepStage, TrainStage
 
 SHARE = 0.125
 """Of a CPU: so much each training worker leaves of those that it asks for, and so much asks one task at a time of each command.

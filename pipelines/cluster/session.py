@@ -24,7 +24,7 @@ _SLOW_S, _AGAIN_S = 10.0, 60.0
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A Ray session for one door: attached where RAY_ADDRESS or a started cluster says so, else of its own.
+    """A Ray session for one command: attached where RAY_ADDRESS or a started cluster says so, else of its own.
 
     Raises:
         ValueError: in one line, if there is no cluster at the address, or none can be started here.

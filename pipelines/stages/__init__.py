@@ -1,1 +1,1 @@
-"""The stages as functions: a door opens one, the workflow runs them in line."""
+"""The stages as functions: a command runs one, the workflow all of them in order."""

@@ -1,7 +1,6 @@
 """The sample stage: blocks of seeds, each made by a task, and a set that names them once all stand."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,21 +17,21 @@ from ddpm_core.artifacts.sample_set import (
     sample_set_folder,
     write_block,
 )
-from ddpm_core.data.images import decode_png, encode_png
+from ddpm_core.data.images import decode_pngs, encode_png
 from ddpm_core.diffusion.samplers import check_sampler
-from ddpm_core.evaluation.figures import image_grid
-from ddpm_core.plain import to_json
+from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.sampling.generate import generate
 from ddpm_core.sampling.labels import check_labels, labels_in_turn
+from ddpm_core.serialization import to_json
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
+from pipelines.cluster.model_cache import loaded_network
 from pipelines.cluster.placement import for_sampling
 from pipelines.cluster.session import versions
 from pipelines.cluster.tasks import share
-from pipelines.models import code_version, seeded_process
+from pipelines.naming import code_version, seeded_process
 from pipelines.progress import progress
-from pipelines.recipes import SampleStage
-from pipelines.stages.networks import loaded_network
+from pipelines.recipes.config import SampleStage
 
 _GRID_IMAGES = 64
 
@@ -97,7 +96,7 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
         _generate_blocks(weights, config, samples, missing)
     took = time.perf_counter() - began
     if not storage.exists(samples.set_uri):
-        storage.write_bytes(grid_uri, image_grid(_decoded(islice(read_images(samples), _GRID_IMAGES)), columns=8))
+        storage.write_bytes(grid_uri, image_grid(_first_images(samples), columns=8))
         commit_sample_set(samples)
     num_new = len(missing) * config.block_size
     return Sampled(samples=samples, grid_uri=grid_uri, num_new=num_new, images_per_s=num_new / took if missing else 0.0)
@@ -129,5 +128,5 @@ def _generate_block(first_seed: int, shared: tuple[ray.ObjectRef], config: Sampl
     write_block(uri, first_seed, pngs)
 
 
-def _decoded(images: Iterable[tuple[int, bytes]]) -> Tensor:
-    return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for _, png in images])
+def _first_images(samples: SampleSet) -> Tensor:
+    return decode_pngs(png for _, png in islice(read_images(samples), _GRID_IMAGES))

@@ -22,19 +22,19 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
-from ddpm_core.plain import to_json
+from ddpm_core.serialization import to_json
+from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.walk import walk
+from ddpm_core.training.worker import run_worker
 from pipelines.cluster.placement import Ask, Waiting, for_trials
 from pipelines.cluster.session import shard_cache
-from pipelines.models import run_folder
+from pipelines.measuring import real_stats
+from pipelines.naming import run_folder
 from pipelines.progress import say
-from pipelines.recipes import Recipe, SweepStage
-from pipelines.stages.evaluate import real_stats
-from pipelines.stages.train import preview_images, run_name, told
+from pipelines.recipes.config import Recipe, SweepStage
+from pipelines.stages.train import preview_images, run_name, worker_spec
 from pipelines.tracking import RunHandle, Tracker
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _trial(
     schedule = replace(recipe.schedule, **_schedule_fields(drawn))
     recipe = replace(recipe, schedule=schedule)
     name = run_name(recipe, index, None)
-    what = told(recipe, index, run_folder(recipe.store, name), None)
+    what = worker_spec(recipe, index, run_folder(recipe.store, name), None)
 
     def measure(state: TrainState) -> None:
         seeds = range(sweep.num_images)
@@ -142,10 +142,10 @@ def _trial(
     events = Events(logged=lambda row: None, preview=measure, warned=logger.warning)
     worker = Worker(rank=0, num_workers=1, device=device)
 
-    def saver(state: TrainState) -> Saver:
-        return Saver(state, what.train, what.run, saved=lambda uri: None, warned=logger.warning)
+    def checkpointer(state: TrainState) -> Checkpointer:
+        return Checkpointer(state, what.train, what.run, saved=lambda uri: None, warned=logger.warning)
 
-    walk(what, worker, events, shard_cache(), saver)
+    run_worker(what, worker, events, shard_cache(), checkpointer)
 
 
 def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:

@@ -21,21 +21,21 @@ from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
-from ddpm_core.evaluation.figures import image_grid
+from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.build import build_network, check_continues, image_shape
-from ddpm_core.training.saver import Run
+from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.state import TrainState, check_weights, ema_tensors, load_network
-from ddpm_core.training.walk import Told
+from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
 from pipelines.cluster.session import versions
-from pipelines.models import code_version, digest, run_folder, seeded_process, trajectory
+from pipelines.naming import code_version, digest, run_folder, seeded_process, trajectory
 from pipelines.progress import Progress, progress
-from pipelines.recipes import Recipe
-from pipelines.stages.fit import fit
-from pipelines.stages.judge import Judge
+from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
+from pipelines.training.trainer import fit
+from pipelines.training.validation import Validator
 
 _PREVIEW_IMAGES, _PREVIEW_STEPS = 64, 25
 
@@ -116,11 +116,11 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         run.log_metrics(_points(checkpoint.history))
     done = checkpoint.step if checkpoint else -1
     if done < recipe.train.steps:
-        judge, what = Judge(recipe, index, run_uri), told(recipe, index, run_uri, init_from)
+        validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
         with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
-            scribe = _Scribe(run, shown, judge)
-            fit(what, recipe.train, scribe.tell, partial(_preview, run=what.run))
-            scribe.note(judge.found(wait=True))
+            reporter = _ProgressReporter(run, shown, validator)
+            fit(what, recipe.train, reporter.tell, partial(_preview, run=what.run))
+            reporter.note(validator.found(wait=True))
     final = list_checkpoints(run_uri)[-1]
     history = read_history(final)
     rates = sorted(row["images_per_s"] for row in history)
@@ -133,8 +133,8 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     )
 
 
-def told(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> Told:
-    """What a worker must be told to walk a recipe's trajectory."""
+def worker_spec(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> WorkerSpec:
+    """What each worker of a recipe's run is given."""
     run = Run(
         uri=run_uri,
         config=trajectory(recipe, index, _origin(init_from)),
@@ -142,7 +142,7 @@ def told(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights |
         dataset_digest=index.digest,
         versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads)},
     )
-    return Told(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
+    return WorkerSpec(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
 
 
 def _points(history: list[HistoryRow]) -> list[HistoryRow]:
@@ -150,11 +150,11 @@ def _points(history: list[HistoryRow]) -> list[HistoryRow]:
     return [{key: value for key, value in row.items() if key != "images_seen"} for row in history]
 
 
-class _Scribe:
+class _ProgressReporter:
     """Shows a run's progress, logs its figures and pictures, and has its checkpoints judged."""
 
-    def __init__(self, run: RunHandle, shown: Progress, judge: Judge) -> None:
-        self._run, self._shown, self._judge = run, shown, judge
+    def __init__(self, run: RunHandle, shown: Progress, validator: Validator) -> None:
+        self._run, self._shown, self._validator = run, shown, validator
 
     def tell(self, events: list[tuple[str, Any]]) -> None:
         """What the workers posted."""
@@ -172,15 +172,15 @@ class _Scribe:
             if kind == "preview":
                 self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
             elif kind == "saved":
-                self._judge.saved(what)
+                self._validator.saved(what)
             elif kind == "warned":
                 self._shown.say(what)
-        self.note(self._judge.found())
+        self.note(self._validator.found())
 
-    def note(self, figures: list[dict[str, float]]) -> None:
-        """What the judge found."""
-        if figures:
-            self._run.log_metrics(figures)
+    def note(self, metrics: list[dict[str, float]]) -> None:
+        """What validation found."""
+        if metrics:
+            self._run.log_metrics(metrics)
 
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:

@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from pipelines.recipes import default_store
+from pipelines.recipes.config import default_store
 from pipelines.tracking.ui import serve
 
 
@@ -12,7 +12,7 @@ def main(store: str | None = None) -> int:
     """Show MLflow's pages on loopback, at port 5000, the next free one, or $PORT.
 
     Args:
-        store: the store to show, a folder or s3://bucket/prefix; by default the one that every door uses.
+        store: the store to show, a folder or s3://bucket/prefix; by default the one that every command uses.
     """
     try:
         return serve(store or default_store())

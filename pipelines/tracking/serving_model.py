@@ -22,7 +22,7 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.build import build_network, image_shape
 from ddpm_core.training.state import load_network
-from pipelines.models import seeded_process
+from pipelines.naming import seeded_process
 
 BATCH_SIZE = 64
 

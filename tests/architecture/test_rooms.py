@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted((ROOT / "ddpm_core").rglob("*.py"))
-DOORS = ["shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule"]
+COMMANDS = ["shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule"]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -63,10 +63,10 @@ def test_no_hidden_generator_state(path: Path) -> None:
             assert name not in ("nn.Dropout", "F.dropout", "functional.dropout"), f"line {node.lineno}: {name}"
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_door_helps_without_starting_anything(door: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps_without_starting_anything(command: str, tmp_path: Path) -> None:
     """Nor does it wait for Ray and MLflow, which take seconds to import."""
-    path = ROOT / "pipelines" / f"{door}.py"
+    path = ROOT / "pipelines" / f"{command}.py"
     code = f"""
 import runpy, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None
@@ -81,12 +81,12 @@ runpy.run_path({str(path)!r}, run_name="__main__")
 
 def test_help_may_be_read_in_part() -> None:
     """As by head, which closes the pipe."""
-    door = subprocess.Popen(
+    command = subprocess.Popen(
         [sys.executable, str(ROOT / "pipelines/train.py"), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert door.stdout is not None
-    assert door.stderr is not None
-    door.stdout.close()
-    with door.stderr as told:
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    with command.stderr as told:
         assert told.read() == b""
-    assert door.wait() == 0
+    assert command.wait() == 0

@@ -1,8 +1,8 @@
-"""On a machine with a GPU: whether its results are the CPU's, how fast they come, and the doors with one GPU for all of them.
+"""On a machine with a GPU: whether its results are the CPU's, how fast they come, and the commands with one GPU for all of them.
 
-    .venv/bin/python tests/benchmarks/gpu.py [--parts correctness speed doors] [--source FOLDER] [--out FOLDER]
+    .venv/bin/python tests/benchmarks/gpu.py [--parts correctness speed commands] [--source FOLDER] [--out FOLDER]
 
-Each part is a table; what fails is said and does not stop the next. `doors` runs the digits on the GPU, samples while a training
+Each part is a table; what fails is said and does not stop the next. `commands` runs the digits on the GPU, samples while a training
 holds it, and with --source (CIFAR-10 as JPEGs) trains the paper's network for --steps.
 """
 
@@ -158,27 +158,27 @@ def _step_seconds(batch: int, precision: str, steps: int = 12) -> float:
     return statistics.median(took[4:])
 
 
-class Doors:
-    """The doors on one machine with a Ray of their own, each with --json."""
+class Commands:
+    """The commands on one machine with a Ray of their own, each with --json."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, door: str, *args: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / f"pipelines/{door}.py"), *args, "--store", str(self.folder), "--json"]
+    def start(self, script: str, *args: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / f"pipelines/{script}.py"), *args, "--store", str(self.folder), "--json"]
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def run(self, door: str, *args: str) -> tuple[dict[str, Any], str, float]:
+    def run(self, script: str, *args: str) -> tuple[dict[str, Any], str, float]:
         began = time.perf_counter()
-        process = self.start(door, *args)
+        process = self.start(script, *args)
         out, err = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{door}.py ended with {process.returncode}: {out[-1000:]} {err[-3000:]}")
+            raise RuntimeError(f"{script}.py ended with {process.returncode}: {out[-1000:]} {err[-3000:]}")
         return json.loads(out.strip().splitlines()[-1]), err, time.perf_counter() - began
 
 
-def doors(out: Path, source: str | None, steps: int) -> Rows:
-    made = Doors(Path(tempfile.mkdtemp(prefix="gpu-")))
+def commands(out: Path, source: str | None, steps: int) -> Rows:
+    made = Commands(Path(tempfile.mkdtemp(prefix="gpu-")))
     gpu = ["--train.use-gpu", "--sample.use-gpu", "--train.num-workers", "1"]
     whole, _, seconds = made.run("workflow", "digits", *gpu)
     figure = f"fd_random_conv {whole['fd_random_conv']:.4g}"
@@ -196,7 +196,7 @@ def doors(out: Path, source: str | None, steps: int) -> Rows:
     shutil.rmtree(made.folder, ignore_errors=True)
 
 
-def _shared_gpu(made: Doors, model: list[str]) -> Rows:
+def _shared_gpu(made: Commands, model: list[str]) -> Rows:
     """A cluster of one GPU: what asks for it while a training has it says so, and gets it when that ends."""
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-benchmark"})
@@ -221,7 +221,7 @@ def _shared_gpu(made: Doors, model: list[str]) -> Rows:
         subprocess.run([*ray, "stop", "--force"], check=False, capture_output=True)
 
 
-def _cifar10(made: Doors, source: str, steps: int, out: Path) -> Rows:
+def _cifar10(made: Commands, source: str, steps: int, out: Path) -> Rows:
     rest = f"""
         --train.steps {steps} --train.checkpoint-every {steps} --train.preview-every {steps} --train.warmup-steps 500
         --train.ema-decay 0.999 --sample.sampler.name ddim --sample.sampler.num-steps 50 --sample.num-images 2048
@@ -242,7 +242,7 @@ def _stages(whole: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["correctness", "speed", "doors"])
+    parser.add_argument("--parts", nargs="+", default=["correctness", "speed", "commands"])
     parser.add_argument("--source", help="CIFAR-10 as JPEGs: also train the paper's network")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("."))
@@ -250,7 +250,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Rows]] = {
         "correctness": correctness,
         "speed": speed,
-        "doors": lambda: doors(given.out, given.source, given.steps),
+        "commands": lambda: commands(given.out, given.source, given.steps),
     }
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, {os.cpu_count()} CPUs")
     for name in given.parts:

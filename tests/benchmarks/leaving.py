@@ -19,8 +19,8 @@ import torch
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, new_state
 from ddpm_core.training.step import advance
 
@@ -49,11 +49,11 @@ def leave(run_uri: str) -> float:
     """Seconds."""
     state, begun = trained(), threading.Event()
     run = Run(uri=run_uri, config={}, dataset_uri="", dataset_digest="", versions={})
-    saver = Saver(state, TrainConfig(), run, saved=lambda uri: None, warned=print)
+    checkpointer = Checkpointer(state, TrainConfig(), run, saved=lambda uri: None, warned=print)
     threading.Thread(target=compute, args=(state, begun), daemon=True).start()
     begun.wait()
     began = time.perf_counter()
-    saver.leave()
+    checkpointer.save_emergency()
     return time.perf_counter() - began
 
 

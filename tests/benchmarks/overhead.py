@@ -1,9 +1,9 @@
-"""What the line costs: steps of `train.py` on one worker against a bare loop of the same model on tensors in memory, in turns.
+"""What the pipeline costs: steps of `train.py` on one worker against a bare loop of the same model on tensors in memory, in turns.
 
     .venv/bin/python tests/benchmarks/overhead.py --threads 1 --turns 20 --turn-s 20 --batch-size 8
 
 The bare loop is what a person would write first: random uint8 images in memory, torch's own generator for t, eps and flips, the
-paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The line is the whole command: Ray
+paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The pipeline is the whole command: Ray
 with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging; no checkpoint is due (leaving.py times one).
 Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP) while the other has its
 turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds. Ray's own

@@ -5,8 +5,8 @@
 The nodes are those of ray.cluster_utils.Cluster, all on this machine, with as many CPUs and GPUs as they declare; the store lies
 on a local S3 server. Cases, all of them unless some are named:
 
-    small      2 nodes of 2 CPUs: the whole line; two samplings, a training and a scheduled tick at once
-    uneven     a head of 1 CPU and a node of 3: the whole line
+    small      2 nodes of 2 CPUs: the whole pipeline; two samplings, a training and a scheduled tick at once
+    uneven     a head of 1 CPU and a node of 3: the whole pipeline
     wide       2 nodes of 8 declared CPUs: every command with its defaults
     gpus       a head of 1 CPU and two nodes with 2 CPUs and one declared GPU each: placement alone
     refusals   what no node can hold, a local store, a local source, a node that does not reach the store
@@ -45,7 +45,7 @@ from ddpm_core.artifacts.checkpoint import list_checkpoints, read_weights, step_
 from ddpm_core.data.images import encode_png
 from pipelines.cluster.placement import Ask, cluster_nodes, for_sampling, for_training
 from pipelines.cluster.tasks import share
-from pipelines.recipes import SampleStage, TrainStage
+from pipelines.recipes.config import SampleStage, TrainStage
 
 ROOT = Path(__file__).parents[2]
 OF_TRAINING = [
@@ -110,16 +110,16 @@ class Bench:
     alone: dict[str, Any] = field(default_factory=dict)
     """What one machine made."""
 
-    def start(self, door: str, *args: str) -> subprocess.Popen[str]:
-        """A door, on the cluster that is up, else on a Ray of its own."""
-        command = [sys.executable, str(ROOT / f"pipelines/{door}.py"), *args]
+    def start(self, script: str, *args: str) -> subprocess.Popen[str]:
+        """A command, on the cluster that is up, else on a Ray of its own."""
+        command = [sys.executable, str(ROOT / f"pipelines/{script}.py"), *args]
         env = {**os.environ, **self.env, **({"RAY_ADDRESS": self.address} if self.address else {})}
         return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def door(self, door: str, *args: str, timeout_s: float = 400) -> Ended:
-        """A door to its end."""
+    def script(self, script: str, *args: str, timeout_s: float = 400) -> Ended:
+        """A command to its end."""
         began = time.monotonic()
-        return ended(self.start(door, *args), began, timeout_s)
+        return ended(self.start(script, *args), began, timeout_s)
 
 
 def ended(process: subprocess.Popen[str], began: float, timeout_s: float = 400) -> Ended:
@@ -197,7 +197,7 @@ def must(holds: bool, what: str, done: Ended | None = None) -> None:
 
 def whole_line(where: Bench, name: str) -> dict[str, Any]:
     """workflow.py in small; what it made."""
-    done = where.door("workflow", "digits", *SMALL, "--store", f"{where.bucket}/{name}", "--json")
+    done = where.script("workflow", "digits", *SMALL, "--store", f"{where.bucket}/{name}", "--json")
     must(done.code == 0, f"workflow.py ends with 0, in {done.seconds:.0f} s", done)
     return done.told
 
@@ -221,7 +221,7 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float) -> None:
 def small(where: Bench) -> None:
     with cluster(where, {"num_cpus": 2, "include_dashboard": True, "dashboard_port": DASHBOARD}, {"num_cpus": 2}):
         made = whole_line(where, "small")
-        done = where.door(
+        done = where.script(
             "train",
             "digits",
             *OF_TRAINING,
@@ -272,15 +272,15 @@ def wide(where: Bench) -> None:
     with cluster(where, {"num_cpus": 8}, {"num_cpus": 8}):
         made = whole_line(where, "wide")
         sweep = ["--sweep.num-trials", "2", "--sweep.num-images", "32", "--sweep.num-rungs", "1"]
-        for door, *args in (
+        for script, *args in (
             ("shard",),
             ("train", *OF_TRAINING),
             ("sweep", *OF_TRAINING, *sweep),
             ("sample", *OF_SAMPLING),
             ("evaluate", *OF_SAMPLING, *OF_EVALUATION),
         ):
-            done = where.door(door, "digits", *args, *store)
-            must(done.code == 0, f"{door}.py ends with 0, in {done.seconds:.0f} s", done)
+            done = where.script(script, "digits", *args, *store)
+            must(done.code == 0, f"{script}.py ends with 0, in {done.seconds:.0f} s", done)
     same_as_one_machine(where, made)
 
 
@@ -323,14 +323,14 @@ def _where(number: int) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def refused(where: Bench, door: str, args: list[str], pattern: str) -> None:
+def refused(where: Bench, script: str, args: list[str], pattern: str) -> None:
     """One line, exit code 2, soon, and nothing written."""
     before = len(storage.list_files(where.bucket))
-    done = where.door(door, *args)
+    done = where.script(script, *args)
     lines = [line for line in done.err.strip().splitlines() if "network_util" not in line]  # Ray's, without a network
     must(
         done.code == 2 and len(lines) == 1 and bool(re.search(pattern, lines[0])),
-        f"{door}.py in {done.seconds:.0f} s: {lines[-1] if lines else ''}",
+        f"{script}.py in {done.seconds:.0f} s: {lines[-1] if lines else ''}",
         done,
     )
     must(done.seconds < 30 and len(storage.list_files(where.bucket)) == before, "  and nothing is written")
@@ -339,18 +339,18 @@ def refused(where: Bench, door: str, args: list[str], pattern: str) -> None:
 def refusals(where: Bench) -> None:
     here = where.folder / "here"
     with cluster(where, {"num_cpus": 2}, {"num_cpus": 2}) as nodes:
-        for door in ("shard", "train", "sweep", "sample", "evaluate", "workflow"):
+        for script in ("shard", "train", "sweep", "sample", "evaluate", "workflow"):
             refused(
                 where,
-                door,
+                script,
                 ["digits", "--store", str(here)],
                 r"store is .*/here, a place on one machine, and the cluster has 2 nodes",
             )
         must(not here.exists(), "the folder has not been made")
         raw = ["mnist", "--data.source", str(where.folder), "--store", f"{where.bucket}/refusals"]
         (where.folder / "0.png").write_bytes(encode_png(np.zeros((28, 28, 1), dtype=np.uint8)))
-        for door in ("shard", "train", "sweep", "workflow"):
-            refused(where, door, raw, r"data.source is .*, a place on one machine, and the cluster has 2 nodes")
+        for script in ("shard", "train", "sweep", "workflow"):
+            refused(where, script, raw, r"data.source is .*, a place on one machine, and the cluster has 2 nodes")
         digits = ["digits", "--store", f"{where.bucket}/refusals"]
         refused(
             where,
@@ -390,7 +390,7 @@ def spot(where: Bench) -> None:
         "--train.num-workers",
         "1",
     ]
-    calm = where.door("train", *args, "--name", "calm", "--store", store, "--json")
+    calm = where.script("train", *args, "--name", "calm", "--store", store, "--json")
     must(calm.code == 0, f"undisturbed, on one machine, 600 steps take {calm.seconds:.0f} s", calm)
     with cluster(where, {"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as nodes:
         began, run = time.monotonic(), f"{store}/runs/noticed"
@@ -441,7 +441,7 @@ def growing(where: Bench) -> None:
         with autoscaled(where, version):
             store, model = f"{where.bucket}/growing-{version}", ["--model", where.alone["checkpoint"]]
             wide = ["digits", *model, *OF_SAMPLING, "--store", store, "--sample.threads", "2"]
-            done = where.door("sample", *wide)
+            done = where.script("sample", *wide)
             said = [line for line in done.err.splitlines() if "waiting for 2 CPUs" in line]
             must(done.code == 0, f"version {version}: sample.py ends in {done.seconds:.0f} s", done)
             for line in said:
@@ -457,7 +457,7 @@ def growing(where: Bench) -> None:
         if version == 2:
             with autoscaled(where, version):
                 large = ["--train.num-workers", "1", "--train.threads", "64", "--name", "large"]
-                done = where.door("train", "digits", *OF_TRAINING, *large, "--store", store)
+                done = where.script("train", "digits", *OF_TRAINING, *large, "--store", store)
                 line = done.err.strip().splitlines()[-1]
                 told = "no node type of the cluster's autoscaler has 64 CPUs of one node; the largest is"
                 must(done.code == 2 and told in line, f"train.py in {done.seconds:.0f} s: {line}", done)

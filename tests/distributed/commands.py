@@ -4,7 +4,7 @@
 
 What a page leaves to its reader (RUN, /data/mnist, s3://bucket/ddpm) is put in its place: see PLACES. Commands of many minutes
 are given flags that shorten them, in SHORTER, unless --whole. A page's own measurements (tests/...) are only parsed, by
-tests/architecture/test_commands.py. Prints a line a command; exit code 1 if any of them ended otherwise than it should.
+tests/architecture/test_printed_commands.py. Prints a line a command; exit code 1 if any of them ended otherwise than it should.
 
 Ray's own ports are taken, as printed, so no other Ray may run here; the clone's `make demo` needs a network, once.
 """

@@ -79,7 +79,7 @@ def digests(checkpoint: str) -> dict[str, str]:
 
 
 def train(args: argparse.Namespace, rate: float, seed: int, store: str) -> Ended:
-    """One run of the door, to the end.
+    """One run of the command, to the end.
 
     Raises:
         RuntimeError: with what it said, if it did not get there.
@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, rate: float, seed: int, store: str) -> Ended
         done = subprocess.run(list(map(str, command)), env=env, cwd=home, capture_output=True, text=True, check=False)
         door_s, counts, load = time.monotonic() - began, proxy.counts.copy(), os.getloadavg()[0]
     if done.returncode:
-        raise RuntimeError(f"at a rate of {rate} the door ended with {done.returncode}: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"at a rate of {rate} the command ended with {done.returncode}: {done.stdout}{done.stderr}")
     shutil.rmtree(home, ignore_errors=True)
     said = [line for line in done.stderr.splitlines() if line.strip() and not PROGRESS.match(line)]
     checkpoint = json.loads(done.stdout.splitlines()[-1])["checkpoint"]
@@ -142,7 +142,7 @@ def main() -> int:
         for uri, _ in storage.list_files(base):
             storage.delete(uri)
     sums, clean_s = ended[0].sums, median(each.door_s for each in ended if not each.rate)
-    names = "faults | requests | of these failed | warnings | seconds for the door | slower by | for the steps | load | weights"
+    names = "faults | requests | of these failed | warnings | seconds for the command | slower by | for the steps | load | weights"
     print(f"| {names} |\n|" + "---|" * (names.count("|") + 1))
     print("\n".join(row(each, sums, clean_s) for each in ended))
     return int(any(each.sums != sums for each in ended))

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run: of a worker, the board, Ray's controller, the driver, the raylet with all that hangs on it.
+"""kill -9 at random moments of a run: of a worker, the coordinator, Ray's controller, the driver, the raylet.
 
     .venv/bin/python tests/distributed/kills.py --kills 30 --workers 1 2 3 4 --seed 0
 
@@ -27,10 +27,10 @@ from ddpm_core.artifacts.checkpoint import list_checkpoints, step_of
 
 ROOT = Path(__file__).parents[2]
 PORT = 6399
-TARGETS = ("worker", "board", "controller", "driver", "raylet")
+TARGETS = ("worker", "coordinator", "controller", "driver", "raylet")
 TITLES = {
     "worker": "ray::RayTrainWorker",
-    "board": "ray::Board",
+    "coordinator": "ray::Coordinator",
     "controller": "ray::TrainController",
     "raylet": "raylet/raylet",
 }
@@ -132,8 +132,8 @@ def wait_for(cluster: Cluster, target: str, driver: subprocess.Popen[bytes], del
 
 
 def settle(cluster: Cluster, target: str, driver: subprocess.Popen[bytes]) -> None:
-    """Wait until what the kill took with it is gone; after that of a worker, board or controller the driver goes on by itself."""
-    if target in ("worker", "board", "controller"):
+    """Wait until what the kill took with it is gone; but for its own death and the raylet's the driver goes on by itself."""
+    if target in ("worker", "coordinator", "controller"):
         return
     try:
         driver.wait(20)

@@ -12,9 +12,9 @@ from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import open_source
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
 from ddpm_core.model.unet import UNetConfig
-from ddpm_core.plain import to_json
+from ddpm_core.serialization import to_json
 from ddpm_core.training.config import TrainConfig
-from pipelines.recipes import make
+from pipelines.recipes.recipes import make
 
 NETWORK = UNetConfig(
     base_channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1

@@ -29,15 +29,15 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.model.unet import UNetConfig
-from ddpm_core.plain import to_json
+from ddpm_core.serialization import to_json
 from ddpm_core.storage import s3, s3_client
-from ddpm_core.training.__main__ import read_told
+from ddpm_core.training.__main__ import read_spec
+from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.walk import walk
+from ddpm_core.training.worker import run_worker
 
 BASE = "s3://bucket/some/prefix"
 NO_FAULTS = seeded(0.0, seed=0)
@@ -330,13 +330,13 @@ def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, st
         "train": train,
     }
     worker = Worker(rank=0, num_workers=1, device=torch.device("cpu"))
-    told = read_told(dataset, run, {name: to_json(part) for name, part in parts.items()}, worker.device)
+    spec = read_spec(dataset, run, {name: to_json(part) for name, part in parts.items()}, worker.device)
 
-    def saver(state: TrainState) -> Saver:
-        return Saver(state, told.train, told.run, saved=lambda uri: None, warned=warned.append)
+    def checkpointer(state: TrainState) -> Checkpointer:
+        return Checkpointer(state, spec.train, spec.run, saved=lambda uri: None, warned=warned.append)
 
     silent = Events(logged=lambda row: None, preview=lambda state: None, warned=warned.append)
-    walk(told, worker, silent, cache, saver)
+    run_worker(spec, worker, silent, cache, checkpointer)
     saved = [checkpoint_uri(run, step) for step in range(2, 25, 2)]
     assert list_checkpoints(run) == saved
     assert read_checkpoint(saved[-1]).step == 24  # whose files are those that state.json names

@@ -71,12 +71,12 @@ class Desk:
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait()
 
-    def type(self, door: str) -> subprocess.Popen[bytes]:
-        home, flags = self.folder / "home", shlex.split(f"{TRAIN} {FEW if door == 'workflow' else ''}") + self.flags
+    def type(self, script: str) -> subprocess.Popen[bytes]:
+        home, flags = self.folder / "home", shlex.split(f"{TRAIN} {FEW if script == 'workflow' else ''}") + self.flags
         env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XDG_"))}
         env |= {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "RAY_TMPDIR": str(self.folder)}
         env |= {"MLFLOW_TRACKING_URI": self.uri, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / f"pipelines/{door}.py"), "digits", *flags]
+        command = [sys.executable, str(ROOT / f"pipelines/{script}.py"), "digits", *flags]
         self.began = time.monotonic()
         with open(self.folder / f"{len(self.codes)}.log", "wb") as out:
             return subprocess.Popen(command, env=env, cwd=self.folder, stdout=out, stderr=out)
@@ -111,7 +111,7 @@ class Desk:
         return [(p.step, p.value) for each in ids for p in self.client.get_metric_history(each, name)]
 
     def facts(self) -> dict[str, Any]:
-        """Params, tags and datasets, which the server must have had whatever happened; the line's own run has no parent."""
+        """Params, tags and datasets, which the server must have had whatever happened; the pipeline's own run has no parent."""
         tags = {run: {name for name in run.data.tags if not name.startswith("mlflow.")} for run in self.runs()}
         named = {run.info.run_name if "mlflow.parentRunId" in run.data.tags else "line": run for run in tags}
         return {
@@ -139,9 +139,9 @@ class Desk:
         return {file: value for file, value in state["sha256"].items() if file.endswith("safetensors")}
 
 
-def play(desk: Desk, door: str, how: str, away: float) -> None:
+def play(desk: Desk, script: str, how: str, away: float) -> None:
     """The commands of a case, and what happens to the server meanwhile."""
-    driver = desk.type(door)
+    driver = desk.type(script)
     if how == "undisturbed":
         return desk.end(driver, 0)
     desk.wait_for_points(driver)
@@ -150,12 +150,12 @@ def play(desk: Desk, door: str, how: str, away: float) -> None:
         time.sleep(away)
         desk.start_server()
         return desk.end(driver, 0, WENT, LOST)
-    desk.end(driver, *((1, UNPROMOTED) if door == "workflow" else (0,)), WENT, UNREGISTERED, WAITS, LOST)
+    desk.end(driver, *((1, UNPROMOTED) if script == "workflow" else (0,)), WENT, UNREGISTERED, WAITS, LOST)
     desk.start_server()
-    return desk.end(desk.type(door), 0)
+    return desk.end(desk.type(script), 0)
 
 
-def judge(desk: Desk, first: Desk, whole: bool) -> str:
+def validator(desk: Desk, first: Desk, whole: bool) -> str:
     """The case's cells in the table; what is wrong is noted."""
     counts, runs, desk.had = desk.count(), desk.runs(), desk.facts()
     versions = desk.client.search_model_versions("name = 'ddpm-digits'")
@@ -180,13 +180,13 @@ def main() -> int:
     args, flags = parser.parse_known_args()
     folder, desks, rows = Path(tempfile.mkdtemp(prefix="outage-")), [], []
     for number, case in enumerate(CASES):
-        door, how = case.split(", ")
+        script, how = case.split(", ")
         desk = Desk(folder / str(number), flags)
         desk.start_server()
         desks.append(desk)
         try:
-            play(desk, door, how, args.away)
-            rows.append(f"| {case} | {judge(desk, desks[0], door == 'workflow')} |")
+            play(desk, script, how, args.away)
+            rows.append(f"| {case} | {judge(desk, desks[0], script == 'workflow')} |")
         finally:
             desk.kill_server()
         print(f"{case}: {'; '.join(desk.wrong) or 'as it should be'}", file=sys.stderr, flush=True)

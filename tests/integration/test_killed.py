@@ -1,4 +1,4 @@
-"""kill -9 of the driver, the board, a worker and Ray's controller in mid-run: the run ends in the bits that it has without."""
+"""kill -9 of the driver, the coordinator, a worker and Ray's controller in mid-run: the run ends in the same bits."""
 
 import json
 import os
@@ -20,11 +20,11 @@ import ray.train
 import torch
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
-from ddpm_core.plain import to_json
-from pipelines.door import parse
-from pipelines.line import open_line
-from pipelines.recipes import Recipe
-from pipelines.stages import fit
+from ddpm_core.serialization import to_json
+from pipelines.cli.parsing import parse
+from pipelines.pipeline import open_pipeline
+from pipelines.recipes.config import Recipe
+from pipelines.training import trainer
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -107,16 +107,16 @@ def ends_with(run: str) -> dict[str, torch.Tensor]:
     return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
 
 
-def test_driver_board_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
+def test_driver_coordinator_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
     store, rng = tmp_path / "store", random.Random(0)
     flags = [*FLAGS, "--store", str(store)]
     kill_a_driver(flags, store, rng.uniform(0, 1))
-    titles = ("ray::Board", "ray::RayTrainWorker", "ray::TrainController")
+    titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::TrainController")
     blows = [(title, rng.uniform(0, 1)) for title in titles]
     wanted = parse(Recipe, ["digits", *flags], "", "")
-    with killing(blows, store), open_line(wanted) as line:
-        dataset = line.shard()
-        trained = line.train(dataset)
+    with killing(blows, store), open_pipeline(wanted) as pipeline:
+        dataset = pipeline.shard()
+        trained = pipeline.train(dataset)
     unbroken = str(tmp_path / "unbroken")
     train_without_ray(wanted, dataset.uri, unbroken, tmp_path)
     found, expected = ends_with(trained.run_uri), ends_with(unbroken)
@@ -135,17 +135,17 @@ def _failing(times: int, error: Exception) -> Callable[[], None]:
 
 
 def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
-    said = fit._why_again(ray.train.ControllerError(TimeoutError()))
+    said = trainer._why_again(ray.train.ControllerError(TimeoutError()))
     assert said == "the workers could not be brought together, and are started again: TimeoutError"
 
 
 def test_workers_that_cannot_be_brought_together_are_started_again_thrice(tmp_path: Path) -> None:
     """As when one is killed while the process group is set up."""
     error, told = ray.train.ControllerError(RuntimeError("The actor died.\nIts pid was 1.")), list[tuple[str, str]]()
-    fit._persist(_failing(3, error), told.extend, str(tmp_path))
+    trainer._persist(_failing(3, error), told.extend, str(tmp_path))
     assert told == [("warned", "the workers could not be brought together, and are started again: The actor died.")] * 3
     with pytest.raises(ray.train.ControllerError):
-        fit._persist(_failing(4, error), told.extend, str(tmp_path))
+        trainer._persist(_failing(4, error), told.extend, str(tmp_path))
 
 
 @ray.remote(num_cpus=0)
@@ -160,8 +160,8 @@ def test_what_a_dead_controller_had_reserved_is_given_back_and_nothing_else() ->
     dead, alive = _Reserving.remote(), _Reserving.remote()
     lost, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
     ray.kill(dead)
-    fit._free()
+    trainer._free()
     states = {group: row["state"] for group, row in ray.util.placement_group_table().items()}
     assert (states[lost], states[kept]) == ("REMOVED", "CREATED")
     ray.kill(alive)
-    fit._free()
+    trainer._free()

@@ -101,7 +101,7 @@ def place() -> Iterator[Place]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def door(place: Place, **env: str) -> subprocess.CompletedProcess[str]:
+def script(place: Place, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "pipelines/shard.py"), "digits", "--store", "s3://kept/store"]
     environment = {name: value for name, value in {**place.env, **env}.items() if value}
     return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
@@ -167,7 +167,7 @@ def test_planted_keys_are_found_nowhere_and_nobody_enters_without_the_token(plac
     for token in ("", "another"):
         assert page(place, "api/jobs/", token)[0] in (401, 403), token
     assert page(place, "api/jobs/", "")[0] == 401
-    refused = door(place, RAY_AUTH_MODE="", RAY_AUTH_TOKEN="")
+    refused = script(place, RAY_AUTH_MODE="", RAY_AUTH_TOKEN="")
     assert refused.returncode == 2
     (line,) = [line for line in refused.stderr.strip().splitlines() if "network_util" not in line]
     assert "asks for a token, and this process has none or another one" in line

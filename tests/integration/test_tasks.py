@@ -19,7 +19,7 @@ from pipelines.cluster import tasks
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.placement import SHARE, Ask
 from pipelines.cluster.tasks import gather, share
-from pipelines.recipes import TrainStage
+from pipelines.recipes.config import TrainStage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

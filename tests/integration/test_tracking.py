@@ -41,10 +41,12 @@ from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.sampling.generate import generate
-from pipelines import line, tracking, workflow
-from pipelines.door import open_door
+from pipelines import pipeline as pipeline
+from pipelines import tracking, workflow
+from pipelines.cli.command import run_command
 from pipelines.progress import shown
-from pipelines.recipes import Recipe, make
+from pipelines.recipes.config import Recipe
+from pipelines.recipes.recipes import make
 from pipelines.stages.evaluate import Evaluated
 from pipelines.stages.sample import Sampled
 from pipelines.stages.train import Trained
@@ -863,7 +865,7 @@ def test_a_slow_server_costs_one_attempt_a_minute(
 
 INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
 TRAINED = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
-EVALUATED = Evaluated(report_uri="/r", page_uri="/p", metric="fd", figures={"fd": 2.0}, reference="heldout")
+EVALUATED = Evaluated(report_uri="/r", page_uri="/p", metric="fd", metrics={"fd": 2.0}, reference="heldout")
 
 
 def _trained_weights(folder: Path) -> Weights:
@@ -879,12 +881,12 @@ def test_a_line_ends_without_a_registry(
 ) -> None:
     """What was trained and evaluated is there; the same again, when the server is back, registers and promotes it."""
     weights = _trained_weights(tmp_path)
-    monkeypatch.setattr(line, "run_train", lambda *_: TRAINED)  # the stages themselves ran before the outage
-    monkeypatch.setattr(line, "read_weights", lambda _: weights)
+    monkeypatch.setattr(pipeline, "run_train", lambda *_: TRAINED)  # the stages themselves ran before the outage
+    monkeypatch.setattr(pipeline, "read_weights", lambda _: weights)
     recipe = replace(make("digits"), store=store)
     tracker = tracking.open_tracking(store, "line")
     with tracker.run("line", key="l") as parent:
-        tracked = line.Line(recipe, tracker, parent)
+        tracked = pipeline.Pipeline(recipe, tracker, parent)
         wire.cut()
         assert tracked.train(INDEX) == TRAINED
         assert re.search(
@@ -908,21 +910,21 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server goes while it trains: the door says what it made and what it could not do, and ends with 1."""
+    """The server goes while it trains: the command says what it made and what it could not do, and ends with 1."""
     weights = _trained_weights(tmp_path)
     grid, page = tmp_path / "grid.png", tmp_path / "report.html"
     grid.write_bytes(_png(0))
     page.write_text("<p>hello</p>")
     samples = SampleSet(uri="/s", identity={}, first_seed=0, num_images=4, block_size=4, facts={})
     sampled = Sampled(samples=samples, grid_uri=str(grid), num_new=4, images_per_s=1.0)
-    monkeypatch.setattr(line, "session", contextlib.nullcontext)  # no Ray
-    monkeypatch.setattr(line, "check_cluster", lambda _: None)
-    monkeypatch.setattr(line, "check_reach", lambda *_: None)
-    monkeypatch.setattr(line, "run_shard", lambda *_, **__: INDEX)
-    monkeypatch.setattr(line, "read_weights", lambda _: weights)
-    monkeypatch.setattr(line, "find_weights", lambda *_: weights)
-    monkeypatch.setattr(line, "run_sample", lambda *_: sampled)
-    monkeypatch.setattr(line, "run_evaluate", lambda *_: replace(EVALUATED, page_uri=str(page)))
+    monkeypatch.setattr(pipeline, "session", contextlib.nullcontext)  # no Ray
+    monkeypatch.setattr(pipeline, "check_cluster", lambda _: None)
+    monkeypatch.setattr(pipeline, "check_reach", lambda *_: None)
+    monkeypatch.setattr(pipeline, "run_shard", lambda *_, **__: INDEX)
+    monkeypatch.setattr(pipeline, "read_weights", lambda _: weights)
+    monkeypatch.setattr(pipeline, "find_weights", lambda *_: weights)
+    monkeypatch.setattr(pipeline, "run_sample", lambda *_: sampled)
+    monkeypatch.setattr(pipeline, "run_evaluate", lambda *_: replace(EVALUATED, page_uri=str(page)))
 
     def typed(while_training: Callable[[], None]) -> tuple[int, list[str], list[str], list[str]]:
         """Exit code, the lines on stdout without their seconds and on stderr, and the warnings."""
@@ -933,10 +935,10 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
             return TRAINED
 
         caplog.clear()
-        monkeypatch.setattr(line, "run_train", run_train)
+        monkeypatch.setattr(pipeline, "run_train", run_train)
         code = 0
         try:
-            open_door(
+            run_command(
                 Recipe,
                 "",
                 check=lambda _: None,

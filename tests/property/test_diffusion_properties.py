@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from ddpm_core.diffusion.gaussian import discretized_log_likelihood, normal_kl
 from ddpm_core.diffusion.losses import LossConfig, bound_term, loss_per_image, prior_term
-from ddpm_core.diffusion.process import Prediction, express, predict_eps, predict_x_0, q_posterior, q_sample
+from ddpm_core.diffusion.process import Prediction, predict_eps, predict_x_0, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, Variance, clip_x_0, interpret
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, Spacing, respace, schedule_from_betas, spaced_timesteps
-from ddpm_core.random import Purpose, kept, normals, words
+from ddpm_core.random import Purpose, dropout_mask, normals, random_bits
 
 fast = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**64 - 1)
@@ -106,11 +106,11 @@ def test_a_prediction_and_x_0_say_each_other(schedule: NoiseSchedule, prediction
         t = (schedule.posterior_mean_coef_x_0 > 1e-6).nonzero()[:, 0]
     x_0, eps = images(len(t), seed), images(len(t), seed + 1)
     x_t = q_sample(x_0, t, eps, schedule)
-    value = express(prediction, x_0, x_t, t, schedule)
+    value = to_prediction(prediction, x_0, x_t, t, schedule)
     torch.testing.assert_close(predict_x_0(prediction, value, x_t, t, schedule), x_0, rtol=1e-7, atol=1e-7)
     # the other way round: any value, not only one that an x_0 gave
     x_0_hat = predict_x_0(prediction, eps, x_t, t, schedule)
-    torch.testing.assert_close(express(prediction, x_0_hat, x_t, t, schedule), eps, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(to_prediction(prediction, x_0_hat, x_t, t, schedule), eps, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(predict_eps(x_0, x_t, t, schedule), eps, rtol=1e-7, atol=1e-7)
 
 
@@ -121,7 +121,7 @@ def test_v_turns_the_pair_of_x_0_and_eps(schedule: NoiseSchedule, seed: int) -> 
     t = torch.arange(schedule.num_timesteps)
     x_0, eps = images(len(t), seed), images(len(t), seed + 1)
     x_t = q_sample(x_0, t, eps, schedule)
-    v = express("v", x_0, x_t, t, schedule)
+    v = to_prediction("v", x_0, x_t, t, schedule)
     torch.testing.assert_close(x_t**2 + v**2, x_0**2 + eps**2, rtol=1e-7, atol=1e-7)
 
 
@@ -213,7 +213,7 @@ def test_a_right_answer_has_no_squared_error(
     g = torch.Generator().manual_seed(seed)
     x_0 = torch.randint(0, 256, (len(t), 1, 2, 2), generator=g).double() / 127.5 - 1
     p = ReverseProcess(
-        denoiser=lambda x_t, t: express(prediction, x_0, x_t, t, schedule),
+        denoiser=lambda x_t, t: to_prediction(prediction, x_0, x_t, t, schedule),
         schedule=schedule,
         config=ReverseConfig(prediction=prediction, variance="fixed_small"),
     )
@@ -238,11 +238,11 @@ def test_clipped_images_are_images(seed: int, scale: float, clip) -> None:
 @fast
 @given(seeds, indices, st.integers(1, 30), st.integers(0, 2**24 - 1), st.sampled_from(Purpose))
 def test_a_row_of_words_is_its_own(seed: int, index: list[int], count: int, step: int, purpose: Purpose) -> None:
-    drawn = words(seed, purpose, torch.tensor(index), count + 5, step=step)
+    drawn = random_bits(seed, purpose, torch.tensor(index), count + 5, step=step)
     assert drawn.min() >= 0
     assert drawn.max() < 2**32
     for row, i in enumerate(index):
-        assert torch.equal(words(seed, purpose, torch.tensor([i]), count, step=step)[0], drawn[row, :count])
+        assert torch.equal(random_bits(seed, purpose, torch.tensor([i]), count, step=step)[0], drawn[row, :count])
 
 
 @fast
@@ -250,7 +250,7 @@ def test_a_row_of_words_is_its_own(seed: int, index: list[int], count: int, step
 def test_a_row_of_normals_or_dropout_is_its_own(seed: int, index: list[int], height: int, width: int) -> None:
     for draw in (
         lambda i: normals(seed, Purpose.EPS, i, (height, width)),
-        lambda i: kept(seed, i, (height, width), 30_000, step=1),
+        lambda i: dropout_mask(seed, i, (height, width), 30_000, step=1),
     ):
         drawn = draw(torch.tensor(index))
         assert drawn.shape == (len(index), height, width)

@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
-from ddpm_core.diffusion.process import Prediction, express
+from ddpm_core.diffusion.process import Prediction, to_prediction
 from ddpm_core.diffusion.schedule import NoiseSchedule, schedule_from_betas
 from ddpm_core.types import Denoiser, Tensor
 
@@ -68,7 +68,7 @@ class Mixture:
         """The optimal one, which says it in any of the four ways."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return express(prediction, self.expected_x_0(x_t, schedule.alpha_bar[t]), x_t, t, schedule)
+            return to_prediction(prediction, self.expected_x_0(x_t, schedule.alpha_bar[t]), x_t, t, schedule)
 
         return denoise
 

@@ -13,7 +13,7 @@ from ddpm_core.diffusion.likelihood import variational_bound
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound, progress_table, strata
-from ddpm_core.evaluation.charts import bound_curves
+from ddpm_core.evaluation.plots import bound_curves
 from ddpm_core.random import Purpose, normals
 
 T = 60

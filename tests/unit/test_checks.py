@@ -13,7 +13,7 @@ import torch
 from ddpm_core.diffusion.checks import check_images, check_latents, check_levels, check_like, check_timesteps
 from ddpm_core.diffusion.likelihood import variational_bound
 from ddpm_core.diffusion.losses import LossConfig, loss_per_image, min_snr_weight
-from ddpm_core.diffusion.process import express, predict_x_0, q_posterior, q_sample
+from ddpm_core.diffusion.process import predict_x_0, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, clip_x_0, p_mean_variance, split_output
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, spaced_timesteps
 from ddpm_core.types import Tensor
@@ -133,7 +133,7 @@ def test_integers_are_refused_wherever_coefficients_would_become_0() -> None:
         lambda: q_sample(images, STEPS, images, SCHEDULE),
         lambda: q_posterior(images, images, STEPS, SCHEDULE),
         lambda: predict_x_0("eps", images, images, STEPS, SCHEDULE),
-        lambda: express("v", images, images, STEPS, SCHEDULE),
+        lambda: to_prediction("v", images, images, STEPS, SCHEDULE),
     ):
         with pytest.raises(ValueError, match=r"the images are of type torch.int64; expected floating point values"):
             refused()
@@ -174,7 +174,7 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
         (lambda: ReverseConfig(variance=wrong), "reverse.variance", variances),
         (lambda: LossConfig(objective=wrong), "loss.objective", "simple, bound, hybrid, min_snr"),
         (lambda: predict_x_0(wrong, EPS, IMAGES, STEPS, SCHEDULE), "reverse.prediction", predictions),
-        (lambda: express(wrong, IMAGES, IMAGES, STEPS, SCHEDULE), "reverse.prediction", predictions),
+        (lambda: to_prediction(wrong, IMAGES, IMAGES, STEPS, SCHEDULE), "reverse.prediction", predictions),
         (lambda: min_snr_weight(wrong, SCHEDULE, 5.0), "reverse.prediction", predictions),
         (lambda: clip_x_0(IMAGES, wrong), "sampler.clip", "none, static, dynamic"),
         (lambda: spaced_timesteps(T, 3, wrong), "sampler.spacing", "linspace, leading, trailing, quadratic"),

@@ -34,7 +34,8 @@ from ddpm_core.interop.names import (
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.training.state import load_network
-from pipelines.models import build_denoiser, dataset_of, find_weights
+from pipelines.naming import build_denoiser
+from pipelines.tracking.resolve import dataset_of, find_weights
 
 # diffusers has one number of groups for all norms, which our network has from 128 channels on.
 SMALL = UNetConfig(channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(4,))
@@ -627,7 +628,7 @@ def test_files_that_are_missing_or_no_json_are_named(tmp_path: Path, exported: P
     assert "diffusion_pytorch_model.safetensors; expected a diffusers folder with it" in refused(tmp_path)
 
 
-# The doors and the command.
+# The commands.
 
 
 def checkpoint(config: Mapping[str, Any], tensors: dict[str, torch.Tensor], step: int) -> Checkpoint:

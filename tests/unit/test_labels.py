@@ -14,7 +14,7 @@ from ddpm_core.sampling.labels import check_labels, labelled, labels_in_turn, la
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import draw
-from pipelines.recipes import RECIPES
+from pipelines.recipes.recipes import RECIPES
 from pipelines.stages.train import check_classes
 
 CONFIG = UNetConfig(

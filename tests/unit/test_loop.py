@@ -26,10 +26,10 @@ from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training import loop
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events, restore, stream_config, train
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_tensors, network_tensors, new_state, optimizer_tensors
 from ddpm_core.training.step import Objective
 
@@ -61,8 +61,8 @@ OBJECTIVE = Objective(
 SILENT = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
 
 
-def silent_saver(state: TrainState, config: TrainConfig, run: Run) -> Saver:
-    return Saver(state, config, run, saved=lambda uri: None, warned=lambda line: None)
+def silent_checkpointer(state: TrainState, config: TrainConfig, run: Run) -> Checkpointer:
+    return Checkpointer(state, config, run, saved=lambda uri: None, warned=lambda line: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, 
         num_workers=num_workers,
     )
     worker = Worker(rank=rank, num_workers=num_workers, device=torch.device("cpu"))
-    train(state, stream, OBJECTIVE, config, worker, run, SILENT, silent_saver(state, config, run))
+    train(state, stream, OBJECTIVE, config, worker, run, SILENT, silent_checkpointer(state, config, run))
     return Walked(history=state.history, network=network_tensors(state), optimizer=optimizer_tensors(state))
 
 
@@ -272,21 +272,21 @@ def test_a_state_torn_by_an_update_that_failed_is_not_saved(
     dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights have moved, their average has not: resumed from that, a run would walk elsewhere."""
-    savers: list[Saver] = []
-    made = silent_saver
+    checkpointers: list[Checkpointer] = []
+    made = silent_checkpointer
 
-    def kept(*args: Any) -> Saver:
-        savers.append(made(*args))
-        return savers[-1]
+    def dropout_mask(*args: Any) -> Checkpointer:
+        checkpointers.append(made(*args))
+        return checkpointers[-1]
 
     def broken(*args: object, **named: object) -> None:
         raise ArithmeticError
 
-    monkeypatch.setattr(f"{__name__}.silent_saver", kept)
+    monkeypatch.setattr(f"{__name__}.silent_checkpointer", dropout_mask)
     monkeypatch.setattr("ddpm_core.training.step.ema_update", broken)
     with pytest.raises(ArithmeticError):
         walk(dataset, str(tmp_path), CONFIG)
-    assert savers[0].leave() is None
+    assert checkpointers[0].save_emergency() is None
     assert newest_checkpoint(str(tmp_path)) is None
 
 

@@ -16,7 +16,7 @@ from ddpm_core.diffusion.losses import (
     min_snr_weight,
     prior_term,
 )
-from ddpm_core.diffusion.process import Prediction, express, q_sample
+from ddpm_core.diffusion.process import Prediction, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, Variance
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.types import Tensor
@@ -61,7 +61,7 @@ def network(variance: Variance):
 def test_simple_is_the_mean_squared_error_of_the_prediction(prediction: Prediction) -> None:
     x_0, eps, error = randn(0).clamp(-1, 1), randn(1), randn(2)
     x_t = q_sample(x_0, EVERY_T, eps, SCHEDULE)
-    p = of_output(express(prediction, x_0, x_t, EVERY_T, SCHEDULE) + error, prediction=prediction)
+    p = of_output(to_prediction(prediction, x_0, x_t, EVERY_T, SCHEDULE) + error, prediction=prediction)
     loss = loss_per_image(p, x_0, EVERY_T, eps, LossConfig())
     expected = [sum(e**2 for e in image.flatten().tolist()) / 18 for image in error]
     assert loss.tolist() == pytest.approx(expected, rel=1e-9)
@@ -94,7 +94,7 @@ def test_min_snr_weighs_an_error_of_x_0_alike_whatever_is_predicted(gamma: float
     expected = [min(s, gamma) * error for s, error in zip(snr, errors, strict=True)]
     assert min(snr) < gamma < max(snr)
     for prediction in PREDICTIONS:
-        output = express(prediction, x_0_hat, x_t, EVERY_T, SCHEDULE)
+        output = to_prediction(prediction, x_0_hat, x_t, EVERY_T, SCHEDULE)
         p = of_output(output, prediction=prediction)
         config = LossConfig(objective="min_snr", min_snr_gamma=gamma)
         assert loss_per_image(p, x_0, EVERY_T, eps, config).tolist() == pytest.approx(expected, rel=1e-8)

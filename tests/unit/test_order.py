@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
-from ddpm_core.random import Purpose, words
+from ddpm_core.random import Purpose, random_bits
 
 SIZES = {
     "one window": np.array([5, 7, 3]),
@@ -39,7 +39,7 @@ def by_hand(sizes, *, epoch, seed, digest, lanes, window):
     key = int.from_bytes(hashlib.sha256(f"{seed}/{digest}/{epoch}".encode()).digest()[:8], "little")
 
     def permuted(items, kind, start):
-        drawn = words(key, Purpose.PERMUTATION, torch.arange(start, start + len(items)), 2, step=kind).tolist()
+        drawn = random_bits(key, Purpose.PERMUTATION, torch.arange(start, start + len(items)), 2, step=kind).tolist()
         return [items[i] for i in sorted(range(len(items)), key=lambda i: tuple(drawn[i]))]
 
     shards = permuted(list(range(len(sizes))), 0, 0)

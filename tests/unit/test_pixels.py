@@ -67,8 +67,8 @@ def test_the_centre_square_is_kept(height: int, width: int) -> None:
 
 def test_making_smaller_does_not_alias() -> None:
     """A fine checkerboard is grey from afar; taking every fourth pixel would give black or white."""
-    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    small = to_pixels(board.astype(np.uint8), 16, 1)[2:-2, 2:-2]  # the edge sees less of it
+    coordinator = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    small = to_pixels(coordinator.astype(np.uint8), 16, 1)[2:-2, 2:-2]  # the edge sees less of it
     assert np.abs(small.astype(int) - 127.5).max() < 3
 
 

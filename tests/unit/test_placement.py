@@ -8,7 +8,7 @@ import pytest
 from pipelines.cluster import placement
 from pipelines.cluster.demand import Demand
 from pipelines.cluster.placement import Ask, Node, Waiting, check_placement, for_sampling, for_training, for_trials
-from pipelines.recipes import SampleStage, SweepStage, TrainStage
+from pipelines.recipes.config import SampleStage, SweepStage, TrainStage
 
 ONE = {"CPU": 1.0}
 H100 = {"ray.io/accelerator-type": "H100"}

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from ddpm_core.diffusion.process import Prediction, express, predict_eps, predict_x_0, q_posterior, q_sample
+from ddpm_core.diffusion.process import Prediction, predict_eps, predict_x_0, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 
 T = 20
@@ -61,7 +61,7 @@ def test_the_dtype_is_that_of_the_images(dtype: torch.dtype) -> None:
     assert {part.dtype for part in q_posterior(x_0, x_t, EVERY_T, SCHEDULE)} == {dtype}
     for prediction in PREDICTIONS:
         assert predict_x_0(prediction, x_0, x_t, EVERY_T, SCHEDULE).dtype == dtype
-        assert express(prediction, x_0, x_t, EVERY_T, SCHEDULE).dtype == dtype
+        assert to_prediction(prediction, x_0, x_t, EVERY_T, SCHEDULE).dtype == dtype
 
 
 def test_q_posterior_is_bayes_rule() -> None:
@@ -102,7 +102,7 @@ def test_every_prediction_says_x_0_and_follows_from_it(prediction: Prediction) -
     x_t = q_sample(x_0, EVERY_T, eps, SCHEDULE)
     value = said(prediction, x_0, eps, x_t)
     torch.testing.assert_close(predict_x_0(prediction, value, x_t, EVERY_T, SCHEDULE), x_0, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(express(prediction, x_0, x_t, EVERY_T, SCHEDULE), value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(to_prediction(prediction, x_0, x_t, EVERY_T, SCHEDULE), value, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(predict_eps(x_0, x_t, EVERY_T, SCHEDULE), eps, rtol=1e-10, atol=1e-10)
 
 
@@ -112,7 +112,7 @@ def test_what_float32_costs_on_the_papers_schedule(prediction: Prediction, error
     t = torch.arange(1000)
     x_0 = noise(0, rows=1000).clamp(-1, 1).float()
     x_t = q_sample(x_0, t, noise(1, rows=1000).float(), PAPER)
-    again = predict_x_0(prediction, express(prediction, x_0, x_t, t, PAPER), x_t, t, PAPER)
+    again = predict_x_0(prediction, to_prediction(prediction, x_0, x_t, t, PAPER), x_t, t, PAPER)
     worst = float((again - x_0).abs().max())
     assert worst <= error
     assert worst >= error / 100
@@ -125,7 +125,7 @@ def test_without_terminal_signal_all_but_eps_say_x_0(prediction: Prediction) -> 
     x_0, eps = noise(0, rows=4), noise(1, rows=4)
     x_t = q_sample(x_0, t, eps, schedule)
     assert torch.equal(x_t[-1], eps[-1])
-    value = express(prediction, x_0, x_t, t, schedule)
+    value = to_prediction(prediction, x_0, x_t, t, schedule)
     torch.testing.assert_close(predict_x_0(prediction, value, x_t, t, schedule), x_0, rtol=1e-12, atol=1e-12)
 
 
@@ -143,7 +143,7 @@ def test_a_t_out_of_range_is_refused(bad: int) -> None:
         lambda: q_posterior(x, x, t, SCHEDULE),
         lambda: predict_x_0("eps", x, x, t, SCHEDULE),
         lambda: predict_eps(x, x, t, SCHEDULE),
-        lambda: express("mean", x, x, t, SCHEDULE),
+        lambda: to_prediction("mean", x, x, t, SCHEDULE),
     ):
         with pytest.raises(ValueError, match=f"t is {bad}; expected 0 to {T - 1}"):
             refused()

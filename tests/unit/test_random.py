@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_core import random
-from ddpm_core.random import Purpose, integers, kept, normals, uniforms, words
+from ddpm_core.random import Purpose, dropout_mask, integers, normals, random_bits, uniforms
 
 BIG = 2**40 + 12345  # an index with both halves in use
 
@@ -36,23 +36,23 @@ def test_words_are_philox_of_the_documented_counter(seed: int, step: int) -> Non
         ][:10]
         for i in index
     ]
-    assert words(seed, Purpose.EPS, torch.tensor(index), 10, step=step).tolist() == expected
+    assert random_bits(seed, Purpose.EPS, torch.tensor(index), 10, step=step).tolist() == expected
 
 
 def test_each_row_can_have_a_step_of_its_own() -> None:
     index, step = torch.tensor([5, 5, BIG]), torch.tensor([0, 9, 1000])
-    together = words(3, Purpose.SAMPLING, index, 6, step=step)
+    together = random_bits(3, Purpose.SAMPLING, index, 6, step=step)
     for row in range(3):
-        alone = words(3, Purpose.SAMPLING, index[row : row + 1], 6, step=int(step[row]))
+        alone = random_bits(3, Purpose.SAMPLING, index[row : row + 1], 6, step=int(step[row]))
         assert torch.equal(together[row : row + 1], alone)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 @pytest.mark.parametrize(("rows", "count"), [(1, 500), (5, 37), (300, 2), (7, 1)])
 def test_words_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch, chunk: int, rows: int, count: int) -> None:
-    whole = words(1, Purpose.EPS, torch.arange(rows), count)
+    whole = random_bits(1, Purpose.EPS, torch.arange(rows), count)
     monkeypatch.setattr(random, "_CHUNK", chunk)
-    assert torch.equal(words(1, Purpose.EPS, torch.arange(rows), count), whole)
+    assert torch.equal(random_bits(1, Purpose.EPS, torch.arange(rows), count), whole)
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
@@ -61,7 +61,7 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     for draw in (
         lambda i: normals(2, Purpose.EPS, i, (3, 5, 7), step=4),
         lambda i: uniforms(2, Purpose.EPS, i, 33),
-        lambda i: kept(2, i, (3, 5, 7), 6554, step=4),
+        lambda i: dropout_mask(2, i, (3, 5, 7), 6554, step=4),
         lambda i: integers(2, Purpose.TIMESTEP, i, 1000),
     ):
         together = draw(index)
@@ -79,7 +79,7 @@ def test_normals_do_not_depend_on_the_batch_at_the_size_of_cifar() -> None:
 
 def test_streams_do_not_meet() -> None:
     index = torch.arange(50)
-    streams = [words(s, p, index, 8, step=t) for s in (0, 1, 2**32) for p in Purpose for t in (0, 1)]
+    streams = [random_bits(s, p, index, 8, step=t) for s in (0, 1, 2**32) for p in Purpose for t in (0, 1)]
     values = torch.cat([stream.flatten() for stream in streams])
     # 19,200 words of 2^32 are expected to hold 0.04 equal pairs
     assert len(values.unique()) >= len(values) - 2
@@ -131,15 +131,17 @@ def test_integers_are_uniform_below_high(high: int) -> None:
 
 
 def test_kept_uses_the_low_halves_of_the_words_and_then_the_high_ones() -> None:
-    drawn = words(9, Purpose.DROPOUT, torch.tensor([BIG]), 4, step=3)[0].tolist()
+    drawn = random_bits(9, Purpose.DROPOUT, torch.tensor([BIG]), 4, step=3)[0].tolist()
     halves = [word % 2**16 for word in drawn] + [word // 2**16 for word in drawn]
     for rate in (6554, 2**15):
-        assert kept(9, torch.tensor([BIG]), (7,), rate, step=3)[0].tolist() == [half >= rate for half in halves[:7]]
+        assert dropout_mask(9, torch.tensor([BIG]), (7,), rate, step=3)[0].tolist() == [
+            half >= rate for half in halves[:7]
+        ]
 
 
 @pytest.mark.parametrize("rate", [0, 1, 6554, 2**15, 2**16])
 def test_kept_drops_at_the_rate(rate: int) -> None:
-    keep = kept(0, torch.arange(10), (4, 50, 50), rate, step=3)
+    keep = dropout_mask(0, torch.arange(10), (4, 50, 50), rate, step=3)
     assert keep.dtype == torch.bool
     assert keep.shape == (10, 4, 50, 50)
     p = rate / 2**16
@@ -150,10 +152,10 @@ def test_kept_drops_at_the_rate(rate: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda i: words(-1, Purpose.EPS, i, 1), "seed is -1"),
-        (lambda i: words(2**64, Purpose.EPS, i, 1), f"seed is {2**64}"),
-        (lambda i: words(0, Purpose.EPS, i, 1, step=2**24), f"is {2**24}; expected 0 to {2**24 - 1}"),
-        (lambda i: words(0, Purpose.EPS, i, 1, step=-1), "is -1; expected 0"),
+        (lambda i: random_bits(-1, Purpose.EPS, i, 1), "seed is -1"),
+        (lambda i: random_bits(2**64, Purpose.EPS, i, 1), f"seed is {2**64}"),
+        (lambda i: random_bits(0, Purpose.EPS, i, 1, step=2**24), f"is {2**24}; expected 0 to {2**24 - 1}"),
+        (lambda i: random_bits(0, Purpose.EPS, i, 1, step=-1), "is -1; expected 0"),
         (lambda i: integers(0, Purpose.EPS, i, 0), "is 0; expected 1"),
         (lambda i: integers(0, Purpose.EPS, i, 2**31 + 1), f"is {2**31 + 1}; expected 1"),
     ],

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core import storage
-from ddpm_core.artifacts.report import read_figures, read_report, write_report
-from ddpm_core.evaluation.charts import _running_mean, loss_curve
+from ddpm_core.artifacts.report import read_metrics, read_report, write_report
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.figures import denoising_strip, image_grid, neighbours_grid
 from ddpm_core.evaluation.neighbours import nearest
-from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
+from ddpm_core.evaluation.pictures import denoising_strip, image_grid, neighbours_grid
+from ddpm_core.evaluation.plots import _running_mean, loss_curve
+from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
 
 HISTORY = [{"step": step, "loss": 1 / step, "grad_norm": 0.5} for step in range(1, 60)]
 
@@ -56,9 +56,9 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             first_seed=100,
             num_images=512,
         ),
-        figures=(
-            FigureRow(name="fd_random_conv", of="512 generated against 1,617 training images", value=3.21987),
-            FigureRow(name="floor", of="180 held-out against 1,617 training images", value=0.5, note="real images"),
+        metrics=(
+            MetricRow(name="fd_random_conv", of="512 generated against 1,617 training images", value=3.21987),
+            MetricRow(name="floor", of="180 held-out against 1,617 training images", value=0.5, note="real images"),
         ),
         extractor_digest="fd_random_conv-v1-d256-abc",
         real=real,
@@ -103,7 +103,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     page = write_report(uri, {"fd": 1.5, "of": [3, 4]}, "<p>ü</p>", {"grid.png": b"png"})
     found = read_report(uri)
     assert storage.read_bytes(page).decode() == found.html == "<p>ü</p>"
-    assert found.figures == read_figures(uri) == {"fd": 1.5, "of": [3, 4]}
+    assert found.metrics == read_metrics(uri) == {"fd": 1.5, "of": [3, 4]}
     assert found.pngs == {"grid.png": b"png"}
 
 
@@ -125,7 +125,7 @@ def test_report_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pyte
         read_report(uri)
     monkeypatch.undo()
     write_report(uri, {"fd": 3}, "newer", {})
-    assert read_report(uri).figures == {"fd": 3}
+    assert read_report(uri).metrics == {"fd": 3}
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

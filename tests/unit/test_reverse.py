@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from ddpm_core.diffusion.process import Prediction, express, q_posterior, q_sample
+from ddpm_core.diffusion.process import Prediction, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import (
     ReverseConfig,
     ReverseProcess,
@@ -55,7 +55,7 @@ def test_p_mean_is_eq_11() -> None:
 def test_all_predictions_of_one_x_0_are_one_step(prediction: Prediction, clip) -> None:
     x_0, eps = noise(0).clamp(-1, 1), noise(1)
     x_t = q_sample(x_0, EVERY_T, eps, SCHEDULE)
-    output = express(prediction, x_0, x_t, EVERY_T, SCHEDULE)
+    output = to_prediction(prediction, x_0, x_t, EVERY_T, SCHEDULE)
     p = p_mean_variance(of_output(output, prediction=prediction), x_t, EVERY_T, clip=clip)
     torch.testing.assert_close(p.x_0_hat, x_0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(p.mean, q_posterior(x_0, x_t, EVERY_T, SCHEDULE).mean, rtol=1e-10, atol=1e-10)
@@ -207,7 +207,7 @@ def test_guidance_moves_x_0_alike_whatever_is_predicted(prediction: Prediction, 
     """Ho and Salimans 2022, Eq. 6, said of x_0: (1 + w) x_0(label) - w x_0(no label)."""
     x_t = noise(0)
     targets = [noise(1), noise(2)]
-    networks = [lambda x_t, t, x_0=x_0: express(prediction, x_0, x_t, t, SCHEDULE) for x_0 in targets]
+    networks = [lambda x_t, t, x_0=x_0: to_prediction(prediction, x_0, x_t, t, SCHEDULE) for x_0 in targets]
     p = ReverseProcess(
         denoiser=guided(networks[0], networks[1], scale, 2),
         schedule=SCHEDULE,

@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 import torch
 
-from ddpm_core.diffusion.process import express, predict_x_0
+from ddpm_core.diffusion.process import predict_x_0, to_prediction
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, sample, spaced_process, steps_taken
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
@@ -293,7 +293,7 @@ def says(prediction, schedule: NoiseSchedule = SHORT) -> ReverseProcess:
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         x_0_hat = predict_x_0("eps", bent_denoiser(x_t, t), x_t, t, schedule)
-        return express(prediction, x_0_hat, x_t, t, schedule)
+        return to_prediction(prediction, x_0_hat, x_t, t, schedule)
 
     return ReverseProcess(denoiser=denoise, schedule=schedule, config=ReverseConfig(prediction=prediction))
 

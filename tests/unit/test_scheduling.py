@@ -17,14 +17,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
-from pipelines import schedule as door
-from pipelines.stages import launch
-from pipelines.stages.attend import Attendant
-from pipelines.stages.claims import Claim, read_claim, read_done, unfinished
-from pipelines.stages.launch import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
-from pipelines.stages.pinning import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
-from pipelines.stages.schedule import Scheduler, run_scheduler
-from pipelines.stages.ticks import Calendar, interruptible_sleep, parse_tick, tick_name
+from pipelines import schedule
+from pipelines.scheduling import jobs as launch
+from pipelines.scheduling.calendar import Calendar, interruptible_sleep, parse_tick, tick_name
+from pipelines.scheduling.claims import Claim, read_claim, read_done, unfinished
+from pipelines.scheduling.jobs import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
+from pipelines.scheduling.loop import Scheduler, run_scheduler
+from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
+from pipelines.scheduling.ticks import TickRunner
 
 COMMAND = ("python", "pipelines/sample.py", "digits", "--model", "models:/ddpm-digits@champion", "--num-images", "256")
 NIGHTLY = Calendar(cron="0 3 * * *", timezone="UTC")
@@ -106,7 +106,7 @@ class World:
         return model.replace("@champion", f"/{self.champion}")
 
     def scheduler(self, *, calendar: Calendar = NIGHTLY, lease_s: float = 600, retries: int = 2, **more) -> Scheduler:
-        attendant = Attendant(
+        runner = TickRunner(
             name="nightly",
             folder=self.folder,
             lease=timedelta(seconds=lease_s),
@@ -116,7 +116,7 @@ class World:
             now=self.clock.now,
             say=self.said.append,
         )
-        return Scheduler(attendant=attendant, calendar=calendar, **more)
+        return Scheduler(runner=runner, calendar=calendar, **more)
 
     def claim(self, tick: str = TICK) -> Claim:
         found = read_claim(self.folder, tick)
@@ -351,7 +351,7 @@ def test_both_see_no_claim_and_one_start(world: World) -> None:
     first.begin(), other.begin()
     world.clock.time = parse_tick(TICK)
     first.round()
-    assert world.claim().owner == other.attendant.me
+    assert world.claim().owner == other.runner.me
     world.play(first, other)
     assert list(world.cluster.jobs) == [f"nightly-{TICK}-1"]
 
@@ -384,7 +384,7 @@ def test_a_killed_schedulers_tick_is_taken_over_with_its_command(here: World, fo
     here.play(another, until=parse_tick(TICK) + timedelta(hours=1))
     done = read_done(here.folder, TICK)
     assert done is not None
-    assert (done.status, done.attempt, done.owner) == ("succeeded", 2, another.attendant.me)
+    assert (done.status, done.attempt, done.owner) == ("succeeded", 2, another.runner.me)
     assert done.command == before.command
     assert set(here.cluster.commands) == {before.command}
     assert len(here.cluster.jobs) == (2 if forgets else 1)
@@ -563,7 +563,7 @@ def test_a_signal_lets_go_and_the_next_scheduler_goes_on_at_once(here: World) ->
     another = here.scheduler()
     another.begin()
     another.round()
-    assert here.claim().owner == another.attendant.me
+    assert here.claim().owner == another.runner.me
 
 
 def test_a_record_of_a_newer_format_is_refused(here: World) -> None:
@@ -701,11 +701,11 @@ def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert launch.ray_address() == "http://10.0.0.1:8265"
 
 
-# --- the door
+# --- the command
 
 
 def open_with(*argv: str) -> None:
-    door.main(list(argv))
+    schedule.main(list(argv))
 
 
 def test_dry_run_shows_five_ticks_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -741,17 +741,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], said: str, capsy
 
 
 def test_the_name_follows_from_what_is_scheduled() -> None:
-    one = door.ScheduleDoor(timezone="UTC")
-    assert one.schedule_name == door.ScheduleDoor(timezone="UTC", lease_s=60).schedule_name
+    one = schedule.ScheduleArgs(timezone="UTC")
+    assert one.schedule_name == schedule.ScheduleArgs(timezone="UTC", lease_s=60).schedule_name
     others = [{"cron": "1 3 * * *"}, {"timezone": "Asia/Tokyo"}, {"command": COMMAND}]
-    names = {door.ScheduleDoor(**{"timezone": "UTC", **other}).schedule_name for other in others}
+    names = {schedule.ScheduleArgs(**{"timezone": "UTC", **other}).schedule_name for other in others}
     assert len(names | {one.schedule_name}) == 4
 
 
 def test_a_signal_ends_the_sleep() -> None:
     """In a process of its own: the real handlers, a real SIGTERM."""
     code = (
-        "import os, signal, threading\nfrom pipelines.stages.ticks import interruptible_sleep\n"
+        "import os, signal, threading\nfrom pipelines.scheduling.calendar import interruptible_sleep\n"
         "with interruptible_sleep() as sleep:\n"
         "    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "    assert sleep(0) is None\n    print(sleep(30), sleep(30))\n"

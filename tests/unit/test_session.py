@@ -1,4 +1,4 @@
-"""To which Ray a door attaches."""
+"""To which Ray a command attaches."""
 
 import os
 import socket

@@ -16,7 +16,7 @@ from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
-from pipelines.recipes import RECIPES
+from pipelines.recipes.recipes import RECIPES
 
 CONFIG = TrainConfig(batch_size=6, learning_rate=1e-3, warmup_steps=0, grad_clip=0.01, ema_decay=0.9, flip=False)
 OBJECTIVE = Objective(

@@ -7,7 +7,7 @@ from ddpm_core.data.sources.base import ArraySource
 
 def open_digits() -> ArraySource:
     """The digits, their grey values 0..16 stretched to 0..255."""
-    from sklearn.datasets import load_digits  # seconds to import, and every door would wait for it
+    from sklearn.datasets import load_digits  # seconds to import, and every command would wait for it
 
     digits = load_digits()
     return ArraySource(

@@ -1,4 +1,4 @@
-"""Checkpoints of a state that trains on: copied between two steps, written in the background; or at once, on leaving."""
+"""Checkpoints of a state that trains on: copied between two steps, written in the background; or at once, in an emergency."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +25,7 @@ class Run:
     versions: dict[str, str]
 
 
-class Saver:
+class Checkpointer:
     """Writes the checkpoints of one worker's state.
 
     Args:
@@ -46,7 +46,7 @@ class Saver:
     ) -> None:
         self._state, self._config, self._run = state, config, run
         self._saved, self._warned, self._best = saved, warned, best
-        self._pool = ThreadPoolExecutor(1, "saver")
+        self._pool = ThreadPoolExecutor(1, "checkpointer")
         self._writing: Future[None] | None = None
         self._failures = 0
 
@@ -77,14 +77,14 @@ class Saver:
                 raise
             self._warned(f"a checkpoint could not be saved, the next one will be tried: {error}")
 
-    def leave(self) -> int | None:
+    def save_emergency(self) -> int | None:
         """Save the last completed step, from any thread, without waiting for the step under way; it is never completed.
 
         Returns:
             the step; its checkpoint stands. None if there is none to save: an update failed half-way.
         """
         # Never released: what training would do from here on would be lost. So nothing moves, and no copy is needed.
-        self._state.moving.acquire()
+        self._state.lock.acquire()
         if not self._state.is_whole:
             return None
         self._write(self._checkpoint(copy=False))

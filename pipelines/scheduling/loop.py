@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from pipelines.stages.attend import Attendant, Watched, attend, let_go
-from pipelines.stages.claims import Done, read_claim, unfinished
-from pipelines.stages.ticks import Calendar, tick_name
+from pipelines.scheduling.calendar import Calendar, tick_name
+from pipelines.scheduling.claims import Done, read_claim, unfinished
+from pipelines.scheduling.ticks import TickRunner, TickState, advance, release
 
 _WAKE = timedelta(seconds=30)
 """The longest sleep; else a change of the clock would go unnoticed."""
@@ -21,7 +21,7 @@ _WAKE = timedelta(seconds=30)
 class Scheduler:
     """The ticks under watch. `begin`, then `round` again and again; `release` at the end."""
 
-    attendant: Attendant
+    runner: TickRunner
     calendar: Calendar
     catch_up: timedelta = timedelta()
     """How old the most recent missed tick may be and still be done."""
@@ -29,13 +29,13 @@ class Scheduler:
     """End after so many; None: never."""
     done: list[Done] = field(default_factory=list)
     """The ticks that ended while this scheduler watched them."""
-    _watched: dict[str, Watched] = field(default_factory=dict)
+    _watched: dict[str, TickState] = field(default_factory=dict)
     _upcoming: Iterator[datetime] = field(default_factory=lambda: iter(()))
     _next: datetime | None = None
 
     def begin(self) -> None:
         """Look back for claims that a scheduler left unfinished and for a missed tick, and ahead to the next."""
-        now, folder = self.attendant.now(), self.attendant.folder
+        now, folder = self.runner.now(), self.runner.folder
         for name in unfinished(folder):
             self._watch(name)
         missed = self.calendar.last(now, self.catch_up)
@@ -51,48 +51,48 @@ class Scheduler:
             seconds until the next round; None when all is done.
         """
         self._collect()
-        for watched in sorted(self._watched.values(), key=lambda each: each.tick):
-            if watched.look_at <= self.attendant.now():
-                self._attend(watched)
+        for state in sorted(self._watched.values(), key=lambda each: each.tick):
+            if state.look_at <= self.runner.now():
+                self._attend(state)
         if not self._watched and self._next is None:
             return None
-        now = self.attendant.now()
-        looks = [watched.look_at for watched in self._watched.values()] + ([self._next] if self._next else [])
+        now = self.runner.now()
+        looks = [state.look_at for state in self._watched.values()] + ([self._next] if self._next else [])
         return max(0.0, (min([*looks, now + _WAKE]) - now).total_seconds())
 
     def release(self) -> None:
         """Let go of all that is held. Processes of this machine end, jobs of a cluster go on."""
-        for watched in self._watched.values():
-            let_go(self.attendant, watched)
+        for state in self._watched.values():
+            release(self.runner, state)
 
-    def _attend(self, watched: Watched) -> None:
-        by, free = self.attendant, all(each.job is None for each in self._watched.values())
+    def _attend(self, state: TickState) -> None:
+        by, free = self.runner, all(each.job is None for each in self._watched.values())
         try:
-            ended = attend(by, watched, may_start=free)
+            ended = advance(by, state, may_start=free)
         except (OSError, ValueError) as error:  # a store, registry or cluster out of reach: it may come back
-            if str(error) != watched.trouble:
-                by.say(f"{watched.tick}  {error}; trying again")
-            watched.trouble, watched.look_at = str(error), by.retry_at()
+            if str(error) != state.trouble:
+                by.say(f"{state.tick}  {error}; trying again")
+            state.trouble, state.look_at = str(error), by.retry_at()
             return
-        watched.trouble = ""
+        state.trouble = ""
         if ended is not None:
-            del self._watched[watched.tick]
+            del self._watched[state.tick]
             self.done.append(ended)
             who = "" if ended.owner == by.me else f" by {ended.owner.host} (process {ended.owner.pid})"
             by.say(f"{ended.tick}  {ended.status}{who}, attempt {ended.attempt}: {ended.samples or ended.message}")
 
     def _collect(self) -> None:
         """Watch the ticks that have come; after a sleep of this machine, those older than a lease were missed."""
-        now, come = self.attendant.now(), []
+        now, come = self.runner.now(), []
         while self._next is not None and self._next <= now:
             come.append(self._next)
             self._advance()
-        taken = [tick for tick in come if now - tick <= self.attendant.lease]
+        taken = [tick for tick in come if now - tick <= self.runner.lease]
         if not taken:
             taken = [tick for tick in come[-1:] if now - tick <= self.catch_up]
         missed = [tick_name(tick) for tick in come if tick not in taken]
         if missed:
-            self.attendant.say(f"missed while this scheduler slept: {missed[0]} to {missed[-1]}, {len(missed)} in all")
+            self.runner.say(f"missed while this scheduler slept: {missed[0]} to {missed[-1]}, {len(missed)} in all")
         for tick in taken:
             self._watch(tick_name(tick))
 
@@ -102,7 +102,7 @@ class Scheduler:
             self.ticks -= 1
 
     def _watch(self, tick: str) -> None:
-        self._watched.setdefault(tick, Watched(tick=tick, look_at=self.attendant.now()))
+        self._watched.setdefault(tick, TickState(tick=tick, look_at=self.runner.now()))
 
 
 def utc_now() -> datetime:

@@ -17,8 +17,9 @@ from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines import workflow
-from pipelines.line import open_line
-from pipelines.recipes import Recipe, SampleStage, SweepStage, TrainStage, make
+from pipelines.pipeline import open_pipeline
+from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
+from pipelines.recipes.recipes import make
 from pipelines.stages.sample import run_sample
 from pipelines.tracking import resolve_model
 
@@ -56,21 +57,21 @@ def recipe(store: Path | str) -> Recipe:
 def made(
     ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, dict[str, str], dict[str, object]]:
-    """The line, run once."""
+    """The pipeline, run once."""
     wanted = recipe(tmp_path_factory.mktemp("store"))
     outcome = workflow.run(wanted)
-    return wanted, outcome.made, outcome.figures
+    return wanted, outcome.made, outcome.metrics
 
 
 def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
-    wanted, where, figures = made
+    wanted, where, metrics = made
     report = read_report(where["report"].rsplit("/", 1)[0])
-    assert report.figures["fd_random_conv"] == figures["fd_random_conv"] > figures["floor"] > 0
+    assert report.metrics["fd_random_conv"] == metrics["fd_random_conv"] > metrics["floor"] > 0
     assert "data:image/png;base64," in report.html
-    assert figures["bits_per_dim"] == pytest.approx(figures["rate"] + figures["distortion"])
+    assert metrics["bits_per_dim"] == pytest.approx(metrics["rate"] + metrics["distortion"])
     assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
-    with open_line(wanted) as line:
-        champion = resolve_model(line.tracker, "models:/ddpm-digits@champion")
+    with open_pipeline(wanted) as pipeline:
+        champion = resolve_model(pipeline.tracker, "models:/ddpm-digits@champion")
     (newest,) = list_checkpoints(champion.checkpoint_uri.split("/checkpoints/")[0])[-1:]
     assert champion.weights_sha256 == read_weights(newest).sha256
 
@@ -78,11 +79,11 @@ def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str
 def test_a_second_run_computes_nothing_and_finds_the_same(
     made: tuple[Recipe, dict[str, str], dict[str, float]],
 ) -> None:
-    wanted, where, figures = made
+    wanted, where, metrics = made
     before = {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)}
     again = workflow.run(wanted)
     assert again.made == where
-    assert again.figures["fd_random_conv"] == figures["fd_random_conv"]
+    assert again.metrics["fd_random_conv"] == metrics["fd_random_conv"]
     assert {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)} == before
 
 
@@ -97,8 +98,8 @@ def test_an_interrupted_run_ends_where_an_unbroken_one_does(
     wanted, _, _ = made
     broken = replace(wanted, store=str(tmp_path), train=replace(wanted.train, num_workers=1))
     for steps in (2, 6):
-        with open_line(replace(broken, train=replace(broken.train, steps=steps))) as line:
-            trained = line.train(line.shard())
+        with open_pipeline(replace(broken, train=replace(broken.train, steps=steps))) as pipeline:
+            trained = pipeline.train(pipeline.shard())
     ours = read_checkpoint(trained.checkpoint_uri)
     (folder,) = (Path(wanted.store) / "runs").iterdir()
     theirs = read_checkpoint(list_checkpoints(str(folder))[-1])
@@ -144,9 +145,9 @@ def test_overlapping_requests_share_blocks(made: tuple[Recipe, dict[str, str], d
 def test_fine_tuning_starts_from_the_given_weights(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
     wanted, _, _ = made
     tuned = replace(wanted, name="tuned", train=replace(wanted.train, steps=0, num_workers=1))
-    with open_line(tuned) as line:
-        weights = line.find_weights("models:/ddpm-digits@champion")
-        trained = line.train(line.shard(), weights)
+    with open_pipeline(tuned) as pipeline:
+        weights = pipeline.find_weights("models:/ddpm-digits@champion")
+        trained = pipeline.train(pipeline.shard(), weights)
     started = read_checkpoint(trained.checkpoint_uri)
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in started.model.items())
 
@@ -157,10 +158,10 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
     wanted, _, _ = made
     named = replace(wanted, name="tuned", train=replace(wanted.train, learning_rate=1.0))
     with (
-        open_line(named) as line,
+        open_pipeline(named) as pipeline,
         pytest.raises(ValueError, match=r"run tuned: the run was started with .* give the run another --name"),
     ):
-        line.train(line.shard())
+        pipeline.train(pipeline.shard())
 
 
 def test_a_model_with_classes_and_a_learned_variance_walks_the_same_line(
@@ -177,18 +178,18 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_line(
         train=replace(wanted.train, timesteps="loss_aware", recompute=True),
         sample=replace(wanted.sample, labels=(3, 7), guidance=1.0, sampler=SamplerConfig(num_steps=4)),
     )
-    with open_line(replace(other, train=replace(other.train, steps=2, num_workers=1))) as line:
-        index = line.shard()
-        line.train(index)
-    with open_line(replace(other, train=replace(other.train, steps=4))) as line:
-        trained = line.train(index)
-        weights = line.find_weights(trained.checkpoint_uri)
-        sampled = line.sample(weights)
-        evaluated = line.evaluate(weights, sampled, index)
+    with open_pipeline(replace(other, train=replace(other.train, steps=2, num_workers=1))) as pipeline:
+        index = pipeline.shard()
+        pipeline.train(index)
+    with open_pipeline(replace(other, train=replace(other.train, steps=4))) as pipeline:
+        trained = pipeline.train(index)
+        weights = pipeline.find_weights(trained.checkpoint_uri)
+        sampled = pipeline.sample(weights)
+        evaluated = pipeline.evaluate(weights, sampled, index)
     seen = read_checkpoint(trained.checkpoint_uri).optimizer["timesteps.counts"]
     assert (trained.step, int(seen.sum())) == (4, 64)
     assert sampled.samples.identity["labels"] == [3, 7]
-    assert evaluated.figures["bits_per_dim"] > 0
+    assert evaluated.metrics["bits_per_dim"] > 0
 
 
 def test_labels_that_the_model_does_not_know_are_refused(
@@ -196,15 +197,15 @@ def test_labels_that_the_model_does_not_know_are_refused(
 ) -> None:
     wanted, _, _ = made
     asked = replace(wanted, sample=replace(wanted.sample, labels=(3,)))
-    with open_line(asked) as line, pytest.raises(ValueError, match="the model was trained without classes"):
-        line.sample(line.find_weights("models:/ddpm-digits@champion"))
+    with open_pipeline(asked) as pipeline, pytest.raises(ValueError, match="the model was trained without classes"):
+        pipeline.sample(pipeline.find_weights("models:/ddpm-digits@champion"))
 
 
 def test_a_sweep_ranks_schedules_by_distance(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
     wanted, _, _ = made
     sweep = SweepStage(num_trials=2, num_images=16, num_rungs=1, max_concurrent=2)
-    with open_line(replace(wanted, train=replace(wanted.train, steps=2))) as line:
-        swept = line.sweep(sweep, line.shard(), "two")
+    with open_pipeline(replace(wanted, train=replace(wanted.train, steps=2))) as pipeline:
+        swept = pipeline.sweep(sweep, pipeline.shard(), "two")
     assert len(swept.ranking) == 2
     assert swept.ranking[0]["fd_random_conv"] <= swept.ranking[1]["fd_random_conv"]
     assert json.loads(Path(swept.uri).read_text())["ranking"] == swept.ranking

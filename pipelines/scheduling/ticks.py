@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from pipelines.stages.claims import (
+from pipelines.scheduling.calendar import parse_tick
+from pipelines.scheduling.claims import (
     Claim,
     Done,
     Owner,
@@ -15,8 +16,7 @@ from pipelines.stages.claims import (
     swap_claim,
     this_owner,
 )
-from pipelines.stages.launch import Job, JobResult, Launcher
-from pipelines.stages.ticks import parse_tick
+from pipelines.scheduling.jobs import Job, JobResult, Launcher
 
 POLL = timedelta(seconds=1)
 """Between two looks at a job of ours."""
@@ -27,7 +27,7 @@ RETRY_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attendant:
+class TickRunner:
     """A scheduler, as its ticks see it."""
 
     name: str
@@ -58,7 +58,7 @@ class Attendant:
 
 
 @dataclass(kw_only=True)
-class Watched:
+class TickState:
     """A tick that is not done."""
 
     tick: str
@@ -73,7 +73,7 @@ class Watched:
     """What went wrong at the last look."""
 
 
-def attend(by: Attendant, watched: Watched, *, may_start: bool) -> Done | None:
+def advance(by: TickRunner, state: TickState, *, may_start: bool) -> Done | None:
     """Do what there is to do for a tick now.
 
     Args:
@@ -86,60 +86,60 @@ def attend(by: Attendant, watched: Watched, *, may_start: bool) -> Done | None:
         OSError: if the store, the registry or the cluster is out of reach; calling again later is safe.
         ValueError: if the model is not there, or a record cannot be read.
     """
-    if watched.held is None:
-        ended = _approach(by, watched)
+    if state.held is None:
+        ended = _approach(by, state)
         if ended is not None:
             return ended
-    if watched.held is not None and watched.result is None:
-        _renew(by, watched)
-    return None if watched.held is None else _work(by, watched, may_start)
+    if state.held is not None and state.result is None:
+        _renew(by, state)
+    return None if state.held is None else _work(by, state, may_start)
 
 
-def let_go(by: Attendant, watched: Watched) -> None:
+def release(by: TickRunner, state: TickState) -> None:
     """Leave the job and let the lease end now, so that another scheduler need not wait for it."""
-    if watched.job is not None:
-        watched.job.leave()
-    if watched.held is not None:
-        claim, data = watched.held
+    if state.job is not None:
+        state.job.leave()
+    if state.held is not None:
+        claim, data = state.held
         try:
             swap_claim(by.folder, replace(claim, lease_until=by.now().isoformat()), data)
         except OSError as error:  # then it runs out by itself
-            by.say(f"{watched.tick}  the lease could not be given back ({error}); it ends at {claim.lease_until}")
+            by.say(f"{state.tick}  the lease could not be given back ({error}); it ends at {claim.lease_until}")
 
 
-def _approach(by: Attendant, watched: Watched) -> Done | None:
+def _approach(by: TickRunner, state: TickState) -> Done | None:
     """Claim a tick that nobody holds; else wait for who holds it."""
-    ended = read_done(by.folder, watched.tick)
+    ended = read_done(by.folder, state.tick)
     if ended is not None:
         return ended
-    found, now = read_claim(by.folder, watched.tick), by.now()
+    found, now = read_claim(by.folder, state.tick), by.now()
     if found is None:
-        _claim(by, watched)
+        _claim(by, state)
     elif found[0].owner == by.me:  # ours; the answer to our writing it was lost
-        watched.held = found
+        state.held = found
     elif found[0].expired(now):
-        _take_over(by, watched, *found)
+        _take_over(by, state, *found)
     else:
-        watched.look_at = min(datetime.fromisoformat(found[0].lease_until), now + LOOK_AGAIN)
+        state.look_at = min(datetime.fromisoformat(found[0].lease_until), now + LOOK_AGAIN)
     return None
 
 
-def _claim(by: Attendant, watched: Watched) -> None:
-    first, command = 1, by.pin(parse_tick(watched.tick))
+def _claim(by: TickRunner, state: TickState) -> None:
+    first, command = 1, by.pin(parse_tick(state.tick))
     claim = Claim(
-        tick=watched.tick,
+        tick=state.tick,
         owner=by.me,
         attempt=first,
         failures=0,
         lease_until=by.lease_end(),
         command=command,
-        submission_id=by.submission_id(watched.tick, first),
+        submission_id=by.submission_id(state.tick, first),
     )
     data = create_claim(by.folder, claim)
-    watched.held = (claim, data) if data else None
+    state.held = (claim, data) if data else None
 
 
-def _take_over(by: Attendant, watched: Watched, claim: Claim, data: bytes) -> None:
+def _take_over(by: TickRunner, state: TickState, claim: Claim, data: bytes) -> None:
     """Its command stays. A job of it that still runs on the cluster, or has succeeded, is followed, not repeated."""
     job = by.launcher.find(claim.submission_id)
     attempt = claim.attempt + 1
@@ -153,57 +153,57 @@ def _take_over(by: Attendant, watched: Watched, claim: Claim, data: bytes) -> No
     swapped = swap_claim(by.folder, mine, data)
     if swapped is None:
         return  # somebody was faster; the next look tells who
-    watched.held, watched.job, watched.started_at = (mine, swapped), job, by.now() if job else None
+    state.held, state.job, state.started_at = (mine, swapped), job, by.now() if job else None
     by.say(f"{claim.tick}  taken over from {claim.owner.host} (process {claim.owner.pid}), attempt {attempt}")
 
 
-def _renew(by: Attendant, watched: Watched) -> None:
+def _renew(by: TickRunner, state: TickState) -> None:
     """Lengthen the lease once a third of it has gone."""
-    assert watched.held is not None
-    claim = watched.held[0]
+    assert state.held is not None
+    claim = state.held[0]
     if datetime.fromisoformat(claim.lease_until) - by.now() < by.lease * 2 / 3:
-        _swap(by, watched, replace(claim, lease_until=by.lease_end()))
+        _swap(by, state, replace(claim, lease_until=by.lease_end()))
 
 
-def _swap(by: Attendant, watched: Watched, claim: Claim) -> bool:
+def _swap(by: TickRunner, state: TickState, claim: Claim) -> bool:
     """Replace our claim; if another holds the tick now, let go of the job."""
-    assert watched.held is not None
-    data = swap_claim(by.folder, claim, watched.held[1])
+    assert state.held is not None
+    data = swap_claim(by.folder, claim, state.held[1])
     if data is not None:
-        watched.held = (claim, data)
+        state.held = (claim, data)
         return True
-    found = read_claim(by.folder, watched.tick)
+    found = read_claim(by.folder, state.tick)
     if found is not None and found[0].owner == by.me:  # the answer to an earlier swap was lost
-        watched.held = found
+        state.held = found
         return found[0].attempt == claim.attempt
-    if watched.job is not None:
-        watched.job.leave()
-        by.say(f"{watched.tick}  another scheduler holds it now: the lease had run out")
-    watched.held = watched.job = watched.started_at = watched.result = None
+    if state.job is not None:
+        state.job.leave()
+        by.say(f"{state.tick}  another scheduler holds it now: the lease had run out")
+    state.held = state.job = state.started_at = state.result = None
     return False
 
 
-def _work(by: Attendant, watched: Watched, may_start: bool) -> Done | None:
+def _work(by: TickRunner, state: TickState, may_start: bool) -> Done | None:
     """Start the job, follow it, and see to its end."""
-    assert watched.held is not None
-    claim = watched.held[0]
-    watched.look_at = by.now() + POLL
-    if watched.job is None:
+    assert state.held is not None
+    claim = state.held[0]
+    state.look_at = by.now() + POLL
+    if state.job is None:
         if not may_start:
             return None
-        watched.job, watched.started_at = by.launcher.start(claim.submission_id, claim.command), by.now()
-        by.say(f"{claim.tick}  started as {claim.submission_id}; log: {watched.job.log}")
-    watched.result = watched.result or watched.job.poll()
-    if watched.result is None:
+        state.job, state.started_at = by.launcher.start(claim.submission_id, claim.command), by.now()
+        by.say(f"{claim.tick}  started as {claim.submission_id}; log: {state.job.log}")
+    state.result = state.result or state.job.poll()
+    if state.result is None:
         return None
-    if watched.result.exit_code != 0 and claim.failures < by.retries:
-        _again(by, watched, claim, watched.result)
+    if state.result.exit_code != 0 and claim.failures < by.retries:
+        _again(by, state, claim, state.result)
         return None
-    ended = _ended(by, watched, claim, watched.job, watched.result)
-    return ended if create_done(by.folder, ended) else read_done(by.folder, watched.tick)
+    ended = _ended(by, state, claim, state.job, state.result)
+    return ended if create_done(by.folder, ended) else read_done(by.folder, state.tick)
 
 
-def _again(by: Attendant, watched: Watched, claim: Claim, result: JobResult) -> None:
+def _again(by: TickRunner, state: TickState, claim: Claim, result: JobResult) -> None:
     attempt = claim.attempt + 1
     again = replace(
         claim,
@@ -212,13 +212,13 @@ def _again(by: Attendant, watched: Watched, claim: Claim, result: JobResult) -> 
         lease_until=by.lease_end(),
         submission_id=by.submission_id(claim.tick, attempt),
     )
-    if _swap(by, watched, again):
-        watched.job = watched.started_at = watched.result = None
-        watched.look_at = by.retry_at()
+    if _swap(by, state, again):
+        state.job = state.started_at = state.result = None
+        state.look_at = by.retry_at()
         by.say(f"{claim.tick}  failed with exit code {result.exit_code} ({result.last_line}); it will be started again")
 
 
-def _ended(by: Attendant, watched: Watched, claim: Claim, job: Job, result: JobResult) -> Done:
+def _ended(by: TickRunner, state: TickState, claim: Claim, job: Job, result: JobResult) -> Done:
     failed = result.exit_code != 0
     made = {} if failed else result.made
     return Done(
@@ -233,6 +233,6 @@ def _ended(by: Attendant, watched: Watched, claim: Claim, job: Job, result: JobR
         submission_id=claim.submission_id,
         command=claim.command,
         owner=claim.owner,
-        started_at=watched.started_at.isoformat() if watched.started_at else None,
+        started_at=state.started_at.isoformat() if state.started_at else None,
         ended_at=by.now().isoformat(),
     )

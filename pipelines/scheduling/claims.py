@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from ddpm_core import storage
-from ddpm_core.plain import from_json, to_json
+from ddpm_core.serialization import from_json, to_json
 
 FORMAT_VERSION = 1
 _CLAIM, _DONE = ".claim.json", ".done.json"

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from pipelines.stages.board import SILENT_S, STUCK_S, Board, Watch
+from pipelines.training.coordinator import SILENT_S, STUCK_S, Coordinator, Watch
 
 
-def watched(*doing: str, seconds: float, silent: tuple[int, ...] = (), step: int = 7) -> list[str]:
+def state(*doing: str, seconds: float, silent: tuple[int, ...] = (), step: int = 7) -> list[str]:
     """What is said of workers that came to a step and have been there for so long."""
     watch, now = Watch(), 0.0
     for rank, what in enumerate(doing):
@@ -29,20 +29,20 @@ def test_workers_that_move_are_not_spoken_of() -> None:
 
 
 def test_a_worker_that_says_nothing_is_named_and_those_that_wait_for_it_are_not() -> None:
-    (line,) = watched("computing", "computing", "computing", seconds=STUCK_S + 60, silent=(1,))
+    (line,) = state("computing", "computing", "computing", seconds=STUCK_S + 60, silent=(1,))
     assert line.startswith("worker 1 (node-1) has said nothing for")
     assert line.endswith("at step 7")
-    assert watched("computing", "computing", seconds=SILENT_S - 10, silent=(1,)) == []
+    assert state("computing", "computing", seconds=SILENT_S - 10, silent=(1,)) == []
 
 
 def test_a_worker_that_reads_is_what_the_others_wait_for() -> None:
-    (line,) = watched("computing", "reading", "computing", seconds=STUCK_S + 60)
+    (line,) = state("computing", "reading", "computing", seconds=STUCK_S + 60)
     assert line.startswith("worker 1 (node-1) has been reading for")
 
 
 def test_where_all_compute_all_are_named() -> None:
-    assert len(watched("computing", "computing", seconds=STUCK_S + 60)) == 2
-    assert watched("computing", "computing", seconds=STUCK_S - 20) == []
+    assert len(state("computing", "computing", seconds=STUCK_S + 60)) == 2
+    assert state("computing", "computing", seconds=STUCK_S - 20) == []
 
 
 def test_long_steps_are_waited_for_longer_and_each_stall_is_told_once() -> None:
@@ -59,18 +59,18 @@ def test_long_steps_are_waited_for_longer_and_each_stall_is_told_once() -> None:
 
 async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: float = 5.0) -> tuple[int | None, int]:
     """What leave() returns, and how many of the workers were told to save. The dead wait for the order first, and for ever."""
-    board, told = Board(), []
+    coordinator, told = Coordinator(), []
 
     async def worker(step: int, alive: bool) -> None:
-        order = await board.ordered()
-        if alive and await board.claim(order):
+        order = await coordinator.ordered()
+        if alive and await coordinator.claim(order):
             told.append(step)
             if saves:
-                await board.left(order, step)
+                await coordinator.left(order, step)
 
     tasks = [asyncio.create_task(worker(40 + i - dead, alive=i >= dead)) for i in range(workers + dead)]
     await asyncio.sleep(0)
-    step = await board.leave(timeout_s)
+    step = await coordinator.leave(timeout_s)
     for task in tasks:
         task.cancel()
     return step, len(told)
@@ -84,16 +84,16 @@ def test_one_of_the_workers_saves(workers: int) -> None:
 
 def test_leaving_ends_at_once_if_the_last_step_cannot_be_saved() -> None:
     async def leave() -> int | None:
-        board = Board()
+        coordinator = Coordinator()
 
         async def worker() -> None:
-            order = await board.ordered()
-            assert await board.claim(order)
-            await board.left(order, None)
+            order = await coordinator.ordered()
+            assert await coordinator.claim(order)
+            await coordinator.left(order, None)
 
         task = asyncio.create_task(worker())
         await asyncio.sleep(0)
-        found = await asyncio.wait_for(board.leave(60.0), timeout=5.0)
+        found = await asyncio.wait_for(coordinator.leave(60.0), timeout=5.0)
         await task
         return found
 
@@ -101,34 +101,34 @@ def test_leaving_ends_at_once_if_the_last_step_cannot_be_saved() -> None:
 
 
 def test_leaving_waits_neither_for_the_dead_nor_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.stages.board._CLAIM_S", 0.05)
+    monkeypatch.setattr("pipelines.training.coordinator._CLAIM_S", 0.05)
     assert asyncio.run(_leaving(0)) == (None, 0)
     assert asyncio.run(_leaving(1, saves=False, timeout_s=0.1)) == (None, 1)
 
 
 def test_who_is_done_has_nothing_to_save() -> None:
     async def leave_after_the_end() -> int | None:
-        board = Board()
-        await board.finish()
-        return await board.leave(60.0)
+        coordinator = Coordinator()
+        await coordinator.finish()
+        return await coordinator.leave(60.0)
 
     assert asyncio.run(leave_after_the_end()) is None
 
 
 def test_the_next_group_of_workers_is_told_anew() -> None:
     async def twice() -> list[int | None]:
-        board, found = Board(), []
+        coordinator, found = Coordinator(), []
         for step in (5, 9):
 
             async def worker(step: int = step) -> None:
-                order = await board.ordered()
-                if await board.claim(order):
-                    await board.left(order, step)
-                assert not await board.claim(order - 1)  # one that comes too late
+                order = await coordinator.ordered()
+                if await coordinator.claim(order):
+                    await coordinator.left(order, step)
+                assert not await coordinator.claim(order - 1)  # one that comes too late
 
             task = asyncio.create_task(worker())
             await asyncio.sleep(0)
-            found.append(await board.leave(5.0))
+            found.append(await coordinator.leave(5.0))
             await task
         return found
 

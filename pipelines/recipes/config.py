@@ -1,8 +1,6 @@
-"""The recipes: each a function that returns one complete, typed config. Dotted flags override its fields."""
+"""What a recipe says: the data, the network, and how each stage works."""
 
-import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import platformdirs
@@ -11,19 +9,27 @@ import tyro
 from ddpm_core.data.config import DataConfig
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.config import Precision, TrainConfig
 
+
+def default_store() -> str:
+    """The per-user folder that every command uses unless told otherwise; absolute, so that a job's folder may vanish."""
+    return str(platformdirs.user_data_path("ddpm"))
+
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*=[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def default_store() -> str:
-    """The per-user folder that every door uses unless told otherwise; absolute, so that a job's folder may vanish."""
-    return str(platformdirs.user_data_path("ddpm"))
+def _check_placement(stage: str, threads: int, node_labels: tuple[str, ...]) -> None:
+    if threads < 1:
+        raise ValueError(f"{stage}.threads is {threads}; expected 1 or more")
+    for label in node_labels:
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"{stage}.node-labels has {label!r}; expected KEY=VALUE, as ray.io/accelerator-type=H100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +99,6 @@ class SampleStage(SampleConfig):
         _check_placement("sample", self.threads, self.node_labels)
 
 
-def _check_placement(stage: str, threads: int, node_labels: tuple[str, ...]) -> None:
-    if threads < 1:
-        raise ValueError(f"{stage}.threads is {threads}; expected 1 or more")
-    for label in node_labels:
-        if not _LABEL.fullmatch(label):
-            raise ValueError(f"{stage}.node-labels has {label!r}; expected KEY=VALUE, as ray.io/accelerator-type=H100")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepStage:
     """Which schedules are tried, and how long.
@@ -150,7 +148,7 @@ class SweepStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that a run of the line needs to know."""
+    """Everything that a run of the pipeline needs to know."""
 
     store: str = field(default_factory=default_store)
     """Where all artifacts go: a folder or s3://bucket/prefix."""
@@ -165,151 +163,3 @@ class Recipe:
     train: TrainStage = field(default_factory=TrainStage)
     sample: SampleStage = field(default_factory=SampleStage)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-
-def digits() -> Recipe:
-    """scikit-learn's 1,797 handwritten digits, grey 8x8: the whole line in minutes on a laptop."""
-    return Recipe(
-        data=DataConfig(source="digits", image_size=8, channels=1, samples_per_shard=256),
-        unet=UNetConfig(
-            base_channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
-        ),
-        train=TrainStage(
-            steps=640,
-            batch_size=64,
-            learning_rate=1e-3,
-            warmup_steps=100,
-            ema_decay=0.99,
-            flip=False,
-            log_every=20,
-            checkpoint_every=160,
-            preview_every=320,
-            num_workers=2,
-        ),
-        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50)),
-        evaluate=EvaluateConfig(num_images=512, bits_per_dim_images=160, bits_per_dim_steps=40),
-    )
-
-
-def mnist() -> Recipe:
-    """MNIST, grey 28x28, from its four idx files: --data.source FOLDER."""
-    return Recipe(
-        data=DataConfig(source="mnist", image_size=28, channels=1, samples_per_shard=2_048),
-        unet=UNetConfig(
-            base_channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), dropout=0.0
-        ),
-        train=TrainStage(
-            steps=1_600,
-            batch_size=64,
-            learning_rate=1e-3,
-            warmup_steps=200,
-            ema_decay=0.995,
-            flip=False,
-            checkpoint_every=400,
-            preview_every=800,
-            num_workers=2,
-        ),
-        sample=SampleStage(num_images=512, sampler=SamplerConfig(name="ddim", num_steps=50)),
-        evaluate=EvaluateConfig(num_images=512, bits_per_dim_images=160, bits_per_dim_steps=40),
-    )
-
-
-def cifar10() -> Recipe:
-    """The paper's CIFAR-10 model: 35.7 M parameters, 800,000 steps of 128 images. Wants GPUs."""
-    return Recipe(
-        data=DataConfig(source="cifar-10-python.tar.gz", image_size=32, channels=3, samples_per_shard=2_048),
-        train=TrainStage(use_gpu=True),
-        sample=SampleStage(num_images=50_000, block_size=256, batch_size=256, use_gpu=True),
-        evaluate=EvaluateConfig(num_images=50_000, bits_per_dim_images=2_048),
-    )
-
-
-def cifar10_small() -> Recipe:
-    """A small model of 32x32 colour images that a laptop trains in minutes; it shows the line, not the state of the art."""
-    return Recipe(
-        data=DataConfig(source="cifar10", image_size=32, channels=3, samples_per_shard=2_048),
-        unet=UNetConfig(
-            base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), dropout=0.1
-        ),
-        # After few steps eps-prediction still guesses wildly from x_T, where eps says next to nothing of x_0; v does not.
-        reverse=ReverseConfig(prediction="v"),
-        train=TrainStage(
-            steps=1_000,
-            batch_size=64,
-            learning_rate=1e-3,
-            warmup_steps=100,
-            ema_decay=0.995,
-            checkpoint_every=500,
-            preview_every=500,
-            num_workers=2,
-        ),
-        sample=SampleStage(num_images=256, sampler=SamplerConfig(name="ddim", num_steps=50)),
-        evaluate=EvaluateConfig(num_images=256, bits_per_dim_images=64, bits_per_dim_steps=40),
-    )
-
-
-def _paper_256(source: str, steps: int, base_channels: int = 128) -> Recipe:
-    """The paper's 256x256 settings; its scripts sample with the small fixed variance."""
-    return Recipe(
-        data=DataConfig(source=source, image_size=256, channels=3, samples_per_shard=1_024),
-        unet=UNetConfig(
-            base_channels=base_channels,
-            channel_multipliers=(1, 1, 2, 2, 4, 4),
-            attention_resolutions=(16,),
-            dropout=0.0,
-        ),
-        train=TrainStage(steps=steps, batch_size=64, learning_rate=2e-5, use_gpu=True),
-        reverse=ReverseConfig(variance="fixed_small"),
-        sample=SampleStage(num_images=50_000, batch_size=16, use_gpu=True),
-        evaluate=EvaluateConfig(num_images=50_000),
-    )
-
-
-def celebahq256() -> Recipe:
-    """The paper's CelebA-HQ 256x256 model: 114 M parameters, 500,000 steps of 64 images."""
-    return _paper_256("celebahq256", 500_000)
-
-
-def lsun_church256() -> Recipe:
-    """The paper's LSUN Church 256x256 model: 114 M parameters, 1,200,000 steps of 64 images."""
-    return _paper_256("lsun_church256", 1_200_000)
-
-
-def lsun_cat256() -> Recipe:
-    """The paper's LSUN Cat 256x256 model: 114 M parameters, 1,800,000 steps of 64 images."""
-    return _paper_256("lsun_cat256", 1_800_000)
-
-
-def lsun_bedroom256() -> Recipe:
-    """The paper's LSUN Bedroom 256x256 model: 114 M parameters, 2,400,000 steps of 64 images."""
-    return _paper_256("lsun_bedroom256", 2_400_000)
-
-
-def lsun_bedroom256_large() -> Recipe:
-    """The paper's large LSUN Bedroom 256x256 model: 256 M parameters, 1,150,000 steps of 64 images."""
-    return _paper_256("lsun_bedroom256", 1_150_000, base_channels=192)
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        digits,
-        mnist,
-        cifar10,
-        cifar10_small,
-        celebahq256,
-        lsun_church256,
-        lsun_cat256,
-        lsun_bedroom256,
-        lsun_bedroom256_large,
-    )
-}
-
-
-def make(name: str) -> Recipe:
-    """The recipe of this name, which it carries.
-
-    Raises:
-        KeyError: if there is none.
-    """
-    return dataclasses.replace(RECIPES[name](), recipe=name)

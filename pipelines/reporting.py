@@ -13,24 +13,24 @@ from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
-from ddpm_core.data.images import decode_png
+from ddpm_core.data.images import decode_pngs
 from ddpm_core.data.reader import ImageReader
-from ddpm_core.evaluation import figures as draw
+from ddpm_core.evaluation import pictures as draw
 from ddpm_core.evaluation.bits_per_dim import BoundStats
-from ddpm_core.evaluation.charts import bound_curves, loss_curve
 from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
-from ddpm_core.evaluation.report_page import DatasetFacts, FigureRow, ModelFacts, ReportContent, render_report
-from ddpm_core.plain import from_json
+from ddpm_core.evaluation.plots import bound_curves, loss_curve
+from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
 from ddpm_core.sampling.generate import denoising_strip
+from ddpm_core.serialization import from_json
 from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
+from pipelines.cluster.model_cache import loaded_network
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.session import shard_cache, versions
 from pipelines.cluster.tasks import gather
-from pipelines.models import code_version, seeded_process
-from pipelines.recipes import Recipe, SampleStage
-from pipelines.stages.networks import loaded_network
+from pipelines.naming import code_version, seeded_process
+from pipelines.recipes.config import Recipe, SampleStage
 
 _STRIP_FRAMES = 11
 
@@ -53,14 +53,14 @@ def write(
     samples: SampleSet,
     index: DatasetIndex,
     recipe: Recipe,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     bound: BoundStats | None,
     reference: str,
 ) -> None:
     """Write the report of an evaluation."""
     pictures = _gather(weights, samples, index, recipe)
     rows = recipe.evaluate.num_rows
-    content = _content(weights, samples, index, recipe, figures, bound, pictures)
+    content = _content(weights, samples, index, recipe, metrics, bound, pictures)
     near = pictures.neighbours
     pngs = {
         "real.png": draw.image_grid(pictures.real),
@@ -72,7 +72,7 @@ def write(
         pngs["loss.png"] = loss_curve(content.history)
     if bound is not None:
         pngs["bound.png"] = bound_curves(bound)
-    facts = {**figures, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
+    facts = {**metrics, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
     write_report(uri, facts, render_report(content), pngs)
 
 
@@ -80,7 +80,7 @@ def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: R
     config = recipe.evaluate
     seeds = list(range(samples.first_seed, samples.first_seed + min(config.num_rows, samples.num_images)))
     shown = min(max(config.num_shown, config.num_rows), samples.num_images)
-    generated = decoded([png for _, png in islice(read_images(samples), shown)])
+    generated = decode_pngs(png for _, png in islice(read_images(samples), shown))
     starts, first = [], 0
     sizes = index.shard_sizes("train")
     for size in sizes:
@@ -102,7 +102,7 @@ def _content(
     samples: SampleSet,
     index: DatasetIndex,
     recipe: Recipe,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     bound: BoundStats | None,
     pictures: Pictures,
 ) -> ReportContent:
@@ -135,7 +135,7 @@ def _content(
             first_seed=samples.first_seed,
             num_images=recipe.evaluate.num_images,
         ),
-        figures=(*_distance_rows(figures, f"{index.num_samples('train'):,}"), *_bound_rows(bound)),
+        metrics=(*_distance_rows(metrics, f"{index.num_samples('train'):,}"), *_bound_rows(bound)),
         bound=bound,
         extractor_digest=extractor_digest(),
         real=pictures.real,
@@ -152,33 +152,33 @@ def _content(
     )
 
 
-def _distance_rows(figures: dict[str, float], num_train: str) -> tuple[FigureRow, ...]:
+def _distance_rows(metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
     """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
 
-    def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> FigureRow:
+    def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
         of = f"{count:,.0f} {what} against {num_train} training images"
-        return FigureRow(name=NAME, of=of, value=value, note=note, headline=headline)
+        return MetricRow(name=NAME, of=of, value=value, note=note, headline=headline)
 
-    rows = [row(figures["num_generated"], "generated images", figures[NAME])]
-    if "floor" in figures:
-        if figures["num_floor"] < figures["num_generated"]:
+    rows = [row(metrics["num_generated"], "generated images", metrics[NAME])]
+    if "floor" in metrics:
+        if metrics["num_floor"] < metrics["num_generated"]:
             note = "as many as are held out: fewer images raise the figure"
-            rows.append(row(figures["num_floor"], "generated images", figures["same_n"], note, headline=False))
+            rows.append(row(metrics["num_floor"], "generated images", metrics["same_n"], note, headline=False))
         note = "the floor: what real images reach that the model has not seen"
-        rows.append(row(figures["num_floor"], "held-out images", figures["floor"], note))
+        rows.append(row(metrics["num_floor"], "held-out images", metrics["floor"], note))
     return tuple(rows)
 
 
-def _bound_rows(bound: BoundStats | None) -> tuple[FigureRow, ...]:
+def _bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
     """Bits/dim and its two parts."""
     if bound is None:
         return ()
     of = f"{bound.count:,} held-out images"
     error = f"an upper bound; standard error {bound.standard_error:.2g}"
     return (
-        FigureRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
-        FigureRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
-        FigureRow(
+        MetricRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
+        MetricRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
+        MetricRow(
             name="distortion",
             of=of,
             value=bound.distortion,
@@ -213,11 +213,6 @@ def _history(weights: Weights) -> list[HistoryRow]:
         return read_history(weights.uri)
     except FileNotFoundError:
         return []
-
-
-def decoded(pngs: list[bytes]) -> Tensor:
-    """PNGs of one size to uint8 [n, c, h, w]."""
-    return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])
 
 
 def _part(

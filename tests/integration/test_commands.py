@@ -1,4 +1,4 @@
-"""The doors as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
+"""The commands as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
 
 import os
 import shlex
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.door import typed
-from pipelines.recipes import default_store
+from pipelines.cli.command import typed
+from pipelines.recipes.config import default_store
 
 ROOT = Path(__file__).parents[2]
 
 
-def door(name: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a door from another working directory."""
+def command(name: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command from another working directory."""
     command = [sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *args]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, timeout=120, check=False)
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_before_anything_starts(mistake: str, tmp_path: Pa
     args, said = MISTAKES[mistake]
     given = [arg.format(tmp=tmp_path) for arg in args]
     store = [] if "--store" in given else ["--store", str(tmp_path / "store")]
-    done = door("workflow", *given, *store)
+    done = command("workflow", *given, *store)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
@@ -87,7 +87,7 @@ def test_a_mistake_is_one_line_before_anything_starts(mistake: str, tmp_path: Pa
 
 
 def test_a_bucket_that_does_not_exist(s3: dict[str, str]) -> None:
-    done = door("train", "--store", "s3://no-such-bucket/ddpm", env=s3)
+    done = command("train", "--store", "s3://no-such-bucket/ddpm", env=s3)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "no-such-bucket" in line
@@ -100,14 +100,14 @@ def test_no_credentials_at_all(s3: dict[str, str], tmp_path: Path) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
         "HOME": str(tmp_path),
     }
-    done = door("train", "--store", "s3://bucket/ddpm", env={**s3, **bare})
+    done = command("train", "--store", "s3://bucket/ddpm", env={**s3, **bare})
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "credentials" in line
 
 
 def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path: Path) -> None:
-    done = door("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
+    done = command("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert '"base_channels"' in done.stdout
     assert "train: 640 steps of 64 images on 2 workers" in done.stdout

@@ -1,4 +1,4 @@
-"""The line: the stages in their order, each tracked as one MLflow run under one parent. A door opens the part it needs."""
+"""The pipeline: the stages in their order, each tracked as one MLflow run under one parent. A command runs the part it needs."""
 
 import logging
 import tempfile
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.plain import to_json
+from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
-from pipelines.models import code_version, digest, find_weights, run_folder
+from pipelines.naming import code_version, digest, run_folder
 from pipelines.progress import Progress
-from pipelines.recipes import Recipe, SweepStage
+from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
 from pipelines.stages.shard import run_shard
@@ -32,6 +32,7 @@ from pipelines.tracking import (
     promote,
     register_model,
 )
+from pipelines.tracking.resolve import find_weights
 
 if TYPE_CHECKING:
     from pipelines.stages.sweep import Swept
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Line:
+class Pipeline:
     """One recipe's stages in one Ray session, tracked under one parent run."""
 
     recipe: Recipe
@@ -111,7 +112,7 @@ class Line:
         with self.tracker.run("evaluate", parent=self.parent, key=key, params=params) as run:
             self._log_dataset(run, index)
             evaluated = run_evaluate(weights, sampled.samples, index, self.recipe)
-            run.log_metrics([{"step": weights.step, **evaluated.figures}])
+            run.log_metrics([{"step": weights.step, **evaluated.metrics}])
             run.log_html(storage.read_bytes(evaluated.page_uri).decode())
         return evaluated
 
@@ -131,7 +132,7 @@ class Line:
                     self.model_name,
                     version,
                     metric=metric,
-                    value=evaluated.figures[metric],
+                    value=evaluated.metrics[metric],
                     reference=evaluated.reference,
                 )
             except TrackingError as error:
@@ -141,7 +142,7 @@ class Line:
 
     def sweep(self, config: SweepStage, index: DatasetIndex, name: str) -> "Swept":
         """The ranking of schedules, each trial a run under the sweep's."""
-        from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other door needs it
+        from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other command needs it
 
         key = digest(["sweep", self.recipe.store, name])
         with self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run:
@@ -185,11 +186,11 @@ class Line:
 
 
 @contextmanager
-def open_line(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Iterator[Line]:
+def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Iterator[Pipeline]:
     """A Ray session and the parent run. Before anything is written, the cluster is asked whether it can do what will come.
 
     Args:
-        recipe: what the line is made from.
+        recipe: what the pipeline is made from.
         asks: what its stages will ask of the nodes.
         reads_source: whether it shards, so that the nodes read the raw images.
 
@@ -206,4 +207,4 @@ def open_line(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Iterato
         key = digest(["line", recipe.store, recipe.name, *decides])
         name = recipe.name or f"{recipe.recipe}-{key}"
         with tracker.run(name, key=key, tags={"recipe": recipe.recipe, "store": recipe.store}) as parent:
-            yield Line(recipe, tracker, parent)
+            yield Pipeline(recipe, tracker, parent)

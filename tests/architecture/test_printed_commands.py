@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import door
+from pipelines.cli import command as cli
+from pipelines.cli.parsing import parse as parse_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,15 +24,15 @@ def printed(what: re.Pattern[str] = _COMMAND) -> list[tuple[str, str]]:
 
 
 def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The flags of a command, as its door reads them; nothing is checked, and nothing started."""
+    """The flags of a command, as its script reads them; nothing is checked, and nothing started."""
     script, *argv = shlex.split(command.partition(" > ")[0], comments=True)
     opened: list[Any] = []
 
-    def open_door(args_type: type[Any], about: str, *, read: Any = None, argv: Any = None, **_: Any) -> None:
+    def run_command(args_type: type[Any], about: str, *, read: Any = None, argv: Any = None, **_: Any) -> None:
         left = [each for each in (sys.argv[1:] if argv is None else argv) if each not in {"--dry-run", "--json"}]
-        opened.append((read or door.parse)(args_type, left, script, about))
+        opened.append((read or parse_recipe)(args_type, left, script, about))
 
-    monkeypatch.setattr(door, "open_door", open_door)
+    monkeypatch.setattr(cli, "run_command", run_command)
     monkeypatch.setattr(sys, "argv", [script, *argv])
     runpy.run_path(str(ROOT / script), run_name="__main__")
     return opened[0]

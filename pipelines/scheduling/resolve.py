@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints
-from pipelines.stages.launch import local_arguments, local_environment, project_root
+from pipelines.scheduling.jobs import local_arguments, local_environment, project_root
 from pipelines.tracking import open_tracking, resolve_model
 
 SEEDS_PER_TICK = 1_000_000
@@ -117,7 +117,7 @@ def rehearse(command: Sequence[str], ray_address: str | None) -> None:
 
 
 def _find(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
-    """Where one of the flags stands; an underscore is as good as a dash, as the doors have it."""
+    """Where one of the flags stands; an underscore is as good as a dash, as the commands have it."""
     for place, argument in enumerate(arguments):
         if argument.startswith("-") and argument.partition("=")[0].replace("_", "-") in flags:
             return place

@@ -10,12 +10,12 @@ import torch
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
 from ddpm_core.artifacts.validation import best_step, read_validations, write_validation
-from ddpm_core.training import saver as saver_module
+from ddpm_core.training import checkpointing as checkpointing
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.saver import Run, Saver
+from ddpm_core.training.divergence import batch_that_fits
 from ddpm_core.training.state import TrainState, load_tensors, new_state
 from ddpm_core.training.step import advance
-from ddpm_core.training.watch import batch_that_fits
 
 CONFIG = TrainConfig(batch_size=4, warmup_steps=0, learning_rate=1e-2, keep_checkpoints=2)
 
@@ -32,10 +32,10 @@ def move(trained: TrainState, *, update: bool = True) -> None:
     advance(trained, CONFIG, update=update)
 
 
-def saver(trained: TrainState, run_uri: str, warned: list[str] | None = None, **changes: int) -> Saver:
+def checkpointer(trained: TrainState, run_uri: str, warned: list[str] | None = None, **changes: int) -> Checkpointer:
     run = Run(uri=run_uri, config={}, dataset_uri="/data", dataset_digest="d", versions={})
     said = [] if warned is None else warned
-    return Saver(
+    return Checkpointer(
         trained,
         replace(CONFIG, **changes),
         run,
@@ -52,16 +52,16 @@ def steps(run_uri: Path) -> list[int]:
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on while the copy is written: here it is written only once training went on."""
     trained, moved_on = state(), threading.Event()
-    write = saver_module.write_checkpoint
+    write = checkpointing.write_checkpoint
 
     def slow(*args: object) -> str:
         assert moved_on.wait(10)
         return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(saver_module, "write_checkpoint", slow)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", slow)
     move(trained)
     expected = {name: p.detach().clone() for name, p in trained.network.named_parameters()}
-    writer = saver(trained, str(tmp_path))
+    writer = checkpointer(trained, str(tmp_path))
     writer.save()
     for _ in range(3):
         move(trained)
@@ -77,17 +77,17 @@ def test_on_leaving_the_last_completed_step_stands_and_none_comes_after_it(tmp_p
     trained = state()
     move(trained)
     move(trained)
-    assert saver(trained, str(tmp_path)).leave() == 2
+    assert checkpointer(trained, str(tmp_path)).save_emergency() == 2
     assert steps(tmp_path) == [2]
-    assert not trained.moving.acquire(timeout=0.05)  # the step under way waits for ever
+    assert not trained.lock.acquire(timeout=0.05)  # the step under way waits for ever
 
 
 def test_on_leaving_the_state_is_never_seen_between_two_steps(tmp_path: Path) -> None:
     """A worker that is told to leave while the weights are updated saves what they are after it."""
     trained, left = state(), []
-    writer = saver(trained, str(tmp_path))
-    with trained.moving:
-        thread = threading.Thread(target=lambda: left.append(writer.leave()))
+    writer = checkpointer(trained, str(tmp_path))
+    with trained.lock:
+        thread = threading.Thread(target=lambda: left.append(writer.save_emergency()))
         thread.start()
         thread.join(0.1)
         assert not left
@@ -99,7 +99,7 @@ def test_on_leaving_the_state_is_never_seen_between_two_steps(tmp_path: Path) ->
 
 def test_the_newest_every_nth_and_the_best_stay(tmp_path: Path) -> None:
     trained = state()
-    writer = saver(trained, str(tmp_path), keep_every=4)
+    writer = checkpointer(trained, str(tmp_path), keep_every=4)
     for step in range(1, 11):
         move(trained)
         writer.save()
@@ -118,20 +118,20 @@ def test_an_s3_server_may_fail_twice_but_not_thrice_nor_at_the_end(
     def fail(*args: object) -> str:
         raise storage.StorageError("s3://bucket is away")
 
-    monkeypatch.setattr(saver_module, "write_checkpoint", fail)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", fail)
     warned: list[str] = []
-    writer = saver(state(), "s3://bucket/run", warned)
+    writer = checkpointer(state(), "s3://bucket/run", warned)
     for _ in range(3):
         writer.save()
     assert len(warned) == 2
     assert "will be tried: s3://bucket is away" in warned[0]
     with pytest.raises(storage.StorageError):
         writer.save()
-    last = saver(state(), "s3://bucket/run")
+    last = checkpointer(state(), "s3://bucket/run")
     last.save()
     with pytest.raises(storage.StorageError, match="is away"):
         last.finish(last=True)
-    local = saver(state(), str(tmp_path))
+    local = checkpointer(state(), str(tmp_path))
     local.save()
     with pytest.raises(storage.StorageError):  # a full disk does not get better
         local.save()
@@ -152,8 +152,8 @@ def test_a_state_with_skipped_steps_resumes_as_it_was(tmp_path: Path) -> None:
     unbroken = state()
     for skipped in (False, True, True, False):
         move(unbroken, update=not skipped)
-    saver(unbroken, str(tmp_path)).leave()
-    unbroken.moving.release()
+    checkpointer(unbroken, str(tmp_path)).save_emergency()
+    unbroken.lock.release()
     saved = read_checkpoint(list_checkpoints(str(tmp_path))[0])
     resumed = state()
     load_tensors(resumed, saved.model, saved.ema, saved.optimizer, saved.step, saved.skipped)

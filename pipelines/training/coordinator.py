@@ -1,4 +1,4 @@
-"""The board of a training run: an actor on which workers post what happens, and learn that they have to leave."""
+"""The coordinator of a training run: an actor to which workers post what happens, and which tells them to save and leave."""
 
 import asyncio
 import time
@@ -71,7 +71,7 @@ class Watch:
         self._signs.clear()
 
 
-class Board:
+class Coordinator:
     """What is posted here, in order, and the one order that workers are given: save the last step, and leave."""
 
     def __init__(self) -> None:

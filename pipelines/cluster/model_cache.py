@@ -7,7 +7,7 @@ import ray
 import torch
 
 from ddpm_core.model.unet import UNet
-from pipelines.models import build_denoiser
+from pipelines.naming import build_denoiser
 
 
 @lru_cache(maxsize=1)

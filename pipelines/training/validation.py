@@ -14,7 +14,7 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.artifacts.validation import FIGURE, read_validations, write_validation
+from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_validation
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
@@ -22,10 +22,10 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.training.build import image_shape
 from pipelines.cluster.placement import SHARE
-from pipelines.models import build_denoiser, seeded_process
+from pipelines.measuring import group_bound, real_stats
+from pipelines.naming import build_denoiser, seeded_process
 from pipelines.progress import say
-from pipelines.recipes import Recipe
-from pipelines.stages.evaluate import group_bound, real_stats
+from pipelines.recipes.config import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _BATCH = 64
 _TELL_S = 30.0
 
 
-class Judge:
+class Validator:
     """Measures every n-th checkpoint, one at a time; of those that come meanwhile only the newest is measured next.
 
     One that cannot be measured is a warning: it may have been deleted before its turn came.
@@ -97,13 +97,13 @@ def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, refere
         p = seeded_process(network, weights.config, seeds, SampleConfig())
         images = generate(p, recipe.sample.sampler, seeds, image_shape(weights.config))
         parts.append(FeatureStats.from_features(extract(images)))
-    figures = {FIGURE: frechet_distance(merge_all(parts), reference)}
+    metrics = {DISTANCE: frechet_distance(merge_all(parts), reference)}
     config = recipe.evaluate
     num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
     if num_heldout:
         groups = (range(first, min(first + GROUP, num_heldout)) for first in range(0, num_heldout, GROUP))
         bounds = (group_bound(network, weights.config, index, group, config.bits_per_dim_steps) for group in groups)
-        figures["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
-    write_validation(run_uri, weights.step, figures)
-    shown = {(NAME if name == FIGURE else name): value for name, value in figures.items()}
+        metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
+    write_validation(run_uri, weights.step, metrics)
+    shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}
     return {"step": weights.step, **{f"validation/{name}": value for name, value in shown.items()}}

@@ -1,4 +1,4 @@
-"""One worker's whole way: build what the run's config says, go on from the newest checkpoint, train to the last step."""
+"""One worker from start to end: build what the run's config says, go on from the newest checkpoint, train to the last step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from ddpm_core.data.reader import ImageReader
 from ddpm_core.model.unet import init_unet, recompute_activations
 from ddpm_core.precision import whole_float32
 from ddpm_core.training.build import build_network, build_objective
+from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events, restore, stream_config, train
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Run, Saver
 from ddpm_core.training.state import TrainState, load_network, new_state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """What every worker of a run is told."""
+class WorkerSpec:
+    """What every worker of a run is given."""
 
     train: TrainConfig
     run: Run
@@ -29,26 +29,30 @@ class Told:
     """Weights to begin with, instead of the seed's."""
 
 
-def begin(told: Told, worker: Worker) -> TrainState:
+def initial_state(spec: WorkerSpec, worker: Worker) -> TrainState:
     """The state that the run has come to: its newest checkpoint, or that before the first step."""
-    config = told.train
-    network = build_network(told.run.config)
+    config = spec.train
+    network = build_network(spec.run.config)
     init_unet(network, config.seed)
-    if told.init is not None:
-        load_network(network, told.init)
+    if spec.init is not None:
+        load_network(network, spec.init)
     if config.recompute:
         recompute_activations(network)
-    loss_aware = build_objective(told.run.config).schedule.num_timesteps if config.timesteps == "loss_aware" else None
+    loss_aware = build_objective(spec.run.config).schedule.num_timesteps if config.timesteps == "loss_aware" else None
     state = new_state(network.to(worker.device), config.learning_rate, loss_aware=loss_aware)
-    checkpoint = newest_checkpoint(told.run.uri)
+    checkpoint = newest_checkpoint(spec.run.uri)
     if checkpoint is not None:
-        restore(state, checkpoint, told.run)
+        restore(state, checkpoint, spec.run)
     return state
 
 
 @whole_float32()
-def walk(
-    told: Told, worker: Worker, events: Events, cache: Path, make_saver: Callable[[TrainState], Saver]
+def run_worker(
+    spec: WorkerSpec,
+    worker: Worker,
+    events: Events,
+    cache: Path,
+    make_checkpointer: Callable[[TrainState], Checkpointer],
 ) -> TrainState:
     """Train from wherever the run is to its last step, as one of its workers; returns the state at the end.
 
@@ -56,13 +60,13 @@ def walk(
         cache: where copies of shards from S3 are kept on this machine.
         make_saver: of the state's checkpoints.
     """
-    state = begin(told, worker)
+    state = initial_state(spec, worker)
     stream = TrainingStream(
-        ImageReader(told.index, "train", cache),
-        stream_config(told.train),
+        ImageReader(spec.index, "train", cache),
+        stream_config(spec.train),
         worker=worker.rank,
         num_workers=worker.num_workers,
     )
-    objective = build_objective(told.run.config)
-    train(state, stream, objective, told.train, worker, told.run, events, make_saver(state))
+    objective = build_objective(spec.run.config)
+    train(state, stream, objective, spec.train, worker, spec.run, events, make_checkpointer(state))
     return state

@@ -9,39 +9,31 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints
-from ddpm_core.artifacts.validation import best_step
-from ddpm_core.training.loop import Events
-from ddpm_core.training.parallel import Worker
-from ddpm_core.training.saver import Saver
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.walk import Told, walk
-from pipelines.cluster.failures import raised_by_us
+from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.placement import Ask, Waiting, for_training
-from pipelines.cluster.session import shard_cache
-from pipelines.recipes import TrainStage
-from pipelines.stages.board import Board
+from pipelines.recipes.config import TrainStage
+from pipelines.training.coordinator import Coordinator
+from pipelines.training.worker import RayWorkerSpec, train_on_worker
 
 LEAVE_S = 120.0
 """So long a worker may take to save before it is taken down all the same."""
-_POLL_S, _BEAT_S = 0.5, 5.0
+_POLL_S = 0.5
 _LOST = 3
 _NOTED_S = 2.0
 """After a process is gone, until Ray's table says so."""
@@ -52,22 +44,7 @@ _DAY_S = 86_400.0
 Tell = Callable[[list[tuple[str, Any]]], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What a worker needs beside the run itself."""
-
-    told: Told
-    """Without the weights to begin with,"""
-    init: Any
-    """which lie in Ray's object store, if there are any."""
-    board: Any
-    threads: int
-    """Of each worker, whatever their number: other threads add up in another order."""
-    preview: Callable[[TrainState], dict[str, Any]]
-    """Makes the grid of samples; returns what is posted."""
-
-
-def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]) -> None:
+def fit(spec: WorkerSpec, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]) -> None:
     """Train to the last step.
 
     Args:
@@ -81,17 +58,21 @@ def fit(told: Told, stage: TrainStage, tell: Tell, preview: Callable[[TrainState
     # one, in which every call that was under way is made again. What was posted within the last half second is lost with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
-    board = ray.remote(Board).options(**lasting).remote()
-    init = ray.put(told.init) if told.init else None
-    orders = Orders(told=replace(told, init=None), init=init, board=board, threads=stage.threads, preview=preview)
+    coordinator = ray.remote(Coordinator).options(**lasting).remote()
+    init = ray.put(spec.init) if spec.init else None
+    ray_spec = RayWorkerSpec(
+        spec=replace(spec, init=None), init=init, coordinator=coordinator, threads=stage.threads, preview=preview
+    )
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
         try:
             _persist(
-                lambda: _follow(_trainer(orders, stage, records), board, tell, for_training(stage)), tell, told.run.uri
+                lambda: _follow(_trainer(ray_spec, stage, records), coordinator, tell, for_training(stage)),
+                tell,
+                spec.run.uri,
             )
         except KeyboardInterrupt:
-            _leave(board, tell)
+            _leave(coordinator, tell)
             raise
 
 
@@ -143,7 +124,7 @@ def _free() -> None:
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
+def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
     elastic = stage.min_workers is not None and stage.min_workers < stage.num_workers
     if elastic:
         # After a loss Ray waits so long for a group of the old size before it takes a smaller one.
@@ -157,8 +138,8 @@ def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
         **({"elastic_resize_monitor_interval_s": _GROW_S} if elastic else {}),
     )
     return ray.train.torch.TorchTrainer(
-        _train_on_worker,
-        train_loop_config={"orders": orders},
+        train_on_worker,
+        train_loop_config={"orders": ray_spec},
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             # Ray resumes a run of the same name from its records; ours lie in the checkpoints: each attempt has its own.
@@ -166,7 +147,7 @@ def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
             storage_path=records,
             # Less than none: Ray starts the others as soon as it hears that a node will go, and not once it has gone.
             failure_config=ray.train.FailureConfig(max_failures=3, preemption_grace_s=-_DAY_S),
-            callbacks=[_SaveBeforeShutdown(orders.board)],
+            callbacks=[_SaveBeforeShutdown(ray_spec.coordinator)],
         ),
     )
 
@@ -174,8 +155,8 @@ def _trainer(orders: Orders, stage: TrainStage, records: str) -> Any:
 class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
     """Has a worker save before the group is taken down. Runs in Ray's controller."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
         self._told: set[str] = set()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -193,20 +174,20 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
 
     def _leave(self) -> None:
         began = time.perf_counter()
-        step = ray.get(self._board.leave.remote(LEAVE_S))
+        step = ray.get(self._coordinator.leave.remote(LEAVE_S))
         if step is not None:
             self._warn(f"step {step:,} was saved in {time.perf_counter() - began:.1f} s")
 
     def _warn(self, line: str) -> None:
-        ray.get(self._board.post.remote("warned", line))
+        ray.get(self._coordinator.post.remote("warned", line))
 
 
-def _follow(trainer: Any, board: Any, tell: Tell, ask: Ask) -> None:
+def _follow(trainer: Any, coordinator: Any, tell: Tell, ask: Ask) -> None:
     """Run the trainer in a thread, and meanwhile tell what happens.
 
     In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
     """
-    ray.get(board.begin.remote())
+    ray.get(coordinator.begin.remote())
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -219,103 +200,22 @@ def _follow(trainer: Any, board: Any, tell: Tell, ask: Ask) -> None:
     waited, ended = Waiting(ask, lambda line: tell([("warned", line)])), False
     while not ended:
         ended = bool(wait([result], timeout=_POLL_S).done)
-        events = ray.get(board.take.remote())
+        events = ray.get(coordinator.take.remote())
         tell(events)
         for kind, what in events:
             if kind == "refused":
                 raise ValueError(what)
-        if ray.get(board.works.remote()):
+        if ray.get(coordinator.works.remote()):
             waited.started()
         else:
             waited.tick()
     result.result()
 
 
-def _leave(board: Any, tell: Tell) -> None:
+def _leave(coordinator: Any, tell: Tell) -> None:
     began = time.perf_counter()
-    step = ray.get(board.leave.remote(LEAVE_S))
-    events = ray.get(board.take.remote())
+    step = ray.get(coordinator.leave.remote(LEAVE_S))
+    events = ray.get(coordinator.take.remote())
     if step is not None:
         events.append(("warned", f"step {step:,} was saved in {time.perf_counter() - began:.1f} s"))
     tell(events)
-
-
-def _train_on_worker(config: dict[str, Any]) -> None:
-    """What each worker does."""
-    orders: Orders = config["orders"]
-    context = ray.train.get_context()
-    worker = Worker(
-        rank=context.get_world_rank(), num_workers=context.get_world_size(), device=ray.train.torch.get_device()
-    )
-    torch.set_num_threads(orders.threads)
-    board = orders.board
-    try:
-        with _beating(board, worker.rank) as doing:
-            told = orders.told if orders.init is None else replace(orders.told, init=ray.get(orders.init))
-            walk(told, worker, _events(orders, doing), shard_cache(), lambda state: _saver(state, orders))
-    except (ValueError, MemoryError, ArithmeticError, storage.StorageError) as error:
-        if raised_by_us(error) and not _may_pass(error, orders.told.run.uri):
-            ray.get(board.post.remote("refused", str(error)))
-        raise
-    if worker.is_first:
-        ray.get(board.finish.remote())
-
-
-def _may_pass(error: Exception, run_uri: str) -> bool:
-    """Whether another attempt may end otherwise: an S3 server may come back, a full disk does not empty itself."""
-    return isinstance(error, storage.StorageError) and storage.is_s3(run_uri)
-
-
-def _events(orders: Orders, doing: Callable[[int, str], None]) -> Events:
-    post = orders.board.post.remote
-    return Events(
-        logged=lambda row: post("logged", row),
-        preview=lambda state: post("preview", orders.preview(state)),
-        warned=lambda line: post("warned", line),
-        doing=doing,
-    )
-
-
-def _saver(state: TrainState, orders: Orders) -> Saver:
-    """The state's saver, and a thread that has it save when the worker is told to leave."""
-    board, told = orders.board, orders.told
-    saver = Saver(
-        state,
-        told.train,
-        told.run,
-        saved=lambda uri: board.post.remote("saved", uri),
-        warned=lambda line: board.post.remote("warned", line),
-        best=lambda: best_step(told.run.uri),
-    )
-
-    def leave_when_told() -> None:
-        order = ray.get(board.ordered.remote())
-        if ray.get(board.claim.remote(order)):
-            step = None
-            try:
-                step = saver.leave()
-            except storage.StorageError as error:
-                board.post.remote("warned", f"the last step could not be saved: {error}")
-            ray.get(board.left.remote(order, step))
-
-    threading.Thread(target=leave_when_told, name="leave", daemon=True).start()
-    return saver
-
-
-@contextmanager
-def _beating(board: Any, rank: int) -> Iterator[Callable[[int, str], None]]:
-    """Shows the board every few seconds what the worker does, which it says by calling what it is given."""
-    where, now, ended = f"{ray.util.get_node_ip_address()}, process {os.getpid()}", [(0, "starting")], threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_S):
-            board.beat.remote(rank, where, *now[0])
-
-    def say(step: int, doing: str) -> None:
-        now[0] = (step, doing)
-
-    threading.Thread(target=beat, name="beat", daemon=True).start()
-    try:
-        yield say
-    finally:
-        ended.set()

@@ -1,0 +1,56 @@
+"""What a command refuses before anything starts, each in one line."""
+
+import torch
+
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sources import check_source, open_source, source_uri
+from ddpm_core.data.writer import plan_dataset
+from ddpm_core.diffusion.losses import check_objective
+from ddpm_core.diffusion.reverse import check_prediction
+from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.model.unet import UNet
+from pipelines.cluster.placement import check_here, for_sampling, for_training
+from pipelines.recipes.config import Recipe, SampleStage
+
+
+def check_data(recipe: Recipe) -> None:
+    """Refuse a source that cannot be used.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_source(recipe.data.source)
+
+
+def data_summary(config: DataConfig) -> str:
+    """What sharding would do, in one line."""
+    source = open_source(source_uri(config.source))
+    plans = plan_dataset(source.num_images, config)
+    train, heldout = (sum(len(plan.indices) for plan in plans if plan.split == split) for split in ("train", "heldout"))
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no classes"
+    return (
+        f"{source.num_images:,} images of {classes} in {config.source}: {train:,} to train on, {heldout:,} held out, "
+        f"in {len(plans):,} shards of up to {config.samples_per_shard:,}"
+    )
+
+
+def check_training(recipe: Recipe) -> None:
+    """Refuse more workers than can be placed, and a network that cannot be built.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_here(for_training(recipe.train))
+    check_objective(recipe.loss, recipe.reverse)
+    check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    with torch.device("meta"):
+        UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
+
+
+def check_sampling(sample: SampleStage) -> None:
+    """Refuse what no node can hold.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_here(for_sampling(sample))

@@ -1,0 +1,171 @@
+"""How every command runs: one line for a user's mistake, the plan on --dry-run, and what was made at the end."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ddpm_core import storage
+from ddpm_core.data.sources import source_uri
+from ddpm_core.serialization import to_json
+from pipelines.cli.parsing import A, parse
+from pipelines.cluster.address import cluster_address
+from pipelines.cluster.failures import last_words, raised_by_us
+from pipelines.cluster.session import Terminated
+from pipelines.progress import shown
+from pipelines.recipes.config import Recipe, default_store
+from pipelines.recipes.recipes import make
+
+_INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended,"""
+_TERMINATED = 143
+"""and of one that SIGTERM ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command made."""
+
+    made: dict[str, str]
+    """What it is and where it lies, in the order to show."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Numbers for --json."""
+    next: str = ""
+    """The command that comes next."""
+    exit_code: int = 0
+    """1 if some of it failed, which was told already."""
+
+
+def run_command(
+    args_type: type[A],
+    about: str,
+    *,
+    check: Callable[[A], None],
+    plan: Callable[[A], list[str]],
+    run: Callable[[A], Outcome],
+    read: Callable[[type[A], list[str], str, str], A] | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """Parse the command line, check it, and run the stage.
+
+    Args:
+        args_type: the command's flags, a dataclass with a `store`; fields named as the recipe's take their values from it.
+        about: the first lines of --help.
+        check: refuses what cannot work before anything starts (ValueError, one line).
+        plan: says what will be done, for --dry-run.
+        run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
+        read: makes the flags of the command line, as `parse` does, for a command without a recipe.
+
+    Exits:
+        0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 if a process or a node was lost once too
+        often, and with a traceback for a mistake of ours.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = f"python pipelines/{Path(sys.argv[0]).name}"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    as_json, dry_run = _take(argv, "--json"), _take(argv, "--dry-run")
+    try:
+        args = (read or parse)(args_type, argv, program, about)
+        check(args)
+        lines = plan(args) if dry_run else []
+        if not dry_run:
+            _check_store(args.store)  # type: ignore[attr-defined]
+    except BrokenPipeError:  # --help | head: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit()
+    except (ValueError, OSError) as error:
+        sys.exit(_mistake(error))
+    if dry_run:
+        print(json.dumps(to_json(args), indent=None if as_json else 2))
+        print("" if as_json else "\n".join(lines), end="" if as_json else "\n")
+        return
+    try:
+        outcome = run(args)
+    except (ValueError, OSError) as error:
+        if not raised_by_us(error):
+            raise
+        sys.exit(_mistake(error))
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED)
+    except Exception as error:
+        line = last_words(error)
+        if line is None:
+            raise
+        print(f"error: {shown(line)}", file=sys.stderr)
+        sys.exit(1)
+    _show(outcome, as_json)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
+def _check_store(store: str) -> None:
+    """Try it by really writing; on a cluster a folder may be one of another machine, so it is asked there."""
+    if storage.is_s3(store) or cluster_address() is None:
+        storage.check_store(store)
+
+
+def _take(argv: list[str], flag: str) -> bool:
+    found = flag in argv
+    if found:
+        argv.remove(flag)
+    return found
+
+
+def _mistake(error: Exception) -> int:
+    print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
+    return 2
+
+
+def typed(script: str, *args: str, store: str) -> str:
+    """A command that runs as printed, in the shell that ran this one.
+
+    Args:
+        script: a file of this folder, as sample.py; or a module, as -m pipelines.tracking.
+        args: what follows it.
+        store: named in the command unless it is the default one.
+    """
+    python = shutil.which("python")
+    ours = python is not None and Path(python).parent.samefile(Path(sys.executable).parent)
+    file = [] if script.startswith("-m ") else [_from_here(Path(__file__).parents[1] / script)]
+    words = ["python" if ours else _from_here(Path(sys.executable)), *(file or script.split()), *args]
+    return shlex.join([*words, *([] if store == default_store() else ["--store", store])])
+
+
+def ui(store: str) -> str:
+    """The command that shows MLflow's pages of a store."""
+    return "make ui" if store == default_store() else typed("-m pipelines.tracking", store=store)
+
+
+def _from_here(path: Path) -> str:
+    """As a person would type it: short where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _show(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**outcome.made, **outcome.metrics}))
+        return
+    width = max(map(len, outcome.made), default=0)
+    for what, where in outcome.made.items():
+        print(f"{what:{width}}  {where}")
+    if outcome.next:
+        print(f"{'next':{width}}  {outcome.next}")
+
+
+def as_recipe(args: Any) -> Recipe:
+    """The recipe behind a command's flags: its fields where the command has them, the recipe's own elsewhere."""
+    of_recipe = {f.name for f in fields(Recipe)}
+    return replace(make(args.recipe), **{f.name: getattr(args, f.name) for f in fields(args) if f.name in of_recipe})
+
+
+def named_source(recipe: Recipe) -> list[str]:
+    """The flag that names the raw images, where the recipe does not name them itself."""
+    named = source_uri(make(recipe.recipe).data.source)
+    return [] if recipe.data.source == named else ["--data.source", recipe.data.source]

@@ -1,0 +1,99 @@
+"""RECIPE and dotted flags to a command's arguments; a misspelt one is one line with the nearest match."""
+
+import contextlib
+import difflib
+import io
+import re
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import tyro
+
+from ddpm_core import storage
+from ddpm_core.data.config import DataConfig
+from pipelines.recipes.config import Recipe
+from pipelines.recipes.recipes import RECIPES, make
+
+A = TypeVar("A")
+
+
+_EVERYWHERE = """\
+  --dry-run  print the resolved config and the plan, touch nothing
+  --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
+
+
+def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
+    """RECIPE and dotted flags to the command's arguments.
+
+    Raises:
+        ValueError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
+        SystemExit: with 0, after --help.
+    """
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
+    if name not in RECIPES:
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}"
+        )
+    recipe = make(name)
+    of_recipe = {f.name for f in fields(Recipe)}
+    default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
+    return parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+
+
+def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, about: str) -> A:
+    """Dotted flags to a dataclass; what they leave out is as in the default.
+
+    Raises:
+        ValueError: for a misspelt flag, or a value that is none; one line with the nearest match.
+        SystemExit: with 0, after --help.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed = tyro.cli(
+                args_type, args=argv, default=default, prog=program, description=f"{about}\n\n{_EVERYWHERE}"
+            )
+    except SystemExit as exit_:  # tyro ends the process; here the caller does
+        if exit_.code == 0:
+            raise
+        raise ValueError(_one_line(told.getvalue())) from None
+    return _anchored(parsed)
+
+
+def _anchored(args: A) -> A:
+    """The arguments with absolute paths: workers have other working directories."""
+    anchored: dict[str, Any] = {}
+    for f in fields(args):  # type: ignore[arg-type]
+        value = getattr(args, f.name)
+        if f.name == "store":
+            anchored["store"] = storage.absolute(value)
+        if isinstance(value, DataConfig) and value.source != "digits":
+            anchored[f.name] = replace(value, source=storage.absolute(value.source))
+    return replace(args, **anchored)  # type: ignore[type-var]
+
+
+def _recipes() -> str:
+    width = max(map(len, RECIPES))
+    recipes = "\n".join(
+        f"  {name:{width}}  {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
+    )
+    return f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}"
+
+
+def _one_line(box: str) -> str:
+    """tyro's box as one line: what, the value, what was expected, the nearest match."""
+    _title, inside = re.sub(r"^╰.*$|│", " ", box.strip(), flags=re.M).split("\n", 1)
+    parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
+    said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
+    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    rest = " ".join(more)
+    match = re.search(r"Perhaps you meant: (--[\w.-]+)", rest) or re.search(r"Argument helptext: (--[\w.-]+ \S+)", rest)
+    hint = ""
+    if match:
+        hint = f"; did you mean {match.group(1)}?" if "Perhaps" in rest else f"; expected {match.group(1)}"
+    return f"{said}{hint} (all flags: --help)"
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

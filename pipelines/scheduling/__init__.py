@@ -1,0 +1,1 @@
+"""Batch generation on a calendar: when, who, and as which job."""

@@ -1,0 +1,1 @@
+"""Ray Train's side of a training run: trainer, workers, coordinator, validation."""

@@ -1,0 +1,123 @@
+"""What each training worker does: ddpm_core's loop, with what happens posted to the coordinator, and an emergency checkpoint."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from ddpm_core import storage
+from ddpm_core.artifacts.validation import best_step
+from ddpm_core.training.checkpointing import Checkpointer
+from ddpm_core.training.loop import Events
+from ddpm_core.training.parallel import Worker
+from ddpm_core.training.state import TrainState
+from ddpm_core.training.worker import WorkerSpec, run_worker
+from pipelines.cluster.failures import raised_by_us
+from pipelines.cluster.session import shard_cache
+
+_BEAT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayWorkerSpec:
+    """What a worker needs beside the run itself."""
+
+    spec: WorkerSpec
+    """Without the weights to begin with,"""
+    init: Any
+    """which lie in Ray's object store, if there are any."""
+    coordinator: Any
+    threads: int
+    """Of each worker, whatever their number: other threads add up in another order."""
+    preview: Callable[[TrainState], dict[str, Any]]
+    """Makes the grid of samples; returns what is posted."""
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """What each worker does."""
+    ray_spec: RayWorkerSpec = config["orders"]
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(), num_workers=context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    torch.set_num_threads(ray_spec.threads)
+    coordinator = ray_spec.coordinator
+    try:
+        with _beating(coordinator, worker.rank) as doing:
+            spec = ray_spec.spec if ray_spec.init is None else replace(ray_spec.spec, init=ray.get(ray_spec.init))
+            run_worker(
+                spec, worker, _events(ray_spec, doing), shard_cache(), lambda state: _checkpointer(state, ray_spec)
+            )
+    except (ValueError, MemoryError, ArithmeticError, storage.StorageError) as error:
+        if raised_by_us(error) and not _may_pass(error, ray_spec.spec.run.uri):
+            ray.get(coordinator.post.remote("refused", str(error)))
+        raise
+    if worker.is_first:
+        ray.get(coordinator.finish.remote())
+
+
+def _may_pass(error: Exception, run_uri: str) -> bool:
+    """Whether another attempt may end otherwise: an S3 server may come back, a full disk does not empty itself."""
+    return isinstance(error, storage.StorageError) and storage.is_s3(run_uri)
+
+
+def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Events:
+    post = ray_spec.coordinator.post.remote
+    return Events(
+        logged=lambda row: post("logged", row),
+        preview=lambda state: post("preview", ray_spec.preview(state)),
+        warned=lambda line: post("warned", line),
+        doing=doing,
+    )
+
+
+def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec) -> Checkpointer:
+    """The state's checkpointer, and a thread that has it save when the worker is told to leave."""
+    coordinator, spec = ray_spec.coordinator, ray_spec.spec
+    checkpointer = Checkpointer(
+        state,
+        spec.train,
+        spec.run,
+        saved=lambda uri: coordinator.post.remote("saved", uri),
+        warned=lambda line: coordinator.post.remote("warned", line),
+        best=lambda: best_step(spec.run.uri),
+    )
+
+    def leave_when_told() -> None:
+        order = ray.get(coordinator.ordered.remote())
+        if ray.get(coordinator.claim.remote(order)):
+            step = None
+            try:
+                step = checkpointer.save_emergency()
+            except storage.StorageError as error:
+                coordinator.post.remote("warned", f"the last step could not be saved: {error}")
+            ray.get(coordinator.left.remote(order, step))
+
+    threading.Thread(target=leave_when_told, name="leave", daemon=True).start()
+    return checkpointer
+
+
+@contextmanager
+def _beating(coordinator: Any, rank: int) -> Iterator[Callable[[int, str], None]]:
+    """Shows the coordinator every few seconds what the worker does, which it says by calling what it is given."""
+    where, now, ended = f"{ray.util.get_node_ip_address()}, process {os.getpid()}", [(0, "starting")], threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_S):
+            coordinator.beat.remote(rank, where, *now[0])
+
+    def say(step: int, doing: str) -> None:
+        now[0] = (step, doing)
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
+    try:
+        yield say
+    finally:
+        ended.set()

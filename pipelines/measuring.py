@@ -8,6 +8,7 @@ import ray
 import torch
 
 from ddpm_core import storage
+from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex, Split
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
@@ -17,12 +18,10 @@ from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import extract, extractor_digest
 from ddpm_core.evaluation.frechet import FeatureStats, merge_all
-from ddpm_core.model.unet import UNet
-from pipelines.cluster.model_cache import loaded_network
+from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import Ask, for_a_cpu, for_sampling
 from pipelines.cluster.session import shard_cache
 from pipelines.cluster.tasks import gather
-from pipelines.naming import reverse_process
 from pipelines.progress import progress
 from pipelines.recipes.config import SampleStage
 
@@ -102,8 +101,8 @@ def _group_bound(
     numbers: range, shared: tuple[ray.ObjectRef], index: DatasetIndex, num_steps: int | None, where: SampleStage
 ) -> BoundStats:
     torch.set_num_threads(where.threads)
-    network, model = loaded_network(shared, torch.device("cuda" if where.use_gpu else "cpu"))
-    return group_bound(network, model, index, numbers, num_steps)
+    model = loaded_model(shared, torch.device("cuda" if where.use_gpu else "cpu"))
+    return group_bound(model, index, numbers, num_steps)
 
 
 @lru_cache(maxsize=1)
@@ -112,11 +111,9 @@ def _heldout(index: DatasetIndex) -> ImageReader:
     return ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
 
 
-def group_bound(
-    network: UNet, model: dict[str, Any], index: DatasetIndex, numbers: range, num_steps: int | None
-) -> BoundStats:
+def group_bound(model: Model, index: DatasetIndex, numbers: range, num_steps: int | None) -> BoundStats:
     """The bound of one group of held-out images: the sum over groups does not depend on who measured which."""
-    reader, device = _heldout(index), next(network.parameters()).device
+    reader = _heldout(index)
     places = reader.places(numbers)
-    p = reverse_process(network, model, reader.labels(*places).to(device))
-    return measure_bound(p, reader.images(*places).to(device), numbers.start, num_steps)
+    p = model.reverse_process(reader.labels(*places).to(model.device))
+    return measure_bound(p, reader.images(*places).to(model.device), numbers.start, num_steps)

@@ -1,4 +1,4 @@
-"""Configs and weights to networks and schedules, and the names by which both are told apart."""
+"""The names by which runs, configs and code are told apart."""
 
 import hashlib
 import json
@@ -9,16 +9,8 @@ from typing import Any
 
 import ddpm_core
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.model.unet import UNet
-from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.sampling.labels import labelled, labels_of_seeds
-from ddpm_core.serialization import from_json
-from ddpm_core.training.build import build_network, build_schedule, run_config
-from ddpm_core.training.state import load_network
-from ddpm_core.types import Int, Tensor
+from ddpm_core.training.identity import run_config
 from pipelines.recipes.config import Recipe
 
 
@@ -39,32 +31,6 @@ def trajectory(recipe: Recipe, index: DatasetIndex, init_from: str | None) -> di
 def digest(plain: Any, length: int = 12) -> str:
     """The first hex digits of the sha256 over canonical JSON."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:length]
-
-
-def seeded_process(
-    network: UNet, config: dict[str, Any], seeds: Int[Tensor, " b"], request: SampleConfig
-) -> ReverseProcess:
-    """p_theta of a network that a checkpoint's config describes, for images of these seeds."""
-    labels = labels_of_seeds(seeds, request, config["unet"]["num_classes"])
-    return reverse_process(network, config, labels, request.guidance)
-
-
-def reverse_process(
-    network: UNet, config: dict[str, Any], labels: Int[Tensor, " b"], guidance: float = 0.0
-) -> ReverseProcess:
-    """p_theta of a network that a checkpoint's config describes, for images of these classes (-1: none)."""
-    return ReverseProcess(
-        denoiser=labelled(network, labels, guidance, config["channels"]),
-        schedule=build_schedule(config),
-        config=from_json(ReverseConfig, config["reverse"]),
-    )
-
-
-def build_denoiser(weights: Weights) -> UNet:
-    """The network with a checkpoint's averaged weights, ready to sample."""
-    network = build_network(weights.config)
-    load_network(network, weights.tensors)
-    return network.eval().requires_grad_(False)
 
 
 @lru_cache(maxsize=1)

@@ -21,15 +21,13 @@ from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.plots import bound_curves, loss_curve
 from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
-from ddpm_core.sampling.generate import denoising_strip
 from ddpm_core.serialization import from_json
-from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
-from pipelines.cluster.model_cache import loaded_network
+from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.session import shard_cache, versions
 from pipelines.cluster.tasks import gather
-from pipelines.naming import code_version, seeded_process
+from pipelines.naming import code_version
 from pipelines.recipes.config import Recipe, SampleStage
 
 _STRIP_FRAMES = 11
@@ -240,6 +238,5 @@ def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, querie
 
 
 def _strip(shared: tuple[ray.ObjectRef], request: SampleStage, seeds: list[int]) -> tuple[Tensor, list[int]]:
-    (network, model), wanted = loaded_network(shared, torch.device("cpu")), torch.tensor(seeds)
-    p = seeded_process(network, model, wanted, request)
-    return denoising_strip(p, request.sampler, wanted, image_shape(model), _STRIP_FRAMES)
+    model = loaded_model(shared, torch.device("cpu"))
+    return model.denoising_strip(torch.tensor(seeds), request, _STRIP_FRAMES)

@@ -83,6 +83,11 @@ class Weights:
         return tensors
 
 
+def sha256_of(file: bytes) -> str:
+    """By which weights are named: of their safetensors file, in hex."""
+    return hashlib.sha256(file).hexdigest()
+
+
 def checkpoint_uri(run_uri: str, step: int) -> str:
     """The folder of a run's checkpoint."""
     return storage.join(run_uri, "checkpoints", f"step-{step:08d}")

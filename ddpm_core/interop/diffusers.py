@@ -6,24 +6,22 @@ or, as the first published models have it, config.json, diffusion_pytorch_model.
 side.
 """
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Tensors, Weights
-from ddpm_core.diffusion.reverse import ReverseConfig, check_prediction
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
+from ddpm_core.artifacts.checkpoint import Tensors, Weights, sha256_of
+from ddpm_core.diffusion.reverse import check_prediction
+from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.interop import scheduler_json, unet_json
 from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
 from ddpm_core.interop.unet_json import Form
-from ddpm_core.model.unet import UNetConfig
-from ddpm_core.serialization import from_json
+from ddpm_core.model.config import ModelConfig, read_model_config
+from ddpm_core.serialization import to_json
 
 _WEIGHTS, _PICKLE = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 _CONFIG, _SCHEDULER, _INDEX = "config.json", "scheduler_config.json", "model_index.json"
@@ -33,16 +31,11 @@ _WRITTEN_FOR = "0.42.1"
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Imported:
+class Imported(NamedTuple):
     """A trained network, and what its output means."""
 
-    unet: UNetConfig
-    image_size: int
-    channels: int
-    schedule: ScheduleConfig
-    reverse: ReverseConfig
-    tensors: Tensors = field(repr=False)
+    config: ModelConfig
+    tensors: Tensors
     """The weights under our names, float32."""
 
 
@@ -68,14 +61,10 @@ def read_diffusers(folder_uri: str) -> Imported:
             f"{folder_uri}: out_channels is {form.num_outputs}; expected {reverse.num_outputs(form.channels)} "
             f"for images of {form.channels} channels and a variance_type that is {reverse.variance}"
         )
-    return Imported(
-        unet=form.unet,
-        image_size=form.image_size,
-        channels=form.channels,
-        schedule=schedule,
-        reverse=reverse,
-        tensors=_read_tensors(unet_uri, form),
+    config = ModelConfig(
+        unet=form.unet, image_size=form.image_size, channels=form.channels, schedule=schedule, reverse=reverse
     )
+    return Imported(config, _read_tensors(unet_uri, form))
 
 
 def imported_weights(folder_uri: str) -> Weights:
@@ -83,13 +72,11 @@ def imported_weights(folder_uri: str) -> Weights:
     `read_diffusers`."""
     model = read_diffusers(folder_uri)
     file = safetensors.torch.save(model.tensors)
-    parts = ("image_size", "channels", "unet", "schedule", "reverse")
-    plain = asdict(model)
     return Weights(
         uri=folder_uri,
         step=0,
-        sha256=hashlib.sha256(file).hexdigest(),
-        config=json.loads(json.dumps({part: plain[part] for part in parts})),
+        sha256=sha256_of(file),
+        config=to_json(model.config),
         dataset_digest="",
         dataset_uri="",
         file=file,
@@ -102,16 +89,15 @@ def write_diffusers(folder_uri: str, weights: Weights) -> None:
     Raises:
         ValueError: in one line: diffusers cannot say what the network is, or another model lies in the folder.
     """
-    config = weights.config
-    channels, reverse = config["channels"], from_json(ReverseConfig, config["reverse"])
+    model = read_model_config(weights.config)
     form = Form(
-        unet=from_json(UNetConfig, config["unet"]),
-        image_size=config["image_size"],
-        channels=channels,
-        num_outputs=reverse.num_outputs(channels),
+        unet=model.unet,
+        image_size=model.image_size,
+        channels=model.channels,
+        num_outputs=model.reverse.num_outputs(model.channels),
     )
     unet = unet_json.unet_json(form)
-    scheduler = scheduler_json.scheduler_json(from_json(ScheduleConfig, config["schedule"]), reverse)
+    scheduler = scheduler_json.scheduler_json(model.schedule, model.reverse)
     ours = weights.tensors
     tensors = {name.diffusers: to_diffusers(name, ours[name.ours]) for name in names_of(form.empty())}
     index = {"scheduler": ["diffusers", scheduler_json.CLASS], "unet": ["diffusers", unet_json.CLASS]}

@@ -48,14 +48,13 @@ def generate(
     return to_uint8(sample(p, sampler, x_T, noise, on_step=on_step))
 
 
-def denoising_strip(
-    p: ReverseProcess,
-    sampler: SamplerConfig,
-    seeds: Int[Tensor, " b"],
-    shape: tuple[int, int, int],
-    num_frames: int,
+def frames_of(
+    make: Callable[[Callable[[int, Tensor, Tensor], None]], Tensor], num_frames: int
 ) -> tuple[UInt8[Tensor, "b f c h w"], list[int]]:
     """x_t on its way from x_T to x_0, evenly spaced over the sampler's steps.
+
+    Args:
+        make: generates one batch, and calls what it is given at every step, as `generate` does.
 
     Returns:
         The frames, the last of them x_0, and the t of each (0 for x_0; T for x_T).
@@ -67,7 +66,7 @@ def denoising_strip(
         states.append(to_uint8(x_t))
         times.append(t + 1)
 
-    x_0 = generate(p, sampler, seeds, shape, on_step=keep)
+    x_0 = make(keep)
     states, times = [*states, x_0], [*times, 0]
     # counted down from x_0, so that it is there even if it is the only one
     chosen = torch.linspace(len(states) - 1, 0, min(num_frames, len(states))).round().int().flip(0).tolist()

@@ -31,9 +31,9 @@ from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json
-from ddpm_core.training.build import run_config
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.identity import run_config
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState

@@ -8,10 +8,11 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, HistoryRow
 from ddpm_core.data.loader import Batch, StreamConfig, TrainingStream
-from ddpm_core.training.build import check_continues, image_shape
+from ddpm_core.model.config import read_model_config
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.divergence import FiniteWatch, memory_for
+from ddpm_core.training.identity import check_continues
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
@@ -73,7 +74,7 @@ def train(
             checkpointer.finish(last=True)
         return
     check_agreement(state.step, worker)
-    forward = in_parallel(state.network, worker, image_shape(run.config))
+    forward = in_parallel(state.network, worker, read_model_config(run.config).image_shape)
     autocast = autocast_for(config, worker.device)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)

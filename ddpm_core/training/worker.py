@@ -8,14 +8,16 @@ from ddpm_core.artifacts.checkpoint import Tensors, newest_checkpoint
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.loader import TrainingStream
 from ddpm_core.data.reader import ImageReader
+from ddpm_core.model.config import read_model_config
 from ddpm_core.model.unet import init_unet, recompute_activations
+from ddpm_core.model.weights import load_network
 from ddpm_core.precision import whole_float32
-from ddpm_core.training.build import build_network, build_objective
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.identity import build_objective
 from ddpm_core.training.loop import Events, restore, stream_config, train
 from ddpm_core.training.parallel import Worker
-from ddpm_core.training.state import TrainState, load_network, new_state
+from ddpm_core.training.state import TrainState, new_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class WorkerSpec:
 def initial_state(spec: WorkerSpec, worker: Worker) -> TrainState:
     """The state that the run has come to: its newest checkpoint, or that before the first step."""
     config = spec.train
-    network = build_network(spec.run.config)
+    network = read_model_config(spec.run.config).build_network()
     init_unet(network, config.seed)
     if spec.init is not None:
         load_network(network, spec.init)

@@ -8,6 +8,7 @@ import ray
 import torch
 
 from ddpm_core import storage
+from ddpm_core.api.model import check_request
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.sample_set import (
     SampleSet,
@@ -18,18 +19,16 @@ from ddpm_core.artifacts.sample_set import (
     write_block,
 )
 from ddpm_core.data.images import decode_pngs, encode_png
-from ddpm_core.diffusion.samplers import check_sampler
 from ddpm_core.evaluation.pictures import image_grid
-from ddpm_core.sampling.generate import generate
-from ddpm_core.sampling.labels import check_labels, labels_in_turn
+from ddpm_core.model.config import model_json, read_model_config
+from ddpm_core.sampling.labels import labels_in_turn
 from ddpm_core.serialization import to_json
-from ddpm_core.training.build import image_shape
 from ddpm_core.types import Tensor
-from pipelines.cluster.model_cache import loaded_network
+from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_sampling
 from pipelines.cluster.session import versions
 from pipelines.cluster.tasks import share
-from pipelines.naming import code_version, seeded_process
+from pipelines.naming import code_version
 from pipelines.progress import progress
 from pipelines.recipes.config import SampleStage
 
@@ -54,20 +53,14 @@ def describe_samples(weights: Weights, config: SampleStage, store: str) -> Sampl
     Raises:
         ValueError: if the model cannot do what the request asks for.
     """
-    num_classes = weights.config["unet"]["num_classes"]
-    check_labels(config, num_classes, label_dropout=weights.config.get("train", {}).get("label_dropout"))
-    reverse, num_timesteps = weights.config["reverse"], weights.config["schedule"]["num_timesteps"]
-    check_sampler(config.sampler, reverse["variance"], num_timesteps)
+    model = read_model_config(weights.config)
+    check_request(model, config, label_dropout=weights.config.get("train", {}).get("label_dropout"))
     identity = {
         "weights_sha256": weights.sha256,
-        "image_size": weights.config["image_size"],
-        "channels": weights.config["channels"],
-        "unet": weights.config["unet"],
-        "schedule": weights.config["schedule"],
-        "reverse": weights.config["reverse"],
+        **model_json(weights.config),
         "sampler": to_json(config.sampler),
         "precision": config.precision,
-        "labels": list(labels_in_turn(config, num_classes)),
+        "labels": list(labels_in_turn(config, model.num_classes)),
         "guidance": config.guidance,
     }
     return SampleSet(
@@ -115,16 +108,9 @@ def _generate_block(first_seed: int, shared: tuple[ray.ObjectRef], config: Sampl
     if storage.exists(block_uri(uri, first_seed)):
         return
     torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if config.use_gpu else "cpu")
-    network, model = loaded_network(shared, device)
-    pngs: list[bytes] = []
-    for start in range(first_seed, first_seed + config.block_size, config.batch_size):
-        stop = min(start + config.batch_size, first_seed + config.block_size)
-        seeds = torch.arange(start, stop, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            p = seeded_process(network, model, seeds, config)
-            images = generate(p, config.sampler, seeds, image_shape(model))
-        pngs += [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+    model = loaded_model(shared, torch.device("cuda" if config.use_gpu else "cpu"))
+    images = model.generate(torch.arange(first_seed, first_seed + config.block_size), config)
+    pngs = [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
     write_block(uri, first_seed, pngs)
 
 

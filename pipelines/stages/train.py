@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ddpm_core import storage
+from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     HistoryRow,
@@ -22,15 +23,16 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.evaluation.pictures import image_grid
+from ddpm_core.model.config import read_model_config
+from ddpm_core.model.weights import check_weights, load_network
 from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.sampling.generate import generate
-from ddpm_core.training.build import build_network, check_continues, image_shape
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.state import TrainState, check_weights, ema_tensors, load_network
+from ddpm_core.training.identity import check_continues
+from ddpm_core.training.state import TrainState, ema_tensors
 from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
 from pipelines.cluster.session import versions
-from pipelines.naming import code_version, digest, run_folder, seeded_process, trajectory
+from pipelines.naming import code_version, digest, run_folder, trajectory
 from pipelines.progress import Progress, progress
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
@@ -76,7 +78,7 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
     check_classes(recipe.unet.num_classes, index)
     lanes = recipe.train.lanes
     local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
-    network = build_network(trajectory(recipe, index, None))
+    network = read_model_config(trajectory(recipe, index, None)).build_network()
     if init_from is not None:
         check_weights(network, init_from.tensors)
     name = run_name(recipe, index, init_from)
@@ -185,13 +187,13 @@ class _ProgressReporter:
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:
     """Images of the averaged weights as they are now, uint8 [n, c, h, w]; a few DDIM steps each."""
-    network = build_network(config).eval().requires_grad_(False)
+    model = read_model_config(config)
+    network = model.build_network().eval().requires_grad_(False)
     load_network(network, ema_tensors(state))
     device = next(state.network.parameters()).device
-    wanted = torch.tensor(seeds, device=device)
-    p = seeded_process(network.to(device), config, wanted, SampleConfig())
-    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, p.schedule.num_timesteps))
-    return generate(p, sampler, wanted, image_shape(config)).cpu()
+    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, model.schedule.num_timesteps))
+    averaged = Model(config=model, network=network.to(device))
+    return averaged.generate(torch.tensor(seeds), SampleConfig(sampler=sampler)).cpu()
 
 
 def _preview(state: TrainState, run: Run) -> dict[str, Any]:

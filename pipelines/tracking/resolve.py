@@ -1,9 +1,9 @@
 """The weights and the dataset that a name or a URI means."""
 
-from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
+from ddpm_core.api import loading as api
+from ddpm_core.api.loading import read_registered
+from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
-from ddpm_core.interop.diffusers import imported_weights, is_diffusers
 from pipelines.tracking import Tracker, resolve_model
 
 
@@ -18,27 +18,13 @@ def find_weights(model: str, tracker: Tracker) -> Weights:
         ValueError: if there is none, in one line.
     """
     if model.startswith("models:/"):
-        found = resolve_model(tracker, model)
-        config = dict(found.config)
-        training = config.pop("training")
-        return Weights(
-            uri=training["checkpoint_uri"],
-            step=training["step"],
-            sha256=found.weights_sha256,
-            config=config,
-            dataset_digest=training["dataset_digest"],
-            dataset_uri=training["dataset_uri"],
-            file=found.weights.read_bytes(),
-        )
-    uri = storage.absolute(model)
-    complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
-    if not complete and is_diffusers(uri):
-        return imported_weights(uri)
-    if not complete:
+        return read_registered(str(resolve_model(tracker, model).weights.parent))
+    weights = api.find_weights(model)
+    if weights is None:
         raise ValueError(
             f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"
         )
-    return read_weights(complete[-1])
+    return weights
 
 
 def dataset_of(weights: Weights) -> DatasetIndex:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_validation
@@ -19,17 +20,13 @@ from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
 from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.sampling.generate import generate
-from ddpm_core.training.build import image_shape
 from pipelines.cluster.placement import SHARE
 from pipelines.measuring import group_bound, real_stats
-from pipelines.naming import build_denoiser, seeded_process
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 64
 _TELL_S = 30.0
 
 
@@ -90,19 +87,15 @@ def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, refere
     """Figures of a checkpoint's averaged weights, written beside its run."""
     torch.set_num_threads(1)
     weights = read_weights(uri)
-    network, parts = build_denoiser(weights), []
-    count = recipe.train.validate_images
-    for first in range(0, count, _BATCH):
-        seeds = torch.arange(first, min(first + _BATCH, count))
-        p = seeded_process(network, weights.config, seeds, SampleConfig())
-        images = generate(p, recipe.sample.sampler, seeds, image_shape(weights.config))
-        parts.append(FeatureStats.from_features(extract(images)))
+    model, request = Model.from_weights(weights), SampleConfig(sampler=recipe.sample.sampler)
+    seeds = torch.split(torch.arange(recipe.train.validate_images), request.batch_size)
+    parts = [FeatureStats.from_features(extract(model.generate(some, request))) for some in seeds]
     metrics = {DISTANCE: frechet_distance(merge_all(parts), reference)}
     config = recipe.evaluate
     num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
     if num_heldout:
         groups = (range(first, min(first + GROUP, num_heldout)) for first in range(0, num_heldout, GROUP))
-        bounds = (group_bound(network, weights.config, index, group, config.bits_per_dim_steps) for group in groups)
+        bounds = (group_bound(model, index, group, config.bits_per_dim_steps) for group in groups)
         metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
     write_validation(run_uri, weights.step, metrics)
     shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}

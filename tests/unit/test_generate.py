@@ -11,7 +11,7 @@ from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, respace
 from ddpm_core.random import Purpose, normals
-from ddpm_core.sampling.generate import denoising_strip, generate
+from ddpm_core.sampling.generate import frames_of, generate
 from ddpm_core.types import Tensor
 
 T = 12
@@ -86,7 +86,7 @@ def test_the_strip_goes_from_noise_to_the_image(config: SamplerConfig, num_frame
     """Its labels count as the paper does: T is x_T, 0 is x_0."""
     seeds, seen = torch.tensor([7, 8]), {}
     image = generate(P, config, seeds, SHAPE, on_step=lambda t, x_t, x_0_hat: seen.update({t + 1: to_uint8(x_t)}))
-    frames, times = denoising_strip(P, config, seeds, SHAPE, num_frames)
+    frames, times = frames_of(lambda look: generate(P, config, seeds, SHAPE, on_step=look), num_frames)
     assert frames.shape == (2, len(times), *SHAPE)
     assert len(times) == min(num_frames, len(seen) + 1)
     assert torch.equal(frames[:, -1], image)

@@ -17,6 +17,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
+from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, write_checkpoint
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, p_mean_variance
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
@@ -33,8 +34,7 @@ from ddpm_core.interop.names import (
 )
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.unet import UNet, UNetConfig
-from ddpm_core.training.state import load_network
-from pipelines.naming import build_denoiser
+from ddpm_core.model.weights import load_network
 from pipelines.tracking.resolve import dataset_of, find_weights
 
 # diffusers has one number of groups for all norms, which our network has from 128 channels on.
@@ -293,8 +293,8 @@ def test_what_is_written_is_read(
     written = weights_of(config, schedule, reverse, channels)
     write_diffusers(str(tmp_path), written)
     read, again = read_diffusers(str(tmp_path)), imported_weights(str(tmp_path))
-    assert (read.unet, read.schedule, read.reverse) == (config, schedule, reverse)
-    assert (read.image_size, read.channels) == (SIZE, channels)
+    assert (read.config.unet, read.config.schedule, read.config.reverse) == (config, schedule, reverse)
+    assert (read.config.image_size, read.config.channels) == (SIZE, channels)
     assert read.tensors.keys() == written.tensors.keys()
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
     assert again.sha256 == written.sha256
@@ -333,7 +333,9 @@ def test_a_reverse_step_of_the_scheduler_is_ours(variance: str, prediction: str)
 def test_diffusers_pipeline_loads_what_is_written(exported: Path) -> None:
     loaded, weights = pipeline(exported), weights_of()
     x, t = torch.randn(2, 3, SIZE, SIZE), torch.tensor([3, 700])
-    torch.testing.assert_close(loaded.unet(x, t).sample, build_denoiser(weights)(x, t), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        loaded.unet(x, t).sample, Model.from_weights(weights).network(x, t), rtol=1e-4, atol=1e-5
+    )
     assert isinstance(loaded.scheduler, DDPMScheduler)
     assert loaded.scheduler.config.variance_type == "fixed_large"
     assert loaded.unet.config.dropout == SMALL.dropout
@@ -344,7 +346,7 @@ def test_diffusers_pipeline_loads_what_is_written(exported: Path) -> None:
 def test_what_diffusers_writes_is_read(tmp_path: Path, exported: Path) -> None:
     pipeline(exported).save_pretrained(tmp_path)
     read, expected = read_diffusers(str(tmp_path)), weights_of()
-    assert read.unet == SMALL
+    assert read.config.unet == SMALL
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 
@@ -404,13 +406,13 @@ def published(folder: Path) -> dict[str, torch.Tensor]:
 def test_the_form_of_the_first_published_models_is_read(tmp_path: Path) -> None:
     expected = published(tmp_path)
     read = read_diffusers(str(tmp_path))
-    assert read.unet == replace(SMALL, dropout=0.0)
-    assert (read.schedule, read.reverse) == (ScheduleConfig(), ReverseConfig())
+    assert read.config.unet == replace(SMALL, dropout=0.0)
+    assert (read.config.schedule, read.config.reverse) == (ScheduleConfig(), ReverseConfig())
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in expected.items())
     x, t = torch.randn(1, 3, SIZE, SIZE), torch.tensor([9])
     theirs = UNet2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     with torch.no_grad():
-        found = build_denoiser(imported_weights(str(tmp_path)))(x, t)
+        found = Model.from_weights(imported_weights(str(tmp_path))).network(x, t)
         torch.testing.assert_close(found, theirs(x, t).sample, rtol=1e-4, atol=1e-5)
 
 
@@ -546,7 +548,7 @@ def test_what_means_the_same_or_belongs_to_the_request_is_read(
     changes: dict[str, Any], tmp_path: Path, exported: Path
 ) -> None:
     edit(copy(exported, tmp_path), "scheduler/scheduler_config.json", changes)
-    assert read_diffusers(str(tmp_path)).reverse == ReverseConfig(variance="fixed_small")
+    assert read_diffusers(str(tmp_path)).config.reverse == ReverseConfig(variance="fixed_small")
 
 
 @pytest.mark.parametrize(

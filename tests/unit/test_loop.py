@@ -24,7 +24,9 @@ from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.config import ModelConfig
+from ddpm_core.model.unet import UNetConfig, init_unet
+from ddpm_core.serialization import to_json
 from ddpm_core.training import loop
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
@@ -86,16 +88,24 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
     return commit_dataset(folder, results, config, source.class_names)
 
 
-def start() -> TrainState:
-    config = UNetConfig(
+MODEL = ModelConfig(
+    image_size=4,
+    channels=1,
+    unet=UNetConfig(
         base_channels=8,
         channel_multipliers=(1, 2),
         num_res_blocks=1,
         attention_resolutions=(2,),
         dropout=0.2,
         num_classes=2,
-    )
-    network = UNet(config, image_size=4, channels=1, num_outputs=2)
+    ),
+    schedule=ScheduleConfig(),
+    reverse=ReverseConfig(variance="learned_range"),
+)
+
+
+def start() -> TrainState:
+    network = MODEL.build_network()
     init_unet(network, 0)
     return new_state(network, CONFIG.learning_rate, loss_aware=T if CONFIG.timesteps == "loss_aware" else None)
 
@@ -103,8 +113,7 @@ def start() -> TrainState:
 def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, num_workers: int = 1) -> Walked:
     """Train from the run's newest checkpoint on, as one of its workers."""
     state = start()
-    shape = {"image_size": 4, "channels": 1}
-    run = Run(uri=run_uri, config=shape, dataset_uri=index.uri, dataset_digest=index.digest, versions={})
+    run = Run(uri=run_uri, config=to_json(MODEL), dataset_uri=index.uri, dataset_digest=index.digest, versions={})
     checkpoint = newest_checkpoint(run_uri)
     if checkpoint is not None:
         restore(state, checkpoint, run)

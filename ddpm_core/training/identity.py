@@ -1,4 +1,4 @@
-"""The config of a run, as its checkpoints hold it: made, compared, and turned into the network and objective it describes."""
+"""A run's identity: the config that decides its weights, made, compared, and turned into what training minimises."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,8 +7,9 @@ from ddpm_core.artifacts.checkpoint import Checkpoint
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.model.config import read_model_config
+from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json, to_json
 from ddpm_core.training.config import MAY_CHANGE, TrainConfig
 from ddpm_core.training.step import Objective
@@ -70,31 +71,11 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_network(config: dict[str, Any]) -> UNet:
-    """The network of a checkpoint's config, with no weights in it yet."""
-    channels = config["channels"]
-    return UNet(
-        from_json(UNetConfig, config["unet"]),
-        image_size=config["image_size"],
-        channels=channels,
-        num_outputs=from_json(ReverseConfig, config["reverse"]).num_outputs(channels),
-    )
-
-
-def build_schedule(config: dict[str, Any]) -> NoiseSchedule:
-    """The schedule of a checkpoint's config."""
-    return make_schedule(from_json(ScheduleConfig, config["schedule"]))
-
-
 def build_objective(config: dict[str, Any]) -> Objective:
     """What training on a checkpoint's config minimises."""
+    model = read_model_config(config)
     return Objective(
-        schedule=build_schedule(config),
-        reverse=from_json(ReverseConfig, config["reverse"]),
+        schedule=model.build_schedule(),
+        reverse=model.reverse,
         loss=from_json(LossConfig, config["loss"]),
     )
-
-
-def image_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    """Channels, height and width of a checkpoint's images."""
-    return config["channels"], config["image_size"], config["image_size"]

@@ -1,0 +1,142 @@
+"""One object for a trained model: what it is, its network, and where its weights come from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.diffusion.samplers import SamplerConfig, check_sampler
+from ddpm_core.model.config import ModelConfig, read_model_config
+from ddpm_core.model.unet import UNet
+from ddpm_core.model.weights import load_network
+from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.sampling.generate import frames_of, generate
+from ddpm_core.sampling.labels import check_labels, labelled, labels_of_seeds
+from ddpm_core.types import Int, Tensor, UInt8
+
+Images = NDArray[np.uint8]
+"""[n, height, width, channels]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model ready to sample."""
+
+    config: ModelConfig
+    network: UNet
+    """In eval mode, without gradients."""
+    weights: Weights | None = None
+    """Where they come from; None for a network that is still being trained."""
+
+    @classmethod
+    def from_weights(cls, weights: Weights, device: torch.device | str = "cpu") -> "Model":
+        """The model with averaged weights, on a device.
+
+        Raises:
+            ValueError: if they are of another network than their config says.
+        """
+        config = read_model_config(weights.config)
+        network = config.build_network()
+        load_network(network, weights.tensors)
+        return cls(config=config, network=network.eval().requires_grad_(False).to(device), weights=weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def reverse_process(self, labels: Int[Tensor, " b"], guidance: float = 0.0) -> ReverseProcess:
+        """p_theta for a batch of images of these classes; -1 for none."""
+        return ReverseProcess(
+            denoiser=labelled(self.network, labels, guidance, self.config.channels),
+            schedule=self.config.build_schedule(),
+            config=self.config.reverse,
+        )
+
+    def generate(
+        self,
+        seeds: Int[Tensor, " n"],
+        request: SampleConfig,
+        *,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> UInt8[Tensor, "n c h w"]:
+        """One image a seed, in batches, as the request says; on the model's device. The seeds that it names are not read.
+
+        Args:
+            on_step: told t, x_t and x_0_hat at every step of the sampler, batch by batch.
+        """
+        made = []
+        for some in torch.split(seeds.to(self.device), request.batch_size):
+            p = self.reverse_process(labels_of_seeds(some, request, self.config.num_classes), request.guidance)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=request.precision == "bfloat16"):
+                made.append(generate(p, request.sampler, some, self.config.image_shape, on_step=on_step))
+        return torch.cat(made)
+
+    def denoising_strip(
+        self, seeds: Int[Tensor, " n"], request: SampleConfig, num_frames: int
+    ) -> tuple[UInt8[Tensor, "n f c h w"], list[int]]:
+        """x_t on its way from x_T to x_0, evenly spaced over the sampler's steps, of at most a batch of seeds.
+
+        Returns:
+            The frames, the last of them x_0, and the t of each (0 for x_0; T for x_T).
+        """
+        assert len(seeds) <= request.batch_size
+        return frames_of(lambda on_step: self.generate(seeds, request, on_step=on_step), num_frames)
+
+    def sample(
+        self,
+        seeds: Sequence[int],
+        *,
+        sampler: str | SamplerConfig = "ancestral",
+        num_steps: int | None = None,
+        labels: Sequence[int] = (),
+        guidance: float = 0.0,
+        batch_size: int = 64,
+    ) -> Images:
+        """One image a seed: the image that sample.py makes of it.
+
+        Args:
+            seeds: each in [0, 2^63).
+            sampler: ancestral, ddim, dpm_solver or heun; or all that a sampler can be told.
+            num_steps: network passes an image; None for all T.
+            labels: of a model with classes: which to draw, in turn by seed (-1: without one). None given: all of them.
+            guidance: the scale of classifier-free guidance.
+
+        Returns:
+            uint8 [n, height, width, channels].
+
+        Raises:
+            ValueError: if the model cannot do what is asked for.
+        """
+        if isinstance(sampler, str):
+            sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
+        request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
+        self.check(request)
+        images = self.generate(torch.tensor(list(seeds), dtype=torch.int64), request)
+        return images.permute(0, 2, 3, 1).cpu().numpy()
+
+    def check(self, request: SampleConfig) -> None:
+        """Refuse a request that the model cannot fulfil.
+
+        Raises:
+            ValueError: in one line.
+        """
+        dropout = self.weights.config.get("train", {}).get("label_dropout") if self.weights else None
+        check_request(self.config, request, label_dropout=dropout)
+
+
+def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: float | None) -> None:
+    """Refuse a request that such a model cannot fulfil.
+
+    Args:
+        label_dropout: of its training, where that is known.
+
+    Raises:
+        ValueError: in one line.
+    """
+    check_labels(request, config.num_classes, label_dropout=label_dropout)
+    check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)

@@ -1,0 +1,57 @@
+"""What a model is, without its weights; and as a checkpoint's JSON says it."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.serialization import from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The images, the network, the noise that it undoes, and what its output means."""
+
+    image_size: int
+    channels: int
+    unet: UNetConfig
+    schedule: ScheduleConfig
+    reverse: ReverseConfig
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """Of which the network is told; 0 for none."""
+        return self.unet.num_classes
+
+    def build_network(self) -> UNet:
+        """The network, with no weights in it yet."""
+        return UNet(
+            self.unet,
+            image_size=self.image_size,
+            channels=self.channels,
+            num_outputs=self.reverse.num_outputs(self.channels),
+        )
+
+    def build_schedule(self) -> NoiseSchedule:
+        """The noise schedule's numbers."""
+        return make_schedule(self.schedule)
+
+
+def read_model_config(config: dict[str, Any]) -> ModelConfig:
+    """The model's part of a config as a checkpoint holds it, which says how it was trained, too.
+
+    Raises:
+        ValueError: if a part is missing, or says what this code does not know.
+    """
+    return from_json(ModelConfig, model_json(config))
+
+
+def model_json(config: dict[str, Any]) -> dict[str, Any]:
+    """The model's part of a config, as it was written: what names its images stays as it is when a config learns more."""
+    return {field.name: config[field.name] for field in fields(ModelConfig) if field.name in config}

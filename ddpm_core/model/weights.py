@@ -1,0 +1,30 @@
+"""Weights into a network, and only into the one that they are of."""
+
+import torch
+from torch import nn
+
+from ddpm_core.types import Tensor
+
+
+def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy weights into a network. Errors as in `check_weights`."""
+    check_weights(network, tensors)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.copy_(tensors[name])
+
+
+def check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        ValueError: naming the first weight that does not fit.
+    """
+    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"the weights are of another architecture: {name} has shape {found.get(name)}, "
+                f"the network expects {expected.get(name)}; use the recipe that the weights were trained with"
+            )

@@ -1,3 +1,28 @@
-"""The library: DDPM's mathematics, network, data, training and evaluation, without Ray and MLflow."""
+"""Denoising diffusion models: load one, sample it, measure it, edit with it; without Ray and MLflow.
+
+import ddpm_core
+
+model = ddpm_core.load("STORE/runs/NAME")
+images = model.sample(seeds=range(16), sampler="dpm_solver", num_steps=20)    # uint8 [16, height, width, channels]
+bits = model.bits_per_dim(images)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddpm_core.api.loading import load
+    from ddpm_core.api.model import Model
+    from ddpm_core.model.config import ModelConfig
 
 __version__ = "0.1.0"
+__all__ = ["Model", "ModelConfig", "load"]
+
+_HOMES = {"Model": "ddpm_core.api.model", "ModelConfig": "ddpm_core.model.config", "load": "ddpm_core.api.loading"}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when asked for: each room below needs only what it imports itself.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ddpm_core' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

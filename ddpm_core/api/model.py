@@ -1,22 +1,26 @@
 """One object for a trained model: what it is, its network, and where its weights come from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.data.pixels import to_uint8, to_unit
+from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, check_sampler
+from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName, check_sampler
+from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.model.unet import UNet
 from ddpm_core.model.weights import load_network
 from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.sampling.generate import frames_of, generate
+from ddpm_core.sampling.generate import frames_of, generate, seeded_noise
 from ddpm_core.sampling.labels import check_labels, labelled, labels_of_seeds
-from ddpm_core.types import Int, Tensor, UInt8
+from ddpm_core.types import Float, Int, Tensor, UInt8
 
 Images = NDArray[np.uint8]
 """[n, height, width, channels]."""
@@ -113,11 +117,93 @@ class Model:
             ValueError: if the model cannot do what is asked for.
         """
         if isinstance(sampler, str):
+            if sampler not in get_args(SamplerName):
+                raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
             sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
         request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
         images = self.generate(torch.tensor(list(seeds), dtype=torch.int64), request)
         return images.permute(0, 2, 3, 1).cpu().numpy()
+
+    def progressive(
+        self, seeds: Sequence[int], timesteps: Sequence[int], *, sampler: SamplerConfig | None = None
+    ) -> tuple[NDArray[np.uint8], Images]:
+        """What the network expects to see on the way: x_0_hat at some of the sampler's steps (Fig. 6), and the images.
+
+        Args:
+            timesteps: in [0, T-1], each one that the sampler takes.
+
+        Returns:
+            uint8 [n, steps, height, width, channels], and the images as `sample` gives them.
+        """
+        keys, p = self._edited(seeds)
+        noise = seeded_noise(keys, self.config.image_shape)
+        x_T = noise(p.schedule.num_timesteps)
+        seen, x_0 = editing.progressive(p, sampler or SamplerConfig(), x_T, noise, timesteps)
+        return _pixels(seen), _pixels(x_0)
+
+    def interpolate(
+        self, images: Images, others: Images, shares: Sequence[float], step: int, *, seed: int = 0
+    ) -> NDArray[np.uint8]:
+        """Ways from images to others: mixed where both are diffused to a step, and denoised from there (Fig. 8).
+
+        Args:
+            shares: of the other image, each from 0 to 1.
+            step: in [0, T-1]; the larger, the coarser is what the images share.
+            seed: of the noise, the same for all.
+
+        Returns:
+            uint8 [n, shares, height, width, channels].
+        """
+        x_0, x_0_other = (_unit(some).to(self.device) for some in (images, others))
+        keys, p = self._edited([seed] * len(x_0))
+        noise = seeded_noise(keys, self.config.image_shape)
+        eps, sampler = noise(p.schedule.num_timesteps), SamplerConfig()
+        ways = [editing.interpolate(p, sampler, x_0, x_0_other, share, step, eps, noise) for share in shares]
+        return _pixels(torch.stack(ways, dim=1))
+
+    def inpaint(
+        self, images: Images, known: NDArray[np.bool_], seeds: Sequence[int], *, resamplings: int = 10
+    ) -> Images:
+        """Images completed where they are not known (RePaint).
+
+        Args:
+            known: [n or 1, height or 1, width or 1, channels or 1]: True where an image is to be kept.
+            seeds: one an image.
+            resamplings: how often each step is done.
+        """
+        x_0 = _unit(images).to(self.device)
+        keys, p = self._edited(seeds)
+        noise, T, draws = seeded_noise(keys, self.config.image_shape), p.schedule.num_timesteps, 3 * resamplings
+
+        def drawn(t: int, number: int) -> Tensor:
+            return noise(T + 1 + t * draws + number)  # none of them a step of `sample`
+
+        mask = torch.from_numpy(known).permute(0, 3, 1, 2).to(x_0)
+        return _pixels(editing.inpaint(p, x_0, mask, noise(T), drawn, resamplings=resamplings))
+
+    def bits_per_dim(
+        self, images: Images, *, labels: Sequence[int] | None = None, num_steps: int | None = None
+    ) -> NDArray[np.float64]:
+        """The variational bound of each image, bits/dim: what its lossless code would cost at most (Eq. 5).
+
+        Args:
+            labels: of a model with classes; none: without one.
+            num_steps: network passes an image: of an unbiased choice of steps; None for all T.
+        """
+        pixels, given = torch.from_numpy(images).permute(0, 3, 1, 2), labels or [-1] * len(images)
+        found = []
+        for first in range(0, len(pixels), GROUP):
+            some = pixels[first : first + GROUP].to(self.device)
+            p = self.reverse_process(torch.tensor(given[first : first + GROUP], device=self.device))
+            found.append(bits_per_image(p, some, first, num_steps).cpu())
+        return torch.cat(found).double().numpy()
+
+    def _edited(self, seeds: Sequence[int]) -> tuple[Int[Tensor, " n"], ReverseProcess]:
+        """The noise's keys, and p_theta without classes."""
+        keys = torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
+        p = self.reverse_process(torch.full_like(keys, -1))
+        return keys, replace(p, schedule=p.schedule.to(self.device))
 
     def check(self, request: SampleConfig) -> None:
         """Refuse a request that the model cannot fulfil.
@@ -140,3 +226,12 @@ def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: 
     """
     check_labels(request, config.num_classes, label_dropout=label_dropout)
     check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)
+
+
+def _unit(images: Images) -> Tensor:
+    return to_unit(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def _pixels(x_0: Float[Tensor, "... c h w"]) -> NDArray[np.uint8]:
+    pixels = to_uint8(x_0.flatten(0, -4)).view(x_0.shape)
+    return pixels.movedim(-3, -1).cpu().numpy()

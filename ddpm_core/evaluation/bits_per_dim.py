@@ -12,7 +12,7 @@ from ddpm_core.diffusion.likelihood import Bound, variational_bound
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, integers, normals
-from ddpm_core.types import Tensor, UInt8
+from ddpm_core.types import Float, Tensor, UInt8
 
 GROUP = 32
 """Images that share their steps, aligned in the split: whoever measures which group, the figures are the same."""
@@ -131,6 +131,22 @@ def measure_bound(
     Raises:
         ValueError: if the group is not aligned.
     """
+    bound, chosen, widths = _measured(p, images, first_index, num_steps)
+    return _summed(bound, chosen, widths, p.schedule.num_timesteps)
+
+
+def bits_per_image(
+    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int = 0, num_steps: int | None = None
+) -> Float[Tensor, " b"]:
+    """The bound of each image of a group, bits/dim; as `measure_bound` otherwise."""
+    bound, _, widths = _measured(p, images, first_index, num_steps)
+    return _per_image(bound, widths)
+
+
+def _measured(
+    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int, num_steps: int | None
+) -> tuple[Bound, list[int], list[int]]:
+    """The bound's terms, the steps at which they were measured, and for how many steps each of them stands."""
     if first_index % GROUP or len(images) > GROUP:
         raise ValueError(f"{len(images)} images from number {first_index} on; expected a group of {GROUP}, aligned")
     T, device = p.schedule.num_timesteps, images.device
@@ -146,12 +162,16 @@ def measure_bound(
     def noise(t: int) -> Tensor:
         return normals(_KEY, Purpose.LIKELIHOOD, index, tuple(images.shape[1:]), step=t)
 
-    return _summed(variational_bound(p, to_unit(images), noise, timesteps=chosen), chosen, [len(r) for r in ranges], T)
+    return variational_bound(p, to_unit(images), noise, timesteps=chosen), chosen, [len(r) for r in ranges]
+
+
+def _per_image(bound: Bound, widths: list[int]) -> Float[Tensor, " b"]:
+    """Each term counts for all of its range."""
+    return bound.prior + (bound.terms * torch.tensor(widths, device=bound.terms.device)).sum(dim=1)
 
 
 def _summed(bound: Bound, timesteps: list[int], widths: list[int], num_timesteps: int) -> BoundStats:
-    """Each term counts for all of its range."""
-    total = bound.prior + (bound.terms * torch.tensor(widths, device=bound.terms.device)).sum(dim=1)
+    total = _per_image(bound, widths)
     terms, x_0_mse, seen = np.zeros(num_timesteps), np.zeros(num_timesteps), np.zeros(num_timesteps, dtype=np.int64)
     terms[timesteps] = bound.terms.sum(dim=0).cpu().numpy()
     x_0_mse[timesteps] = bound.x_0_mse.sum(dim=0).cpu().numpy()

@@ -40,12 +40,14 @@ def generate(
         Images in 0..255.
     """
     p = replace(p, schedule=p.schedule.to(seeds.device))
-    x_T = normals(_KEY, Purpose.SAMPLING, seeds, shape, step=p.schedule.num_timesteps)
-
-    def noise(t: int) -> Float[Tensor, "b c h w"]:
-        return normals(_KEY, Purpose.SAMPLING, seeds, shape, step=t)
-
+    noise = seeded_noise(seeds, shape)
+    x_T = noise(p.schedule.num_timesteps)
     return to_uint8(sample(p, sampler, x_T, noise, on_step=on_step))
+
+
+def seeded_noise(seeds: Int[Tensor, " b"], shape: tuple[int, int, int]) -> Callable[[int], Float[Tensor, "b c h w"]]:
+    """Standard normals for a step, in [0, 2^24): a function of (seed, step) alone; x_T is that of step T."""
+    return lambda step: normals(_KEY, Purpose.SAMPLING, seeds, shape, step=step)
 
 
 def frames_of(

@@ -26,7 +26,7 @@ SMALL = "--train.steps 60 --train.batch-size 32 --train.log-every 10 --sample.nu
 CASES = {
     "pipeline": f"workflow.py digits {SMALL} --evaluate.bits-per-dim-images 16",
     "other settings": (
-        "train.py digits --name other --train.steps 40 --train.num-workers 1 --train.save-every 20 --unet.num-classes 10"
+        "train.py digits --name other --train.steps 40 --train.num-workers 1 --train.checkpoint-every 20 --unet.num-classes 10"
         " --schedule.name cosine --reverse.prediction v --reverse.variance learned_range --loss.objective hybrid"
     ),
     **{

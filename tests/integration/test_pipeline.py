@@ -1,15 +1,18 @@
-"""The line on a real Ray: small, but every stage the real one."""
+"""The pipeline on a real Ray: small, but every stage the real one."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import ddpm_core
 from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, read_weights
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
+from ddpm_core.data.images import decode_png
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.samplers import SamplerConfig
@@ -63,7 +66,7 @@ def made(
     return wanted, outcome.made, outcome.metrics
 
 
-def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+def test_the_pipeline_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
     wanted, where, metrics = made
     report = read_report(where["report"].rsplit("/", 1)[0])
     assert report.metrics["fd_random_conv"] == metrics["fd_random_conv"] > metrics["floor"] > 0
@@ -74,6 +77,15 @@ def test_the_line_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str
         champion = resolve_model(pipeline.tracker, "models:/ddpm-digits@champion")
     (newest,) = list_checkpoints(champion.checkpoint_uri.split("/checkpoints/")[0])[-1:]
     assert champion.weights_sha256 == read_weights(newest).sha256
+
+
+def test_a_loaded_model_draws_what_the_sample_stage_drew(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    wanted, where, _ = made
+    samples = read_sample_set(where["grid"].replace("-grid.png", ".json"))
+    drawn = [decode_png(png) for _, png in read_images(samples)]
+    model = ddpm_core.load(samples.facts["checkpoint"].rpartition("/checkpoints/")[0])
+    images = model.sample(range(24), sampler="ddim", num_steps=4, batch_size=wanted.sample.batch_size)
+    assert np.array_equal(images, np.stack(drawn))
 
 
 def test_a_second_run_computes_nothing_and_finds_the_same(
@@ -164,7 +176,7 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
         pipeline.train(pipeline.shard())
 
 
-def test_a_model_with_classes_and_a_learned_variance_walks_the_same_line(
+def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:
     """Two steps, then two more by two workers; then images of two classes, guided, and bits/dim."""

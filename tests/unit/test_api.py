@@ -1,0 +1,125 @@
+"""The model object: loaded from wherever it lies, sampled, measured, edited."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import ddpm_core
+from ddpm_core.artifacts.checkpoint import Weights, sha256_of
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.evaluation.bits_per_dim import measure_bound
+from ddpm_core.interop.diffusers import write_diffusers
+from ddpm_core.model.unet import UNetConfig, init_unet
+from ddpm_core.serialization import to_json
+
+CONFIG = ddpm_core.ModelConfig(
+    image_size=8,
+    channels=1,
+    unet=UNetConfig(
+        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
+    ),
+    schedule=ScheduleConfig(num_timesteps=5),
+    reverse=ReverseConfig(variance="fixed_small"),
+)
+
+
+def weights(config: ddpm_core.ModelConfig = CONFIG) -> Weights:
+    network = config.build_network()
+    init_unet(network, 0)
+    file = safetensors.torch.save({name: p.detach() for name, p in network.named_parameters()})
+    return Weights(
+        uri="", step=3, sha256=sha256_of(file), config=to_json(config), dataset_digest="", dataset_uri="", file=file
+    )
+
+
+MODEL = ddpm_core.Model.from_weights(weights())
+IMAGES = MODEL.sample(range(5))
+
+
+def test_it_is_loaded_from_a_registered_version_and_from_diffusers(tmp_path: Path) -> None:
+    wide = replace(
+        CONFIG.unet, base_channels=128, channel_multipliers=(1,), attention_resolutions=()
+    )  # as diffusers' norms ask
+    config = replace(CONFIG, unet=wide, schedule=ScheduleConfig(num_timesteps=2))
+    ours = weights(config)
+    images = ddpm_core.Model.from_weights(ours).sample(range(5))
+    write_diffusers(str(tmp_path / "diffusers"), ours)
+    (tmp_path / "version/artifacts").mkdir(parents=True)
+    (tmp_path / "version/artifacts/weights.safetensors").write_bytes(ours.file)
+    training = {"checkpoint_uri": "/runs/a", "step": 3, "dataset_digest": "d", "dataset_uri": "/d"}
+    (tmp_path / "version/artifacts/config.json").write_text(json.dumps({**ours.config, "training": training}))
+    for folder in ("diffusers", "version"):
+        model = ddpm_core.load(str(tmp_path / folder))
+        assert model.config == config
+        assert np.array_equal(model.sample(range(5)), images)
+    assert model.weights is not None
+    assert (model.weights.uri, model.weights.sha256) == ("/runs/a", ours.sha256)
+
+
+def test_where_none_lies_one_line_says_what_may(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^no model at .*; expected the folder of a run, a checkpoint, [^\n]*$"):
+        ddpm_core.load(str(tmp_path))
+
+
+def test_an_image_does_not_depend_on_those_beside_it() -> None:
+    assert IMAGES.shape == (5, 8, 8, 1)
+    assert IMAGES.dtype == np.uint8
+    assert np.array_equal(MODEL.sample([3, 1], batch_size=1), IMAGES[[3, 1]])
+    assert not np.array_equal(IMAGES[0], IMAGES[1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"labels": [3]}, "trained without classes"),
+        ({"sampler": "ddim", "num_steps": 6}, "6"),
+        ({"sampler": "magic"}, "magic"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(asked: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MODEL.sample([0], **asked)  # type: ignore[arg-type]
+
+
+def test_bits_per_dim_are_those_that_are_merged_for_a_report() -> None:
+    bits = MODEL.bits_per_dim(IMAGES)
+    whole = measure_bound(MODEL.reverse_process(torch.full((5,), -1)), torch.from_numpy(IMAGES).permute(0, 3, 1, 2), 0)
+    assert bits.shape == (5,)
+    assert bits.mean() == pytest.approx(whole.bits_per_dim)
+
+
+def test_a_way_between_images_begins_with_one_and_ends_with_the_other() -> None:
+    way = MODEL.interpolate(IMAGES[:2], IMAGES[2:4], [0.0, 0.5, 1.0], step=0)
+    back = MODEL.interpolate(IMAGES[2:4], IMAGES[:2], [1.0, 0.5, 0.0], step=0)
+    assert way.shape == (2, 3, 8, 8, 1)
+    assert np.array_equal(way, back)
+    assert not np.array_equal(way[:, 0], way[:, 2])
+
+
+def test_what_is_known_stays_and_the_rest_is_drawn_by_the_seed() -> None:
+    known = np.zeros((1, 8, 8, 1), dtype=bool)
+    known[:, :4] = True
+    first, again, other = (MODEL.inpaint(IMAGES[:1], known, [seed], resamplings=2) for seed in (7, 7, 8))
+    assert np.array_equal(first[:, :4], IMAGES[:1, :4])
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[:, 4:], other[:, 4:])
+
+
+def test_the_last_thing_seen_on_the_way_is_the_image() -> None:
+    seen, images = MODEL.progressive(range(5), [4, 0], sampler=SamplerConfig())
+    assert seen.shape == (5, 2, 8, 8, 1)
+    assert np.array_equal(images, IMAGES)
+    assert np.abs(seen[:, 1].astype(int) - images).max() <= 1
+
+
+def test_the_public_names_are_there_and_no_others() -> None:
+    assert all(getattr(ddpm_core, name) is not None for name in ddpm_core.__all__)
+    with pytest.raises(AttributeError, match=r"no attribute 'Modell'; it has .*Model"):
+        ddpm_core.Modell  # noqa: B018

@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import torch
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -76,12 +77,12 @@ def random_bits(
         int64 in [0, 2^32). A row is a pure function of (seed, purpose, step, its index).
 
     Raises:
-        ValueError: if the seed or the step is out of its range.
+        InputError: if the seed or the step is out of its range.
     """
     if not 0 <= seed < 1 << 64:
-        raise ValueError(f"the seed is {seed}; expected 0 to 2^64 - 1")
+        raise InputError(f"the seed is {seed}; expected 0 to 2^64 - 1")
     if isinstance(step, int) and not 0 <= step < 1 << _STEP_BITS:
-        raise ValueError(f"the step of a random stream is {step}; expected 0 to {(1 << _STEP_BITS) - 1}")
+        raise InputError(f"the step of a random stream is {step}; expected 0 to {(1 << _STEP_BITS) - 1}")
     index = index.to(torch.int64)
     stream = torch.as_tensor((purpose << _STEP_BITS) + step, device=index.device).expand(len(index))
     block = torch.arange(-(-count // 4), device=index.device)
@@ -130,10 +131,10 @@ def integers(
     """An int64 in [0, high) for each index: the high half of word x high (Lemire 2019), with a bias below high / 2^32.
 
     Raises:
-        ValueError: if `high` is not in 1 to 2^31.
+        InputError: if `high` is not in 1 to 2^31.
     """
     if not 1 <= high <= 1 << 31:
-        raise ValueError(f"the upper bound of random integers is {high}; expected 1 to 2^31")
+        raise InputError(f"the upper bound of random integers is {high}; expected 1 to 2^31")
     return (random_bits(seed, purpose, index, 1, step=step)[:, 0] * high) >> 32
 
 

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import cattrs
 
+from ddpm_core.errors import InputError
+
 _strict = cattrs.Converter(forbid_extra_keys=True)
 T = TypeVar("T")
 
@@ -20,9 +22,9 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
     """A config from JSON, read strictly.
 
     Raises:
-        ValueError: if a key is unknown or a value is of the wrong type.
+        InputError: if a key is unknown or a value is of the wrong type.
     """
     try:
         return _strict.structure(plain, kind)
     except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
+        raise InputError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None

@@ -195,7 +195,7 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
         reads_source: whether it shards, so that the nodes read the raw images.
 
     Raises:
-        ValueError: in one line, if something cannot be placed, or a node does not reach the store or the source.
+        InputError: in one line, if something cannot be placed, or a node does not reach the store or the source.
     """
     with session():
         for ask in asks:

@@ -20,7 +20,6 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
-import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,11 +28,12 @@ from itertools import islice
 import platformdirs
 import tyro
 
+from ddpm_core.errors import InputError
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.parsing import parse_flags
 from pipelines.naming import digest
 from pipelines.progress import shown
-from pipelines.recipes.config import default_store
+from pipelines.recipes.config import check_name, default_store
 from pipelines.scheduling.calendar import Calendar, interruptible_sleep, local_timezone, tick_name
 from pipelines.scheduling.claims import schedule_folder
 from pipelines.scheduling.jobs import open_launcher, ray_address
@@ -47,8 +47,6 @@ from pipelines.scheduling.resolve import (
     rehearse,
 )
 from pipelines.scheduling.ticks import TickRunner
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +75,9 @@ class ScheduleArgs:
         for flag, least in (("lease_s", 5), ("catch_up_s", 0), ("retries", 0), ("ticks", 1)):
             value = getattr(self, flag)
             if value is not None and not least <= value < float("inf"):
-                raise ValueError(f"{flag.replace('_', '-')} is {value}; expected {least} or more")
-        if self.name is not None and not _NAME.fullmatch(self.name):
-            raise ValueError(f"name is {self.name!r}; expected up to 100 letters, digits, '.', '_' and '-'")
+                raise InputError(f"{flag.replace('_', '-')} is {value}; expected {least} or more")
+        if self.name is not None:
+            check_name(self.name)
         Calendar(cron=self.cron, timezone=self.timezone)
         object.__setattr__(self, "command", check_command(self.command))
 

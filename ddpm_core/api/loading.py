@@ -7,6 +7,7 @@ import torch
 from ddpm_core import storage
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights, sha256_of
+from ddpm_core.errors import InputError
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
 
 REGISTERED_WEIGHTS, REGISTERED_CONFIG = "weights.safetensors", "config.json"
@@ -20,11 +21,11 @@ def load(uri: str, device: torch.device | str = "cpu") -> Model:
         uri: a folder, or s3://bucket/prefix.
 
     Raises:
-        ValueError: if there is none, or its files are damaged, in one line.
+        InputError: if there is none, or its files are damaged, in one line.
     """
     weights = find_weights(uri)
     if weights is None:
-        raise ValueError(
+        raise InputError(
             f"no model at {uri}; expected the folder of a run, a checkpoint, a registered version, or of diffusers"
         )
     return Model.from_weights(weights, device)

@@ -13,6 +13,7 @@ from ddpm_core.data.pixels import to_uint8, to_unit
 from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName, check_sampler
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.model.unet import UNet
@@ -41,7 +42,7 @@ class Model:
         """The model with averaged weights, on a device.
 
         Raises:
-            ValueError: if they are of another network than their config says.
+            InputError: if they are of another network than their config says.
         """
         config = read_model_config(weights.config)
         network = config.build_network()
@@ -114,11 +115,11 @@ class Model:
             uint8 [n, height, width, channels].
 
         Raises:
-            ValueError: if the model cannot do what is asked for.
+            InputError: if the model cannot do what is asked for.
         """
         if isinstance(sampler, str):
             if sampler not in get_args(SamplerName):
-                raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
+                raise InputError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
             sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
         request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
@@ -209,7 +210,7 @@ class Model:
         """Refuse a request that the model cannot fulfil.
 
         Raises:
-            ValueError: in one line.
+            InputError: in one line.
         """
         dropout = self.weights.config.get("train", {}).get("label_dropout") if self.weights else None
         check_request(self.config, request, label_dropout=dropout)
@@ -222,7 +223,7 @@ def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: 
         label_dropout: of its training, where that is known.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     check_labels(request, config.num_classes, label_dropout=label_dropout)
     check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)

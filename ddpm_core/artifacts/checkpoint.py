@@ -23,6 +23,7 @@ import safetensors
 import safetensors.torch
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.types import Tensor
 
 FORMAT_VERSION = 2
@@ -31,6 +32,17 @@ logger = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 HistoryRow = dict[str, int | float]
 """One logged point: step, images_seen, loss, grad_norm, images_per_s."""
+_FACTS = {
+    "format_version",
+    "step",
+    "images_seen",
+    "seed",
+    "dataset_digest",
+    "dataset_uri",
+    "config",
+    "versions",
+    "sha256",
+}
 HISTORY = pa.schema(
     [
         ("step", pa.int64()),
@@ -40,6 +52,10 @@ HISTORY = pa.schema(
         ("images_per_s", pa.float64()),
     ]
 )
+
+
+class NewerFormatError(InputError):
+    """A checkpoint that a later version of this code wrote: it is not damaged, and not to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +113,13 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint and make it visible in one step.
 
     Returns:
-        its URI. A checkpoint of that step that already stands is left as it is.
+        its URI. A checkpoint of that step that already stands is left as it is if it is sound, and replaced if it is damaged.
     """
     uri = checkpoint_uri(run_uri, checkpoint.step)
     if storage.exists(storage.join(uri, "state.json")):
-        return uri
+        if is_sound(uri):
+            return uri
+        storage.delete(storage.join(uri, "state.json"))
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": partial(_save_tensors, checkpoint.model),
         "ema.safetensors": partial(_save_tensors, checkpoint.ema),
@@ -144,8 +162,8 @@ def read_checkpoint(uri: str) -> Checkpoint:
     """Read a checkpoint and verify each file.
 
     Raises:
-        FileNotFoundError: if no complete checkpoint is there.
-        ValueError: if a file does not have its recorded sha256, or the format is newer than this code.
+        MissingError: if no complete checkpoint is there.
+        InputError: if a file does not have its recorded sha256, or the format is newer than this code.
     """
     state = _read_state(uri)
     tensors = {
@@ -155,6 +173,19 @@ def read_checkpoint(uri: str) -> Checkpoint:
     history = pq.read_table(io.BytesIO(_read_verified(uri, "history.parquet", state))).to_pylist()
     facts = {key: value for key, value in state.items() if key not in ("format_version", "sha256")}
     return Checkpoint(**facts, **tensors, history=history)
+
+
+def is_sound(uri: str) -> bool:
+    """Whether a checkpoint stands whose files are all as they were written."""
+    try:
+        state = _read_state(uri)
+        for name in state["sha256"]:
+            _read_verified(uri, name, state)
+    except NewerFormatError:
+        raise
+    except (InputError, MissingError):
+        return False
+    return True
 
 
 def read_weights(uri: str) -> Weights:
@@ -191,9 +222,9 @@ def newest_checkpoint(run_uri: str) -> Checkpoint | None:
     for uri in reversed(list_checkpoints(run_uri)):
         try:
             return read_checkpoint(uri)
-        except (ValueError, FileNotFoundError) as error:
-            if "format_version" in str(error):
-                raise
+        except NewerFormatError:
+            raise
+        except (InputError, MissingError) as error:
             logger.warning("skipping a damaged checkpoint: %s", error)
     return None
 
@@ -217,11 +248,16 @@ def _read_state(uri: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "state.json")))
     except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {uri}; expected a folder with state.json") from None
+        raise MissingError(f"no checkpoint at {uri}; expected a folder with state.json") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}/state.json is not JSON ({error})") from None
+        raise InputError(f"{uri}/state.json is not JSON ({error})") from None
+    missing = _FACTS - state.keys() if isinstance(state, dict) else _FACTS
+    if missing:
+        raise InputError(
+            f"{uri}/state.json does not say {', '.join(sorted(missing))}; it is damaged, or of something else"
+        )
     if state["format_version"] > FORMAT_VERSION:
-        raise ValueError(
+        raise NewerFormatError(
             f"{uri} has format_version {state['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
         )
     return state
@@ -231,5 +267,5 @@ def _read_verified(uri: str, name: str, state: dict[str, Any]) -> bytes:
     data = storage.read_bytes(storage.join(uri, name))
     found, expected = hashlib.sha256(data).hexdigest(), state["sha256"][name]
     if found != expected:
-        raise ValueError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
+        raise InputError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
     return data

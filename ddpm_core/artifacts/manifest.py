@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.parquet"
@@ -124,23 +125,23 @@ def read_index(uri: str) -> DatasetIndex:
     """What the dataset at `uri` is; no row is read.
 
     Raises:
-        FileNotFoundError: if there is no (committed) dataset.
-        ValueError: if the index is damaged, or newer than this code.
+        MissingError: if there is no (committed) dataset.
+        InputError: if the index is damaged, or newer than this code.
     """
     with _open(uri) as file:
         described = json.loads((file.schema_arrow.metadata or {}).get(b"ddpm", b"{}"))
     version = described.pop("format_version", None)
     if not isinstance(version, int):
-        raise ValueError(f"{index_uri(uri)} is no dataset's index: its metadata has no format_version; shard it again")
+        raise InputError(f"{index_uri(uri)} is no dataset's index: its metadata has no format_version; shard it again")
     if version > FORMAT_VERSION:
-        raise ValueError(
+        raise InputError(
             f"the dataset at {uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it"
         )
     digest = described.pop("digest")
     shards = [ShardEntry(**shard) for shard in described.pop("shards")]
     index = make_index(uri, shards=shards, **described)
     if index.digest != digest:
-        raise ValueError(f"{index_uri(uri)} is damaged: it says digest {digest}, its content has {index.digest}")
+        raise InputError(f"{index_uri(uri)} is damaged: it says digest {digest}, its content has {index.digest}")
     return index
 
 
@@ -149,7 +150,7 @@ def read_rows(dataset: DatasetIndex | str, shard_number: int) -> pa.Table:
     uri = dataset if isinstance(dataset, str) else dataset.uri
     with _open(uri) as file:
         if not 0 <= shard_number < file.num_row_groups:
-            raise ValueError(
+            raise InputError(
                 f"the dataset at {uri} has shards 0 to {file.num_row_groups - 1}; number {shard_number} was asked for"
             )
         return file.read_row_group(shard_number).replace_schema_metadata(None)
@@ -161,8 +162,6 @@ def _open(uri: str) -> Iterator[pq.ParquetFile]:
         with storage.open_read(index_uri(uri)) as stream, pq.ParquetFile(stream) as file:
             yield file
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"no dataset at {uri}: it has no {INDEX_NAME}; make it with pipelines/shard.py"
-        ) from None
+        raise MissingError(f"no dataset at {uri}: it has no {INDEX_NAME}; make it with pipelines/shard.py") from None
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{index_uri(uri)} is damaged ({error}); remove it and shard again") from None
+        raise InputError(f"{index_uri(uri)} is damaged ({error}); remove it and shard again") from None

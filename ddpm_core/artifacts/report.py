@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
 
 FORMAT_VERSION = 1
 PAGE_NAME = "report.html"
@@ -43,7 +44,7 @@ def write_report(uri: str, metrics: dict[str, Any], html: str, pngs: dict[str, b
         URI of the page.
 
     Raises:
-        ValueError: if a figure is not finite.
+        InputError: if a figure is not finite.
     """
     assert all(name.endswith(".png") and "/" not in name for name in pngs), sorted(pngs)
     files = {**pngs, PAGE_NAME: html.encode()}
@@ -64,8 +65,8 @@ def read_report(uri: str) -> Report:
     """Read a report and verify each file.
 
     Raises:
-        FileNotFoundError: if no complete report is there.
-        ValueError: if a file does not have its recorded sha256, or the format is newer than this code.
+        MissingError: if no complete report is there.
+        InputError: if a file does not have its recorded sha256, or the format is newer than this code.
     """
     marker = _read_marker(uri)
     files = {name: _read_verified(uri, name, expected) for name, expected in marker["sha256"].items()}
@@ -83,11 +84,11 @@ def _read_marker(uri: str) -> dict[str, Any]:
     try:
         marker: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, MARKER_NAME)))
     except FileNotFoundError:
-        raise FileNotFoundError(f"no report at {uri}; expected a folder with {MARKER_NAME}") from None
+        raise MissingError(f"no report at {uri}; expected a folder with {MARKER_NAME}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}/{MARKER_NAME} is not JSON ({error}); evaluate again") from None
+        raise InputError(f"{uri}/{MARKER_NAME} is not JSON ({error}); evaluate again") from None
     if marker["format_version"] > FORMAT_VERSION:
-        raise ValueError(
+        raise InputError(
             f"{uri} has format_version {marker['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
         )
     return marker
@@ -95,9 +96,9 @@ def _read_marker(uri: str) -> dict[str, Any]:
 
 def _read_verified(uri: str, name: str, expected: str) -> bytes:
     if "/" in name:  # a stranger's report.json must not lead out of its folder
-        raise ValueError(f"{uri}/{MARKER_NAME} names the file {name!r}; expected a plain file name")
+        raise InputError(f"{uri}/{MARKER_NAME} names the file {name!r}; expected a plain file name")
     data = storage.read_bytes(storage.join(uri, name))
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise ValueError(f"{uri}/{name}: sha256 is {found}, {MARKER_NAME} says {expected}; evaluate again")
+        raise InputError(f"{uri}/{name}: sha256 is {found}, {MARKER_NAME} says {expected}; evaluate again")
     return data

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
 
 FORMAT_VERSION = 1
 
@@ -115,15 +116,15 @@ def read_sample_set(set_uri: str) -> SampleSet:
     """Read a committed set by its own URI.
 
     Raises:
-        FileNotFoundError: if no set is there.
-        ValueError: if its format is newer than this code.
+        MissingError: if no set is there.
+        InputError: if its format is newer than this code.
     """
     try:
         facts = json.loads(storage.read_bytes(set_uri))
     except FileNotFoundError:
-        raise FileNotFoundError(f"no sample set at {set_uri}; expected the set-....json that sample.py names") from None
+        raise MissingError(f"no sample set at {set_uri}; expected the set-....json that sample.py names") from None
     if facts["format_version"] > FORMAT_VERSION:
-        raise ValueError(
+        raise InputError(
             f"{set_uri} has format_version {facts['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
         )
     del facts["format_version"]

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from ddpm_core.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """From raw images to shards.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     source: str = "digits"
@@ -31,14 +33,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.image_size < 4:
-            raise ValueError(f"data.image-size is {self.image_size}; expected 4 or more pixels")
+            raise InputError(f"data.image-size is {self.image_size}; expected 4 or more pixels")
         if self.channels not in (1, 3):
-            raise ValueError(f"data.channels is {self.channels}; expected 1 (grey) or 3 (colour)")
+            raise InputError(f"data.channels is {self.channels}; expected 1 (grey) or 3 (colour)")
         if not 0 < self.heldout_fraction < 1:
-            raise ValueError(f"data.heldout-fraction is {self.heldout_fraction}; expected a share between 0 and 1")
+            raise InputError(f"data.heldout-fraction is {self.heldout_fraction}; expected a share between 0 and 1")
         if self.samples_per_shard < 1:
-            raise ValueError(f"data.samples-per-shard is {self.samples_per_shard}; expected 1 or more")
+            raise InputError(f"data.samples-per-shard is {self.samples_per_shard}; expected 1 or more")
         if self.max_image_pixels < 1:
-            raise ValueError(f"data.max-image-pixels is {self.max_image_pixels}; expected 1 or more")
+            raise InputError(f"data.max-image-pixels is {self.max_image_pixels}; expected 1 or more")
         if not 0 <= self.max_rejected_fraction <= 1:
-            raise ValueError(f"data.max-rejected-fraction is {self.max_rejected_fraction}; expected a share in [0, 1]")
+            raise InputError(f"data.max-rejected-fraction is {self.max_rejected_fraction}; expected a share in [0, 1]")

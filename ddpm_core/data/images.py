@@ -140,7 +140,7 @@ def decode_png(data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.
         [h, w, 1 or 3].
 
     Raises:
-        ValueError: if it is no PNG, or not of the size of `out`.
+        InputError: if it is no PNG, or not of the size of `out`.
         RuntimeError: if it is damaged or cut short.
     """
     from imagecodecs import png_decode  # here, so that images can be written where it is missing

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.errors import InputError
 from ddpm_core.random import Purpose, random_bits
 
 _SHARDS, _WINDOW = 0, 1  # the `step` word: the two kinds of permutation never share a counter
@@ -46,7 +47,7 @@ class StreamOrder:
         window: shards over which a lane shuffles.
 
     Raises:
-        ValueError: if the dataset has fewer samples than lanes, or an option is not positive.
+        InputError: if the dataset has fewer samples than lanes, or an option is not positive.
     """
 
     def __init__(self, shard_sizes: NDArray[np.int64], *, seed: int, digest: str, lanes: int, window: int) -> None:
@@ -54,9 +55,9 @@ class StreamOrder:
         self.num_samples = int(self.shard_sizes.sum())
         self.seed, self.digest, self.lanes, self.window = seed, digest, lanes, window
         if lanes < 1 or window < 1:
-            raise ValueError(f"lanes is {lanes} and window is {window}; expected both to be 1 or more")
+            raise InputError(f"lanes is {lanes} and window is {window}; expected both to be 1 or more")
         if self.num_samples < lanes:
-            raise ValueError(
+            raise InputError(
                 f"the dataset has {self.num_samples} training images for {lanes} lanes; lower --train.lanes"
             )
         self._layout = lru_cache(maxsize=2)(self._lay_out_shards)
@@ -155,10 +156,10 @@ def lanes_of_worker(lanes: int, worker: int, num_workers: int) -> range:
     """The contiguous lanes that a worker serves, as even as may be.
 
     Raises:
-        ValueError: if there are more workers than lanes.
+        InputError: if there are more workers than lanes.
     """
     if num_workers > lanes:
-        raise ValueError(
+        raise InputError(
             f"{num_workers} workers for {lanes} lanes; expected at most one worker a lane: "
             "lower --train.num-workers or raise --train.lanes"
         )
@@ -178,10 +179,10 @@ def local_batch_size(batch_size: int, num_samples: int, lanes: int, served: rang
     """The fixed local shape: the most positions of any global batch that fall into the served lanes.
 
     Raises:
-        ValueError: if a global batch is larger than an epoch.
+        InputError: if a global batch is larger than an epoch.
     """
     if not 1 <= batch_size <= num_samples:
-        raise ValueError(
+        raise InputError(
             f"the global batch is {batch_size}; expected 1 to {num_samples}, the training images "
             "of an epoch: change --train.batch-size"
         )

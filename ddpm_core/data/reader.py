@@ -21,6 +21,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.manifest import DatasetIndex, index_uri
 from ddpm_core.data.images import decode_png
 from ddpm_core.data.shard_cache import DAMAGED, open_copy
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.types import Int, Tensor, UInt8
 
 _COLUMNS = ["offset", "size", "crc32", "label"]
@@ -40,7 +41,7 @@ class _Rows:
         """What a reader needs of a shard's rows: offset, size, crc32 and label, each [samples of the shard].
 
         Raises:
-            ValueError: if the index is damaged, or another than the one that was told.
+            InputError: if the index is damaged, or another than the one that was told.
         """
         uri = index_uri(self._index.uri)
         try:
@@ -52,7 +53,7 @@ class _Rows:
             raise
         except (pa.ArrowInvalid, OSError) as error:  # an OSError is how pyarrow tells of what cannot be decompressed
             reason = " ".join(str(error).split())
-            raise ValueError(f"{uri} is damaged ({reason}): delete the dataset and shard it again") from None
+            raise InputError(f"{uri} is damaged ({reason}): delete the dataset and shard it again") from None
         # Not pyarrow's to_numpy, which imports pandas: most of the time that a start took.
         return {column: np.from_dlpack(rows[column].combine_chunks()) for column in _COLUMNS}
 
@@ -62,7 +63,7 @@ class _Rows:
         file = pq.ParquetFile(stream)
         digest = json.loads((file.schema_arrow.metadata or {}).get(b"ddpm", b"{}")).get("digest")
         if digest != self._index.digest:
-            raise ValueError(
+            raise InputError(
                 f"{uri} has digest {digest}, this process began with {self._index.digest}: the dataset was replaced "
                 "meanwhile; start again, a run that was trained on it under another --name"
             )
@@ -75,8 +76,8 @@ class Shard:
     Bytes are read, not mapped: where a disk or another's hand takes them away under us, reading is an error and a map a crash.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not the file that the index describes; in `image`, not the bytes.
+        MissingError: if there is no such file.
+        InputError: if it is not the file that the index describes; in `image`, not the bytes.
     """
 
     def __init__(self, index: DatasetIndex, number: int, rows: dict[str, NDArray[Any]], cache: Path) -> None:
@@ -85,7 +86,7 @@ class Shard:
         self._offsets, self._sizes, self._checksums, self.labels = (rows[column] for column in _COLUMNS)
         end = int((self._offsets + self._sizes).max(initial=0))
         if len(self.labels) != entry.num_samples or end > entry.size_bytes:
-            raise ValueError(
+            raise InputError(
                 f"{index_uri(index.uri)} has {len(self.labels)} rows for {entry.name}, up to byte {end}; expected "
                 f"{entry.num_samples} rows in {entry.size_bytes} bytes: delete the dataset and shard it again"
             )
@@ -97,20 +98,20 @@ class Shard:
                 self._file = os.open(storage.absolute(self.name), os.O_RDONLY)
                 self._remedy = DAMAGED
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise MissingError(
                 f"{self.name}: there is no such file, the index says {entry.size_bytes} bytes; {DAMAGED}"
             ) from None
         weakref.finalize(self, os.close, self._file)
         size = os.fstat(self._file).st_size
         if size != entry.size_bytes:
-            raise ValueError(f"{self.name}: it has {size} bytes, the index says {entry.size_bytes}; {self._remedy}")
+            raise InputError(f"{self.name}: it has {size} bytes, the index says {entry.size_bytes}; {self._remedy}")
 
     def image(self, row: int, out: UInt8[np.ndarray, "h w c"] | None = None) -> UInt8[np.ndarray, "h w c"]:
         """The decoded image of one row; in `out`, if that is given."""
         data = os.pread(self._file, self._sizes.item(row), self._offsets.item(row))
         found, expected = zlib.crc32(data), self._checksums.item(row)
         if found != expected:
-            raise ValueError(
+            raise InputError(
                 f"{self.name}, row {row}: crc32 is {found:#010x}, the index says {expected:#010x}; {self._remedy}"
             )
         return decode_png(data, out)

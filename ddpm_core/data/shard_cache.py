@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError
 
 LIMIT_VARIABLE = "DDPM_SHARD_CACHE_BYTES"
 """Environment variable: bytes that the copies on this node may take; read at every download."""
@@ -36,11 +37,11 @@ def limit_bytes() -> int:
     """Bytes that the copies may take.
 
     Raises:
-        ValueError: if DDPM_SHARD_CACHE_BYTES is no positive whole number.
+        InputError: if DDPM_SHARD_CACHE_BYTES is no positive whole number.
     """
     text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_BYTES))
     if not re.fullmatch(r"[0-9]+", text) or int(text) == 0:
-        raise ValueError(f"{LIMIT_VARIABLE} is {text!r}; expected a whole number of bytes, 1 or more")
+        raise InputError(f"{LIMIT_VARIABLE} is {text!r}; expected a whole number of bytes, 1 or more")
     return int(text)
 
 
@@ -60,8 +61,8 @@ def open_copy(uri: str, *, sha256: str, size_bytes: int, folder: Path) -> int:
         A file descriptor for reading. The copy counts as used until it is closed.
 
     Raises:
-        FileNotFoundError: if there is no such shard.
-        ValueError: if it is not what the index says.
+        MissingError: if there is no such shard.
+        InputError: if it is not what the index says.
         StorageError: if it cannot be fetched, or the disk is full or not writable.
     """
     path = folder / sha256
@@ -118,11 +119,11 @@ def _download(uri: str, sha256: str, size_bytes: int, path: Path) -> int:
 def _verify(file: int, uri: str, sha256: str, size_bytes: int) -> None:
     size = os.fstat(file).st_size
     if size != size_bytes:
-        raise ValueError(f"{uri}: it has {size} bytes, the index says {size_bytes}; {DAMAGED}")
+        raise InputError(f"{uri}: it has {size} bytes, the index says {size_bytes}; {DAMAGED}")
     with open(file, "rb", closefd=False) as reading:
         found = hashlib.file_digest(reading, "sha256").hexdigest()
     if found != sha256:
-        raise ValueError(f"{uri}: sha256 is {found}, the index says {sha256}; {DAMAGED}")
+        raise InputError(f"{uri}: sha256 is {found}, the index says {sha256}; {DAMAGED}")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from ddpm_core.artifacts.manifest import (
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, encode_png, to_pixels
 from ddpm_core.data.sources import Source
+from ddpm_core.errors import InputError
 from ddpm_core.random import Purpose, random_bits
 
 QUARANTINE_NAME = "quarantine.json"
@@ -76,10 +77,10 @@ def plan_dataset(num_images: int, config: DataConfig) -> tuple[ShardPlan, ...]:
         The training shards, then the held-out ones; each split has one image at the least.
 
     Raises:
-        ValueError: if there are fewer than 2 images.
+        InputError: if there are fewer than 2 images.
     """
     if num_images < 2:
-        raise ValueError(
+        raise InputError(
             f"{config.source} holds {num_images} image; expected 2 or more, to train on some and hold out some"
         )
     order = _permutation(num_images, config.seed)
@@ -189,7 +190,7 @@ def commit_dataset(
         class_names: of the source.
 
     Raises:
-        ValueError: if too many images were left out, or a split is empty; then there is no dataset.
+        InputError: if too many images were left out, or a split is empty; then there is no dataset.
     """
     rejected = sorted((item for result in results for item in result.rejected), key=lambda item: item.position)
     num_images = sum(result.entry.num_samples for result in results) + len(rejected)
@@ -199,7 +200,7 @@ def commit_dataset(
     kept = [result for result in results if result.entry.num_samples]
     for split in ("train", "heldout"):
         if not any(result.entry.split == split for result in kept):
-            raise ValueError(f"no image of the {split} split could be used; see {storage.join(uri, QUARANTINE_NAME)}")
+            raise InputError(f"no image of the {split} split could be used; see {storage.join(uri, QUARANTINE_NAME)}")
     index = make_index(
         uri,
         image_size=config.image_size,
@@ -218,14 +219,14 @@ def check_rejected(
     """Refuse a dataset of which too much is missing.
 
     Raises:
-        ValueError: if more than config.max_rejected_fraction was left out; it names the first few and where all are.
+        InputError: if more than config.max_rejected_fraction was left out; it names the first few and where all are.
     """
     if num_rejected <= config.max_rejected_fraction * num_images:
         return
     named = "; ".join(f"{item.name}: {item.reason}" for item in first[:_NAMED_IN_ERROR])
     details = f" ({named})" if named else ""
     where = f"; all are listed in {listed}" if listed else ""
-    raise ValueError(
+    raise InputError(
         f"{num_rejected} of {num_images} images ({num_rejected / num_images:.2%}) cannot be used{details}; at most "
         f"{config.max_rejected_fraction:.2%} may be left out: mend them or raise --data.max-rejected-fraction{where}"
     )

@@ -8,6 +8,7 @@ from ddpm_core.diffusion.checks import check_images, check_latents, check_like
 from ddpm_core.diffusion.process import gather_at, q_sample
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
 from ddpm_core.diffusion.samplers import Noise, SamplerConfig, sample, steps_taken
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Tensor
 
 ResampleNoise = Callable[[int, int], Tensor]
@@ -30,7 +31,7 @@ def reconstruct(
         noise: as `sample` asks it.
 
     Raises:
-        ValueError: if x_0 holds what is no image, or the step is out of its range.
+        InputError: if x_0 holds what is no image, or the step is out of its range.
     """
     check_images(x_0)
     check_like(eps, x_0, "eps", "x_0")
@@ -60,14 +61,14 @@ def interpolate(
         noise: as `sample` asks it; the same one for all shares gives a smooth way from image to image.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        InputError: if an argument is out of its range.
     """
     check_images(x_0)
     check_images(x_0_other, "x_0_other")
     check_like(x_0_other, x_0, "x_0_other", "x_0")
     check_like(eps, x_0, "eps", "x_0")
     if not 0 <= share <= 1:
-        raise ValueError(f"the share of the other image is {share}; expected 0 to 1")
+        raise InputError(f"the share of the other image is {share}; expected 0 to 1")
     t = _all(step, x_0)
     mixed = (1 - share) * q_sample(x_0, t, eps, p.schedule) + share * q_sample(x_0_other, t, eps, p.schedule)
     return sample(p, sampler, mixed, noise, start=step)
@@ -85,14 +86,14 @@ def progressive(
         x_0_hat at each of them, in the order given, and x_0.
 
     Raises:
-        ValueError: if there are none, or the sampler does not take one of them.
+        InputError: if there are none, or the sampler does not take one of them.
     """
     taken = steps_taken(sampler, p.schedule.num_timesteps)
     if not timesteps:
-        raise ValueError(f"x_0_hat was asked for at 0 steps; expected 1 or more of the sampler's: {taken}")
+        raise InputError(f"x_0_hat was asked for at 0 steps; expected 1 or more of the sampler's: {taken}")
     for t in timesteps:
         if t not in taken:
-            raise ValueError(f"x_0_hat was asked for at step {t}; expected one of the sampler's: {taken}")
+            raise InputError(f"x_0_hat was asked for at step {t}; expected one of the sampler's: {taken}")
     seen: dict[int, Tensor] = {}
 
     def look(t: int, x_t: Tensor, x_0_hat: Tensor) -> None:
@@ -130,22 +131,22 @@ def inpaint(
         Images in [-1, 1] that equal x_0 where it is known.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        InputError: if an argument is out of its range.
     """
     check_images(x_0)
     check_latents(x_T, "x_T")
     check_like(x_T, x_0, "x_T", "x_0")
     if known.ndim != 4 or any(size not in (1, full) for size, full in zip(known.shape, x_0.shape, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"the mask has shape {list(known.shape)}, x_0 has {list(x_0.shape)}; expected one that broadcasts"
         )
     other = known[(known != 0) & (known != 1)]
     if len(other) > 0:
-        raise ValueError(
+        raise InputError(
             f"the mask has {float(other[0]):g} among its values; expected 1 where x_0 is known, 0 elsewhere"
         )
     if resamplings < 1:
-        raise ValueError(f"resamplings is {resamplings}; expected 1 or more")
+        raise InputError(f"resamplings is {resamplings}; expected 1 or more")
     schedule, x_t = p.schedule, x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _all(step, x_t)

@@ -9,6 +9,7 @@ from ddpm_core.diffusion.checks import check_levels
 from ddpm_core.diffusion.losses import bound_term, prior_term
 from ddpm_core.diffusion.process import q_sample
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
 Noise = Callable[[int], Tensor]
@@ -45,13 +46,13 @@ def variational_bound(
         clip: what is done to x_0_hat; the paper's evaluation clips it, training does not.
 
     Raises:
-        ValueError: if x_0 holds what is no 8-bit image, the noise has another shape, or a timestep is out of its range.
+        InputError: if x_0 holds what is no 8-bit image, the noise has another shape, or a timestep is out of its range.
     """
     check_levels(x_0)
     T = p.schedule.num_timesteps
     steps = list(range(T) if timesteps is None else timesteps)
     if not steps or min(steps) < 0 or max(steps) >= T:
-        raise ValueError(f"the timesteps are {steps}; expected one or more in 0 to {T - 1}")
+        raise InputError(f"the timesteps are {steps}; expected one or more in 0 to {T - 1}")
     exact = x_0.double()
 
     def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:

@@ -17,6 +17,7 @@ from ddpm_core.diffusion.gaussian import bits_per_dim, discretized_log_likelihoo
 from ddpm_core.diffusion.process import Prediction, gather_at, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.reverse import PMeanVariance, ReverseConfig, ReverseProcess, interpret, split_output
 from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
 Objective = Literal["simple", "bound", "hybrid", "min_snr"]
@@ -27,7 +28,7 @@ class LossConfig:
     """The objective.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     objective: Objective = "simple"
@@ -42,22 +43,22 @@ class LossConfig:
         check_name(self.objective, Objective, "loss.objective")
         for name in ("hybrid_weight", "min_snr_gamma"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"loss.{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
+                raise InputError(f"loss.{name.replace('_', '-')} is {getattr(self, name)}; expected more than 0")
 
 
 def check_objective(loss: LossConfig, reverse: ReverseConfig) -> None:
     """Refuse a learned variance that nothing trains, and a hybrid without one.
 
     Raises:
-        ValueError: if so.
+        InputError: if so.
     """
     if reverse.learns_variance and loss.objective in ("simple", "min_snr"):
-        raise ValueError(
+        raise InputError(
             f"reverse.variance is {reverse.variance} and loss.objective is {loss.objective}, which does not see the "
             "variance; expected bound or hybrid, or a fixed variance"
         )
     if loss.objective == "hybrid" and not reverse.learns_variance:
-        raise ValueError(
+        raise InputError(
             f"loss.objective is hybrid and reverse.variance is {reverse.variance}, which the bound's part cannot "
             "train; expected learned or learned_range, or another objective"
         )
@@ -81,7 +82,7 @@ def loss_per_image(
         eps: standard normal noise.
 
     Raises:
-        ValueError: if one of them is of the wrong shape or type, or holds other values (that is seen on a CPU only).
+        InputError: if one of them is of the wrong shape or type, or holds other values (that is seen on a CPU only).
     """
     (check_levels if config.objective in ("bound", "hybrid") else check_images)(x_0)
     check_timesteps(t, x_0, "x_0")

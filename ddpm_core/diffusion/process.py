@@ -9,6 +9,7 @@ import torch
 
 from ddpm_core.diffusion.checks import check_like, check_name
 from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
 Prediction = Literal["eps", "x_0", "mean", "v"]
@@ -36,7 +37,7 @@ def q_sample(
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
 
     Raises:
-        ValueError: if the shapes differ, x_0 holds integers, or a t is out of its range (that is seen on a CPU only, as
+        InputError: if the shapes differ, x_0 holds integers, or a t is out of its range (that is seen on a CPU only, as
             in all functions of this module).
     """
     check_like(eps, x_0, "eps", "x_0")
@@ -120,14 +121,14 @@ def gather_at(
     """values[t], in the dtype of `like` and ready to multiply it.
 
     Raises:
-        ValueError: if `like` holds integers, in which all coefficients would be 0; or a t is not in [0, T-1], of which a
+        InputError: if `like` holds integers, in which all coefficients would be 0; or a t is not in [0, T-1], of which a
             negative one would silently count from the end.
     """
     if not like.dtype.is_floating_point:
-        raise ValueError(f"the images are of type {like.dtype}; expected floating point values, in [-1, 1]")
+        raise InputError(f"the images are of type {like.dtype}; expected floating point values, in [-1, 1]")
     # On a GPU the check would make the host wait; there torch itself stops at an index that is too large.
     if t.device.type == "cpu" and not torch.compiler.is_compiling() and len(t):
         low, high = (int(bound) for bound in t.aminmax())
         if low < 0 or high >= len(values):
-            raise ValueError(f"t is {low if low < 0 else high}; expected 0 to {len(values) - 1}")
+            raise InputError(f"t is {low if low < 0 else high}; expected 0 to {len(values) - 1}")
     return values[t].to(like.dtype)[:, None, None, None]

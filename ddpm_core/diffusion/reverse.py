@@ -8,6 +8,7 @@ import torch
 from ddpm_core.diffusion.checks import check_like, check_name
 from ddpm_core.diffusion.process import Prediction, gather_at, predict_x_0, q_posterior
 from ddpm_core.diffusion.schedule import NoiseSchedule
+from ddpm_core.errors import InputError
 from ddpm_core.types import Denoiser, Float, Int, Tensor
 
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
@@ -21,7 +22,7 @@ class ReverseConfig:
     """What the network's output means.
 
     Raises:
-        ValueError: if a name is unknown.
+        InputError: if a name is unknown.
     """
 
     prediction: Prediction = "eps"
@@ -59,7 +60,7 @@ class ReverseProcess:
     """p_theta: a denoiser, the schedule at whose timesteps it is asked, and what its output means.
 
     Raises:
-        ValueError: if the network predicts eps and the schedule ends without signal.
+        InputError: if the network predicts eps and the schedule ends without signal.
     """
 
     denoiser: Denoiser
@@ -74,10 +75,10 @@ def check_prediction(config: ReverseConfig, schedule: NoiseSchedule) -> None:
     """Refuse eps-prediction where x_T holds nothing of x_0: eps is x_T itself there, and x_0 does not follow from it.
 
     Raises:
-        ValueError: if so.
+        InputError: if so.
     """
     if config.prediction == "eps" and schedule.ends_in_noise:
-        raise ValueError(
+        raise InputError(
             "reverse.prediction is eps and the schedule ends at alpha_bar = 0 (zero terminal SNR, as jsd's does), "
             "where eps does not tell x_0; expected x_0, mean or v"
         )
@@ -109,7 +110,7 @@ def interpret(
         output: c channels, or 2c of which the second half says the variance.
 
     Raises:
-        ValueError: if the output has another shape.
+        InputError: if the output has another shape.
     """
     # Under autocast the network speaks bfloat16; what follows from its words is computed as x_t is.
     value, second = split_output(output.to(x_t.dtype), x_t, config)
@@ -128,12 +129,12 @@ def split_output(
     """The network's prediction, and what it says of the variance if that is learned.
 
     Raises:
-        ValueError: if the output has not as many channels as the config asks for, or not x_t's other dimensions.
+        InputError: if the output has not as many channels as the config asks for, or not x_t's other dimensions.
     """
     channels = x_t.shape[1]
     expected = config.num_outputs(channels)
     if output.shape[1] != expected:
-        raise ValueError(
+        raise InputError(
             f"the network gives {output.shape[1]} channels; expected {expected} for images of {channels} "
             f"and a variance that is {config.variance}"
         )
@@ -178,7 +179,7 @@ def clip_x_0(x_0_hat: Float[Tensor, "b c h w"], clip: Clip) -> Float[Tensor, "b 
             image at a time, where that exceeds 1 (Saharia et al. 2022, Section 2.3): less saturation under guidance.
 
     Raises:
-        ValueError: if the name is unknown.
+        InputError: if the name is unknown.
     """
     check_name(clip, Clip, "sampler.clip")
     match clip:

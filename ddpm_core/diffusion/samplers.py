@@ -11,6 +11,7 @@ from ddpm_core.diffusion.checks import check_latents, check_name
 from ddpm_core.diffusion.process import gather_at, predict_eps, predict_x_0
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance, split_output
 from ddpm_core.diffusion.schedule import Spacing, respace, spaced_timesteps
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
 Noise = Callable[[int], Tensor]
@@ -24,7 +25,7 @@ class SamplerConfig:
     """How x_T becomes x_0.
 
     Raises:
-        ValueError: if a field is out of its range, or a name is unknown.
+        InputError: if a field is out of its range, or a name is unknown.
     """
 
     name: SamplerName = "ancestral"
@@ -48,20 +49,20 @@ class SamplerConfig:
         if self.variance is not None:
             check_name(self.variance, FixedVariance, "sampler.variance")
         if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"sampler.num-steps is {self.num_steps}; expected 1 or more")
+            raise InputError(f"sampler.num-steps is {self.num_steps}; expected 1 or more")
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"sampler.eta is {self.eta}; expected 0 to 1")
+            raise InputError(f"sampler.eta is {self.eta}; expected 0 to 1")
 
 
 def check_sampler(config: SamplerConfig, variance: Variance, num_timesteps: int) -> None:
     """Refuse a sampler that cannot run on this model.
 
     Raises:
-        ValueError: if it asks for more steps than there are, or for a fixed variance where the model learned its own.
+        InputError: if it asks for more steps than there are, or for a fixed variance where the model learned its own.
     """
     spaced_timesteps(num_timesteps, config.num_steps or num_timesteps, config.spacing)
     if config.variance is not None and variance not in ("fixed_small", "fixed_large"):
-        raise ValueError(
+        raise InputError(
             f"sampler.variance is {config.variance} and the model's own is {variance}; expected none: it learned it"
         )
 
@@ -90,7 +91,7 @@ def sample(
         x_0, about in [-1, 1].
 
     Raises:
-        ValueError: if the config asks for more steps than the schedule has, or x_T is not finite.
+        InputError: if the config asks for more steps than the schedule has, or x_T is not finite.
     """
     check_latents(x_T, "x_T")
     check_sampler(config, p.config.variance, p.schedule.num_timesteps)
@@ -124,16 +125,16 @@ def steps_taken(config: SamplerConfig, num_timesteps: int, start: int | None = N
         start: the step from which to go down; T-1 by default, or what the spacing has below it.
 
     Raises:
-        ValueError: if the start is not in [0, T-1], or the spacing does not begin there.
+        InputError: if the start is not in [0, T-1], or the spacing does not begin there.
     """
     T = num_timesteps
     if start is None:
         return spaced_timesteps(T, config.num_steps or T, config.spacing)
     if not 0 <= start < T:
-        raise ValueError(f"the start is step {start}; expected 0 to {T - 1}")
+        raise InputError(f"the start is step {start}; expected 0 to {T - 1}")
     below = spaced_timesteps(start + 1, min(config.num_steps or T, start + 1), config.spacing)
     if below[-1] != start:
-        raise ValueError(
+        raise InputError(
             f"sampler.spacing is {config.spacing}, whose first step below {start} is {below[-1]}; "
             "expected linspace or trailing, which begin where the images are"
         )

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from ddpm_core.diffusion.checks import check_name
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Tensor
 
 ScheduleName = Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"]
@@ -31,7 +32,7 @@ class ScheduleConfig:
     """Which betas.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     name: ScheduleName = "linear"
@@ -50,13 +51,13 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         check_name(self.name, ScheduleName, "schedule.name")
         if self.num_timesteps < 1:
-            raise ValueError(f"schedule.num-timesteps is {self.num_timesteps}; expected 1 or more")
+            raise InputError(f"schedule.num-timesteps is {self.num_timesteps}; expected 1 or more")
         for name in ("beta_start", "beta_end"):
             if not 0 < getattr(self, name) < 1:
                 flag = name.replace("_", "-")
-                raise ValueError(f"schedule.{flag} is {getattr(self, name)}; expected more than 0 and less than 1")
+                raise InputError(f"schedule.{flag} is {getattr(self, name)}; expected more than 0 and less than 1")
         if self.rescale and not self.reads_betas:
-            raise ValueError(f"schedule.rescale is set and {self.name} reads no beta; expected another schedule.name")
+            raise InputError(f"schedule.rescale is set and {self.name} reads no beta; expected another schedule.name")
 
     @property
     def reads_betas(self) -> bool:
@@ -105,13 +106,13 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     """The schedule that a config names.
 
     Raises:
-        ValueError: if a rescaled beta is not less than 1.
+        InputError: if a rescaled beta is not less than 1.
     """
     T = config.num_timesteps
     scale = _RESCALED_FROM / T if config.rescale else 1.0
     start, end = scale * config.beta_start, scale * config.beta_end
     if config.reads_betas and max(start, end) >= 1:
-        raise ValueError(
+        raise InputError(
             f"schedule.rescale makes betas up to {max(start, end):g} of {T} steps; expected less than 1: "
             "raise schedule.num-timesteps, or lower schedule.beta-end"
         )
@@ -158,21 +159,21 @@ def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:
         betas: at least one, each in (0, 1). The last one may be 1: then x_T is noise alone (zero terminal SNR).
 
     Raises:
-        ValueError: if there is no beta, or one is not in its range, or they leave no signal before the last step.
+        InputError: if there is no beta, or one is not in its range, or they leave no signal before the last step.
     """
     if len(betas) == 0:
-        raise ValueError("the schedule has 0 betas; expected 1 or more")
+        raise InputError("the schedule has 0 betas; expected 1 or more")
     betas = betas.to(torch.float64)
     alphas = 1 - betas
     valid = (alphas > 0) & (alphas < 1)
     valid[-1] |= alphas[-1] == 0
     if not bool(valid.all()):
         t = int(valid.int().argmin())
-        raise ValueError(
+        raise InputError(
             f"beta at t = {t} is {float(betas[t])}; expected more than 1e-16 and less than 1 (1 at the last step alone)"
         )
     if float(alphas[:-1].prod()) == 0:
-        raise ValueError(
+        raise InputError(
             f"alpha_bar is 0 before the last of {len(betas)} steps; expected smaller betas, or fewer steps"
         )
     return _schedule(betas, alphas)
@@ -212,12 +213,12 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "lin
             quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are 1 apart.
 
     Raises:
-        ValueError: if S is not in 1 to T.
+        InputError: if S is not in 1 to T.
     """
     check_name(spacing, Spacing, "sampler.spacing")
     T, S = num_timesteps, num_steps
     if not 1 <= S <= T:
-        raise ValueError(f"{S} sampling steps of a schedule of {T}; expected 1 to {T}")
+        raise InputError(f"{S} sampling steps of a schedule of {T}; expected 1 to {T}")
     gaps = max(1, S - 1)
     match spacing:
         case "linspace":
@@ -242,11 +243,11 @@ def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> NoiseSchedule:
         A schedule with a step for each of them, whose alpha_bar is the given one's there.
 
     Raises:
-        ValueError: if there are none, or they are not ascending in 0 to T-1.
+        InputError: if there are none, or they are not ascending in 0 to T-1.
     """
     steps, T = list(timesteps), schedule.num_timesteps
     if not steps or steps[0] < 0 or steps[-1] >= T or any(a >= b for a, b in pairwise(steps)):
-        raise ValueError(f"the timesteps are {steps}; expected one or more, strictly ascending, in 0 to {T - 1}")
+        raise InputError(f"the timesteps are {steps}; expected one or more, strictly ascending, in 0 to {T - 1}")
     alpha_bar = schedule.alpha_bar[torch.tensor(steps, device=schedule.betas.device)]
     alphas = alpha_bar / torch.cat((torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]))
     return _schedule(1 - alphas, alphas)

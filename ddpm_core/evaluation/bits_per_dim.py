@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion.likelihood import Bound, variational_bound
 from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.errors import InputError
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, integers, normals
 from ddpm_core.types import Float, Tensor, UInt8
@@ -42,10 +43,10 @@ class BoundStats:
         """Stats of both sets together.
 
         Raises:
-            ValueError: if they are of schedules of other lengths.
+            InputError: if they are of schedules of other lengths.
         """
         if self.terms.shape != other.terms.shape:
-            raise ValueError(f"bounds of {len(self.terms)} and of {len(other.terms)} steps; expected the same schedule")
+            raise InputError(f"bounds of {len(self.terms)} and of {len(other.terms)} steps; expected the same schedule")
         return BoundStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     @property
@@ -129,7 +130,7 @@ def measure_bound(
         num_steps: network passes an image; None for all T.
 
     Raises:
-        ValueError: if the group is not aligned.
+        InputError: if the group is not aligned.
     """
     bound, chosen, widths = _measured(p, images, first_index, num_steps)
     return _summed(bound, chosen, widths, p.schedule.num_timesteps)
@@ -148,7 +149,7 @@ def _measured(
 ) -> tuple[Bound, list[int], list[int]]:
     """The bound's terms, the steps at which they were measured, and for how many steps each of them stands."""
     if first_index % GROUP or len(images) > GROUP:
-        raise ValueError(f"{len(images)} images from number {first_index} on; expected a group of {GROUP}, aligned")
+        raise InputError(f"{len(images)} images from number {first_index} on; expected a group of {GROUP}, aligned")
     T, device = p.schedule.num_timesteps, images.device
     p = replace(p, schedule=p.schedule.to(device))
     index = torch.arange(first_index, first_index + len(images), device=device)

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from ddpm_core.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How many images are measured, and how many the report shows.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     num_images: int = 1_000
@@ -28,11 +30,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.num_images < 2:
-            raise ValueError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
+            raise InputError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
         if self.bits_per_dim_images < 0:
-            raise ValueError(f"evaluate.bits-per-dim-images is {self.bits_per_dim_images}; expected 0 or more")
+            raise InputError(f"evaluate.bits-per-dim-images is {self.bits_per_dim_images}; expected 0 or more")
         if self.bits_per_dim_steps is not None and self.bits_per_dim_steps < 3:
-            raise ValueError(f"evaluate.bits-per-dim-steps is {self.bits_per_dim_steps}; expected 3 or more, or none")
+            raise InputError(f"evaluate.bits-per-dim-steps is {self.bits_per_dim_steps}; expected 3 or more, or none")
         for name in ("num_shown", "num_rows", "num_neighbours", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluate.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
+                raise InputError(f"evaluate.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
+from ddpm_core.errors import InputError
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Float, Tensor, UInt8
 
@@ -50,11 +51,11 @@ def extract(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         images: grey (repeated to three channels) or colour, of any size.
 
     Raises:
-        ValueError: if there are neither 1 nor 3 channels.
+        InputError: if there are neither 1 nor 3 channels.
     """
     channels = images.shape[1]
     if channels not in (1, 3):
-        raise ValueError(f"images have {channels} channels; expected 1 (grey) or 3 (colour)")
+        raise InputError(f"images have {channels} channels; expected 1 (grey) or 3 (colour)")
     x = images.float() / 127.5 - 1.0
     x = functional.interpolate(x, size=(_SIZE, _SIZE), mode="bilinear", antialias=True, align_corners=False)
     x = x.expand(-1, 3, -1, -1)

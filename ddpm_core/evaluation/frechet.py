@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Tensor
 
 
@@ -31,12 +32,12 @@ class FeatureStats:
         """Stats of a batch, b >= 0.
 
         Raises:
-            ValueError: if a feature is not finite.
+            InputError: if a feature is not finite.
         """
         values = features.detach().to(device="cpu", dtype=torch.float64).numpy()
         if not np.isfinite(values).all():
             bad = int((~np.isfinite(values).all(axis=1)).sum())
-            raise ValueError(f"{bad} of {len(values)} images have features that are not finite; expected finite ones")
+            raise InputError(f"{bad} of {len(values)} images have features that are not finite; expected finite ones")
         mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
         centred = values - mean
         return cls(count=len(values), mean=mean, m2=centred.T @ centred)
@@ -45,7 +46,7 @@ class FeatureStats:
         """Stats of both sets together (the pairwise update of Chan, Golub and LeVeque 1983, for vectors).
 
         Raises:
-            ValueError: if the dimensions differ.
+            InputError: if the dimensions differ.
         """
         _same_dimension(self, other)
         if not self.count or not other.count:
@@ -61,10 +62,10 @@ class FeatureStats:
         """[d, d], unbiased (divided by count - 1).
 
         Raises:
-            ValueError: if count < 2.
+            InputError: if count < 2.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance of {self.count} images was asked for; expected 2 or more")
+            raise InputError(f"a covariance of {self.count} images was asked for; expected 2 or more")
         return self.m2 / (self.count - 1)
 
     def to_bytes(self) -> bytes:
@@ -93,7 +94,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     compare.
 
     Raises:
-        ValueError: if one has fewer than 2 images, or the dimensions differ.
+        InputError: if one has fewer than 2 images, or the dimensions differ.
     """
     _same_dimension(a, b)
     s_a, s_b = a.covariance, b.covariance
@@ -108,7 +109,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
 
 def _same_dimension(a: FeatureStats, b: FeatureStats) -> None:
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
+        raise InputError(
             f"features of {len(a.mean)} and of {len(b.mean)} dimensions were put together; "
             "expected the same extractor for both"
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Int, Tensor, UInt8
 
 _CHUNK_NUMBERS = 2**24
@@ -38,10 +39,10 @@ def nearest(
         first_index: index of the batch's first image in the whole set.
 
     Raises:
-        ValueError: if queries and images differ in shape.
+        InputError: if queries and images differ in shape.
     """
     if queries.shape[1:] != images.shape[1:]:
-        raise ValueError(
+        raise InputError(
             f"queries are {_shape(queries)} and images {_shape(images)} (channels, height, width); expected the same"
         )
     squared = _squared_distances(queries, images)

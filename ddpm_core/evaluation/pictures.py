@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor, UInt8
 
 _PAPER, _INK = "#ffffff", "#444444"
@@ -46,10 +47,10 @@ def denoising_strip(
     """Each row one image on its way from x_T (left) to x_0 (right); a label above each column.
 
     Raises:
-        ValueError: if there is not one label a column.
+        InputError: if there is not one label a column.
     """
     if len(labels) != frames.shape[1]:
-        raise ValueError(f"{len(labels)} labels for {frames.shape[1]} columns; expected one each")
+        raise InputError(f"{len(labels)} labels for {frames.shape[1]} columns; expected one each")
     return _labelled(frames, [list(labels)], scale)
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ddpm_core.data.images import encode_png
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import BoundStats, progress_table
 from ddpm_core.evaluation.neighbours import Neighbours
 from ddpm_core.evaluation.plots import bound_curves, loss_curve
@@ -105,11 +106,11 @@ def render_report(content: ReportContent) -> str:
     """The whole page; everything that came from outside is escaped.
 
     Raises:
-        ValueError: if there is not one label a column of the denoising strip.
+        InputError: if there is not one label a column of the denoising strip.
     """
     if len(content.denoising_labels) != content.denoising.shape[1]:
         labels, columns = len(content.denoising_labels), content.denoising.shape[1]
-        raise ValueError(f"{labels} labels for {columns} columns of the denoising strip; expected one each")
+        raise InputError(f"{labels} labels for {columns} columns of the denoising strip; expected one each")
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

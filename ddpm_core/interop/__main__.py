@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
+from ddpm_core.errors import InputError, UserError
 from ddpm_core.interop.diffusers import write_diffusers
 
 
@@ -18,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Says a user's mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (--help shows the usage)")
+        raise InputError(f"{message} (--help shows the usage)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = storage.absolute(args.folder)
         weights = _find_weights(args.model)
         write_diffusers(folder, weights)
-    except (ValueError, OSError) as error:
+    except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     print(f"exported  {weights.uri}\nto        {folder}")
@@ -47,7 +48,7 @@ def _find_weights(model: str) -> Weights:
     uri = storage.absolute(model)
     complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
     if not complete:
-        raise ValueError(f"no checkpoint at {model}; expected the URI of a checkpoint or a run")
+        raise InputError(f"no checkpoint at {model}; expected the URI of a checkpoint or a run")
     return read_weights(complete[-1])
 
 

@@ -17,6 +17,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Tensors, Weights, sha256_of
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.errors import InputError
 from ddpm_core.interop import scheduler_json, unet_json
 from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
 from ddpm_core.interop.unet_json import Form
@@ -48,7 +49,7 @@ def read_diffusers(folder_uri: str) -> Imported:
     """Read a DDPM from a folder that diffusers wrote.
 
     Raises:
-        ValueError: in one line: a file is missing, or is a pickle, or says what our network cannot say.
+        InputError: in one line: a file is missing, or is a pickle, or says what our network cannot say.
     """
     nested = storage.exists(storage.join(folder_uri, "unet", _CONFIG))
     unet_uri = storage.join(folder_uri, "unet") if nested else folder_uri
@@ -57,7 +58,7 @@ def read_diffusers(folder_uri: str) -> Imported:
     schedule, reverse = scheduler_json.read_scheduler(*_read_json(storage.join(scheduler_uri, _SCHEDULER)))
     check_prediction(reverse, make_schedule(schedule))
     if form.num_outputs != reverse.num_outputs(form.channels):
-        raise ValueError(
+        raise InputError(
             f"{folder_uri}: out_channels is {form.num_outputs}; expected {reverse.num_outputs(form.channels)} "
             f"for images of {form.channels} channels and a variance_type that is {reverse.variance}"
         )
@@ -87,7 +88,7 @@ def write_diffusers(folder_uri: str, weights: Weights) -> None:
     """Write the folder from which `DDPMPipeline.from_pretrained` loads the weights; done twice, it changes nothing.
 
     Raises:
-        ValueError: in one line: diffusers cannot say what the network is, or another model lies in the folder.
+        InputError: in one line: diffusers cannot say what the network is, or another model lies in the folder.
     """
     model = read_model_config(weights.config)
     form = Form(
@@ -118,12 +119,12 @@ def _stands(uri: str, data: bytes) -> bool:
     """Whether the file is there already.
 
     Raises:
-        ValueError: if another one is.
+        InputError: if another one is.
     """
     if not storage.exists(uri):
         return False
     if storage.size_bytes(uri) != len(data) or storage.read_bytes(uri) != data:
-        raise ValueError(f"{uri} is there and is another model's; expected a folder that is empty or does not exist")
+        raise InputError(f"{uri} is there and is another model's; expected a folder that is empty or does not exist")
     return True
 
 
@@ -131,7 +132,7 @@ def _read_tensors(unet_uri: str, form: Form) -> Tensors:
     """The weights under our names."""
     uri, pickled = storage.join(unet_uri, _WEIGHTS), storage.join(unet_uri, _PICKLE)
     if not storage.exists(uri) and storage.exists(pickled):
-        raise ValueError(
+        raise InputError(
             f"{pickled} is a pickle, which may run any code and is not read; where you trust it, convert it once: "
             f'python -c "from diffusers import UNet2DModel as U; '
             f'U.from_pretrained({unet_uri!r}, use_safetensors=False).save_pretrained({unet_uri!r})"'
@@ -139,12 +140,12 @@ def _read_tensors(unet_uri: str, form: Form) -> Tensors:
     try:
         found: Tensors = safetensors.torch.load(_read(uri))
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{uri} is not a safetensors file ({error})") from None
+        raise InputError(f"{uri} is not a safetensors file ({error})") from None
     found = {_modern(name): tensor for name, tensor in found.items()}
     network = form.empty()
     shapes, names = {key: p.shape for key, p in network.named_parameters()}, names_of(network)
     for key in sorted(found.keys() - {name.diffusers for name in names}):
-        raise ValueError(f"{uri}: {key} of shape {tuple(found[key].shape)} is no weight of the network in {_CONFIG}")
+        raise InputError(f"{uri}: {key} of shape {tuple(found[key].shape)} is no weight of the network in {_CONFIG}")
     return {name.ours: _fitting(name, found.get(name.diffusers), shapes[name.ours], uri) for name in names}
 
 
@@ -153,9 +154,9 @@ def _fitting(name: Name, tensor: torch.Tensor | None, shape: torch.Size, uri: st
     expected = tuple(to_diffusers(name, torch.empty(shape, device="meta")).shape)
     found = None if tensor is None else tuple(tensor.shape)
     if tensor is None or found != expected:
-        raise ValueError(f"{uri}: {name.diffusers} has shape {found}; expected {expected} for the network in {_CONFIG}")
+        raise InputError(f"{uri}: {name.diffusers} has shape {found}; expected {expected} for the network in {_CONFIG}")
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"{uri}: {name.diffusers} is of type {tensor.dtype}; expected float32, float16 or bfloat16")
+        raise InputError(f"{uri}: {name.diffusers} is of type {tensor.dtype}; expected float32, float16 or bfloat16")
     return from_diffusers(name, tensor.float())
 
 
@@ -172,9 +173,9 @@ def _read_json(uri: str) -> tuple[dict[str, Any], str]:
     try:
         plain = json.loads(data)
     except ValueError as error:  # bytes that are no text are one too
-        raise ValueError(f"{uri} is not JSON ({error})") from None
+        raise InputError(f"{uri} is not JSON ({error})") from None
     if not isinstance(plain, dict):
-        raise ValueError(f"{uri} holds {type(plain).__name__}; expected an object")
+        raise InputError(f"{uri} holds {type(plain).__name__}; expected an object")
     return plain, uri
 
 
@@ -182,7 +183,7 @@ def _read(uri: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError:
-        raise ValueError(f"no {uri}; expected a diffusers folder with it") from None
+        raise InputError(f"no {uri}; expected a diffusers folder with it") from None
 
 
 def _json_bytes(kind: str, settings: dict[str, Any]) -> bytes:

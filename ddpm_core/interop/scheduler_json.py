@@ -10,6 +10,7 @@ from typing import Any
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, Variance
 from ddpm_core.diffusion.schedule import ScheduleConfig, ScheduleName
+from ddpm_core.errors import InputError
 from ddpm_core.interop.settings import expect, expect_class, number, refuse, settle, whole
 
 CLASS = "DDPMScheduler"
@@ -68,7 +69,7 @@ def read_scheduler(plain: Mapping[str, Any], where: str) -> tuple[ScheduleConfig
         where: its URI, for messages.
 
     Raises:
-        ValueError: naming what cannot be said here, with both values.
+        InputError: naming what cannot be said here, with both values.
     """
     expect_class(plain, (CLASS, "DDIMScheduler"), where)
     settings = settle(plain, {**DEFAULTS, **_MORE}, where)
@@ -93,7 +94,7 @@ def scheduler_json(schedule: ScheduleConfig, reverse: ReverseConfig) -> dict[str
     """The settings of the DDPMScheduler that is our schedule and reverse process.
 
     Raises:
-        ValueError: if there is none, naming what it cannot say.
+        InputError: if there is none, naming what it cannot say.
     """
     # diffusers' learned is the variance itself, ours its logarithm.
     scale = _RESCALED_FROM / schedule.num_timesteps if schedule.rescale else 1.0
@@ -119,6 +120,6 @@ def _counterpart(field: str, ours: str, known: Mapping[str, str]) -> str:
     for theirs, name in known.items():
         if name == ours:
             return theirs
-    raise ValueError(
+    raise InputError(
         f"{field} is {ours}, which diffusers' {CLASS} cannot say; expected one of {', '.join(known.values())}"
     )

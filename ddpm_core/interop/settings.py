@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from ddpm_core.errors import InputError
+
 _SHOWN = 160
 """Characters of a value in a message: a list of all betas is not for one line."""
 
@@ -15,11 +17,11 @@ def settle(plain: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
         where: its URI, for the message.
 
     Raises:
-        ValueError: if it has a key that is not known, and so may mean anything.
+        InputError: if it has a key that is not known, and so may mean anything.
     """
     given = {key: value for key, value in plain.items() if not key.startswith("_")}
     for key in sorted(given.keys() - defaults.keys()):
-        raise ValueError(
+        raise InputError(
             f"{where}: {key} is {_short(given[key])}; expected no such key, of which this code knows nothing"
         )
     return {**defaults, **given}
@@ -29,10 +31,10 @@ def expect_class(plain: Mapping[str, Any], expected: tuple[str, ...], where: str
     """Refuse the config of another class.
 
     Raises:
-        ValueError: with both names.
+        InputError: with both names.
     """
     if plain.get("_class_name") not in expected:
-        raise ValueError(f"{where}: _class_name is {plain.get('_class_name')!r}; expected {' or '.join(expected)}")
+        raise InputError(f"{where}: _class_name is {plain.get('_class_name')!r}; expected {' or '.join(expected)}")
 
 
 def expect(settings: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -42,7 +44,7 @@ def expect(settings: Mapping[str, Any], expected: Mapping[str, Any], where: str)
         expected: the only value of each that can be said here.
 
     Raises:
-        ValueError: naming the first, with both values.
+        InputError: naming the first, with both values.
     """
     for key, value in expected.items():
         if settings[key] != value:
@@ -53,16 +55,16 @@ def refuse(settings: Mapping[str, Any], key: str, expected: str, where: str) -> 
     """Say what was found and what was expected.
 
     Raises:
-        ValueError: always.
+        InputError: always.
     """
-    raise ValueError(f"{where}: {key} is {_short(settings[key])}; expected {expected}")
+    raise InputError(f"{where}: {key} is {_short(settings[key])}; expected {expected}")
 
 
 def whole(settings: Mapping[str, Any], key: str, where: str) -> int:
     """A setting that is a whole number, 1 or more.
 
     Raises:
-        ValueError: if it is not.
+        InputError: if it is not.
     """
     value = settings[key]
     if type(value) is not int or value < 1:
@@ -74,7 +76,7 @@ def number(settings: Mapping[str, Any], key: str, where: str) -> float:
     """A setting that is a number.
 
     Raises:
-        ValueError: if it is not.
+        InputError: if it is not.
     """
     value = settings[key]
     if type(value) not in (int, float):
@@ -86,7 +88,7 @@ def listed(settings: Mapping[str, Any], key: str, kind: type, where: str) -> lis
     """A setting that is a list of values of a kind, at least one.
 
     Raises:
-        ValueError: if it is not.
+        InputError: if it is not.
     """
     values = settings[key]
     if not isinstance(values, list | tuple) or not values or any(type(value) is not kind for value in values):

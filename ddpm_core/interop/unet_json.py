@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddpm_core.errors import InputError
 from ddpm_core.interop.settings import expect, expect_class, listed, number, refuse, settle, whole
 from ddpm_core.model.unet import UNet, UNetConfig
 
@@ -86,7 +87,7 @@ def read_unet(plain: Mapping[str, Any], where: str) -> Form:
         where: its URI, for messages.
 
     Raises:
-        ValueError: naming what our network cannot say, with both values.
+        InputError: naming what our network cannot say, with both values.
     """
     expect_class(plain, (CLASS,), where)
     settings = settle(plain, DEFAULTS, where)
@@ -121,19 +122,19 @@ def unet_json(form: Form) -> dict[str, Any]:
     """The settings of the UNet2DModel that is our network.
 
     Raises:
-        ValueError: if there is none, naming what it cannot say.
+        InputError: if there is none, naming what it cannot say.
     """
     config, groups = form.unet, _groups(form)
     if config.num_classes:
-        raise ValueError(
+        raise InputError(
             f"unet.num-classes is {config.num_classes}; diffusers' DDPMPipeline gives no labels: expected 0"
         )
     if config.channel_multipliers[0] != 1:
-        raise ValueError(
+        raise InputError(
             f"unet.channel-multipliers begins with {config.channel_multipliers[0]}; {CLASS} can only say 1 there"
         )
     if len(groups) > 1:
-        raise ValueError(
+        raise InputError(
             f"the network's norms have {_words(groups)} groups; {CLASS} has one number for all: "
             "expected unet.base-channels of 128 or more, a multiple of 32"
         )

@@ -47,7 +47,7 @@ def read_model_config(config: dict[str, Any]) -> ModelConfig:
     """The model's part of a config as a checkpoint holds it, which says how it was trained, too.
 
     Raises:
-        ValueError: if a part is missing, or says what this code does not know.
+        InputError: if a part is missing, or says what this code does not know.
     """
     return from_json(ModelConfig, model_json(config))
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ddpm_core.errors import InputError
 from ddpm_core.model.blocks import (
     Attention,
     Downsample,
@@ -32,7 +33,7 @@ class UNetConfig:
     """The network's form; the default is the paper's for CIFAR-10.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     base_channels: int = 128
@@ -50,17 +51,17 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if self.base_channels < 4 or self.base_channels % 4:
-            raise ValueError(f"unet.base-channels is {self.base_channels}; expected a multiple of 4, 4 or more")
+            raise InputError(f"unet.base-channels is {self.base_channels}; expected a multiple of 4, 4 or more")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(
+            raise InputError(
                 f"unet.channel-multipliers is {self.channel_multipliers}; expected one or more, each 1 or more"
             )
         if self.num_res_blocks < 1:
-            raise ValueError(f"unet.num-res-blocks is {self.num_res_blocks}; expected 1 or more")
+            raise InputError(f"unet.num-res-blocks is {self.num_res_blocks}; expected 1 or more")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"unet.dropout is {self.dropout}; expected a probability in [0, 1)")
+            raise InputError(f"unet.dropout is {self.dropout}; expected a probability in [0, 1)")
         if self.num_classes < 0:
-            raise ValueError(f"unet.num-classes is {self.num_classes}; expected 0 or more")
+            raise InputError(f"unet.num-classes is {self.num_classes}; expected 0 or more")
 
 
 class Level(nn.Module):
@@ -130,7 +131,7 @@ class UNet(nn.Module):
         num_outputs: channels of the output; None for as many as the image has.
 
     Raises:
-        ValueError: if the image cannot be halved as often as there are levels, or attention is asked for at a size
+        InputError: if the image cannot be halved as often as there are levels, or attention is asked for at a size
             that no level has.
     """
 
@@ -224,7 +225,7 @@ def _sizes(config: UNetConfig, image_size: int) -> list[int]:
 def _check_sizes(config: UNetConfig, image_size: int) -> None:
     divisor = 2 ** (len(config.channel_multipliers) - 1)
     if image_size < 1 or image_size % divisor:
-        raise ValueError(
+        raise InputError(
             f"the image size is {image_size}; expected a multiple of {divisor}, "
             f"for the {len(config.channel_multipliers)} levels of unet.channel-multipliers"
         )
@@ -232,7 +233,7 @@ def _check_sizes(config: UNetConfig, image_size: int) -> None:
     for resolution in config.attention_resolutions:
         if resolution not in sizes:
             expected = ", ".join(map(str, sizes))
-            raise ValueError(
+            raise InputError(
                 f"unet.attention-resolutions has {resolution}; expected sizes that the levels have: {expected}"
             )
 

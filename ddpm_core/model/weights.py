@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor
 
 
@@ -18,13 +19,13 @@ def check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuse weights of another network.
 
     Raises:
-        ValueError: naming the first weight that does not fit.
+        InputError: naming the first weight that does not fit.
     """
     expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise ValueError(
+            raise InputError(
                 f"the weights are of another architecture: {name} has shape {found.get(name)}, "
                 f"the network expects {expected.get(name)}; use the recipe that the weights were trained with"
             )

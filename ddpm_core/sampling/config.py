@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +12,7 @@ class SampleConfig:
     """Which images, and how they are computed. Neither `batch_size` nor where it is computed changes an image.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     num_images: int = 1024
@@ -34,8 +35,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         for name in ("num_images", "block_size", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"sample.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
+                raise InputError(f"sample.{name.replace('_', '-')} is {getattr(self, name)}; expected 1 or more")
         if not self.guidance >= 0:
-            raise ValueError(f"sample.guidance is {self.guidance}; expected 0 or more")
+            raise InputError(f"sample.guidance is {self.guidance}; expected 0 or more")
         if not 0 <= self.first_seed < 2**63 - self.num_images:
-            raise ValueError(f"sample.first-seed is {self.first_seed}; expected 0 to {2**63 - self.num_images - 1}")
+            raise InputError(f"sample.first-seed is {self.first_seed}; expected 0 to {2**63 - self.num_images - 1}")

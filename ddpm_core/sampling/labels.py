@@ -3,6 +3,7 @@
 import torch
 
 from ddpm_core.diffusion.reverse import guided
+from ddpm_core.errors import InputError
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.types import Denoiser, Int, Tensor
@@ -16,17 +17,17 @@ def check_labels(config: SampleConfig, num_classes: int, *, label_dropout: float
         label_dropout: of its training, where that is known.
 
     Raises:
-        ValueError: if so.
+        InputError: if so.
     """
     if num_classes == 0 and (config.labels or config.guidance != 0):
         what = f"labels is {list(config.labels)}" if config.labels else f"guidance is {config.guidance:g}"
-        raise ValueError(f"sample.{what} and the model was trained without classes; expected neither")
+        raise InputError(f"sample.{what} and the model was trained without classes; expected neither")
     for label in config.labels:
         if not -1 <= label < num_classes:
-            raise ValueError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
+            raise InputError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
     if label_dropout == 0 and (config.guidance != 0 or -1 in config.labels):
         what = "labels has -1" if -1 in config.labels else f"guidance is {config.guidance:g}"
-        raise ValueError(
+        raise InputError(
             f"sample.{what} and the model was trained with train.label-dropout 0: without a label it draws noise; "
             "expected guidance 0 and labels of classes"
         )

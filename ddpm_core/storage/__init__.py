@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ddpm_core.errors import MissingError
 from ddpm_core.storage import local, s3, s3_file
 from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
 
@@ -67,7 +68,7 @@ def size_bytes(uri: str) -> int:
     """Size of a file."""
     state = _describe(uri)
     if state is None:
-        raise FileNotFoundError(f"no file at {uri}")
+        raise MissingError(f"no file at {uri}")
     return state[0]
 
 
@@ -148,7 +149,7 @@ def check_store(uri: str) -> None:
     """Make sure that a store can be written, by writing and removing a probe; a local folder is made if missing.
 
     Raises:
-        ValueError: one line: no such bucket, credentials missing or refused, server out of reach, not writable, a file.
+        InputError: one line: no such bucket, credentials missing or refused, server out of reach, not writable, a file.
     """
     if is_s3(uri):
         s3.check_store(uri)
@@ -166,7 +167,7 @@ def fingerprint(uri: str) -> str:
     state = _describe(base)
     found = [(base, *state)] if state else _list(base)
     if not found:
-        raise FileNotFoundError(f"no file or folder with files at {uri}")
+        raise MissingError(f"no file or folder with files at {uri}")
     parent = base.rpartition("/")[0] if state else base
     names = [[name[len(parent) :].lstrip("/"), size, version] for name, size, version in found]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.storage.uri import StorageError
 
 TEMPORARY = ".tmp-"
@@ -21,7 +22,7 @@ def errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"no file at {path}") from None
+        raise MissingError(f"no file at {path}") from None
     except StorageError:
         raise
     except OSError as error:
@@ -107,7 +108,10 @@ def _flush(path: Path) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """See ddpm_core.storage.writing."""
     with errors(path), _written_aside(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the umask has it, which whoever writes may not heed
         yield aside
+        aside.chmod(mode)
         _flush(aside)
         os.replace(aside, path)
         _flush(path.parent)
@@ -159,11 +163,11 @@ def delete(path: Path) -> None:
 def check_store(path: Path) -> None:
     """See ddpm_core.storage.check_store."""
     if path.exists() and not path.is_dir():
-        raise ValueError(f"the store {path} is a file; expected a folder or s3://bucket/prefix")
+        raise InputError(f"the store {path} is a file; expected a folder or s3://bucket/prefix")
     probe = path / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         write_bytes(probe, b"probe")
         probe.unlink()
     except OSError as error:
         reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
-        raise ValueError(f"the store {path} cannot be written: {reason}; name a folder that you may write to") from None
+        raise InputError(f"the store {path} cannot be written: {reason}; name a folder that you may write to") from None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto_errors
 
+from ddpm_core.errors import InputError
 from ddpm_core.storage.local import TEMPORARY
 from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, with_retries
 from ddpm_core.storage.uri import StorageError, split_s3
@@ -257,4 +258,4 @@ def check_store(uri: str) -> None:
         with_retries(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
         with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
     except OSError as error:
-        raise ValueError(f"the store cannot be written: {error}") from None
+        raise InputError(f"the store cannot be written: {error}") from None

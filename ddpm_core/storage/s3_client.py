@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.storage.uri import StorageError, split_s3
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def default_deadline_s() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{_DEADLINE} is {text}; expected a number of seconds above 0")
+        raise InputError(f"{_DEADLINE} is {text}; expected a number of seconds above 0")
     return seconds
 
 
@@ -72,7 +73,7 @@ def client() -> S3Client:
 def _make_client(process: int, settings: tuple[tuple[str, str], ...], deadline_s: float) -> S3Client:
     endpoint = _endpoint()
     if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"AWS_ENDPOINT_URL_S3 is {endpoint}; expected http://host:port or https://host:port")
+        raise InputError(f"AWS_ENDPOINT_URL_S3 is {endpoint}; expected http://host:port or https://host:port")
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 1},  # see persistently
         connect_timeout=min(10, deadline_s),
@@ -150,7 +151,7 @@ def _errors(uri: str) -> Iterator[None]:
         yield
     except boto_errors.ClientError as error:
         if error_code(error) in ABSENT:
-            raise FileNotFoundError(f"no file at {uri}") from None
+            raise MissingError(f"no file at {uri}") from None
         if error_code(error) == "NoSuchBucket":
             bucket = split_s3(uri)[0]
             raise StorageError(f"{uri}: there is no bucket {bucket} at {server}; create it or name another") from None

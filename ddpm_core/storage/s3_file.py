@@ -3,6 +3,7 @@
 import io
 from typing import Any, BinaryIO, cast
 
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.storage.s3 import describe, read_range
 
 _BUFFER_BYTES = 1 << 18
@@ -25,7 +26,7 @@ class _Reader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise ValueError(f"seek to {start + offset} in {self.name}; expected 0 or more")
+            raise InputError(f"seek to {start + offset} in {self.name}; expected 0 or more")
         self._position = start + offset
         return self._position
 
@@ -44,5 +45,5 @@ class _Reader(io.RawIOBase):
 def open_read(uri: str) -> BinaryIO:
     state = describe(uri)
     if state is None:
-        raise FileNotFoundError(f"no file at {uri}")
+        raise MissingError(f"no file at {uri}")
     return cast(BinaryIO, io.BufferedReader(_Reader(uri, *state), buffer_size=_BUFFER_BYTES))

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from ddpm_core.errors import InputError, UserError
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """A store that could not be read or written; the message is one line: what, where, and what to do."""
 
 
@@ -16,26 +18,26 @@ def is_s3(uri: str) -> bool:
     """Whether the URI names an S3 object or prefix.
 
     Raises:
-        ValueError: if it has a scheme other than s3:// and file://.
+        InputError: if it has a scheme other than s3:// and file://.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None or uri.startswith("file://"):
         return False
     if uri.startswith("s3://"):
         return True
-    raise ValueError(f"{uri} is no store that is known here; expected a local path, file:///path or s3://bucket/prefix")
+    raise InputError(f"{uri} is no store that is known here; expected a local path, file:///path or s3://bucket/prefix")
 
 
 def split_s3(uri: str) -> tuple[str, str]:
     """s3://bucket/key -> (bucket, key without a slash at its end)."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if "@" in bucket:
-        raise ValueError(
+        raise InputError(
             "the s3:// URI has a part before @, as of a key and its secret; expected s3://bucket/prefix, and credentials from the "
             "environment, a profile or a role"
         )
     if not bucket:
-        raise ValueError(f"{uri} names no bucket; expected s3://bucket/prefix")
+        raise InputError(f"{uri} names no bucket; expected s3://bucket/prefix")
     return bucket, key.rstrip("/")
 
 
@@ -43,7 +45,7 @@ def local_path(uri: str) -> Path:
     """The absolute path of a local URI; ~ is expanded, symbolic links are left as they are."""
     path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
     if not path:
-        raise ValueError("an empty path was given; expected a local path or s3://bucket/prefix")
+        raise InputError("an empty path was given; expected a local path or s3://bucket/prefix")
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 

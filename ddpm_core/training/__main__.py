@@ -29,6 +29,7 @@ from ddpm_core.artifacts.manifest import read_index
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.errors import InputError, UserError
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json
 from ddpm_core.training.checkpointing import Checkpointer, Run
@@ -48,11 +49,11 @@ def read_spec(dataset_uri: str, run_uri: str, config: dict[str, Any], device: to
     """What the worker must know.
 
     Raises:
-        ValueError: in one line, if the config is none.
+        InputError: in one line, if the config is none.
     """
     missing = {"unet", "schedule", "reverse", "loss", "train"} - config.keys()
     if missing:
-        raise ValueError(
+        raise InputError(
             f"the config has no {', '.join(sorted(missing))}; expected what train.py --dry-run --json prints"
         )
     own = {field.name for field in fields(TrainConfig)}  # a recipe's `train` says more: who trains
@@ -151,7 +152,7 @@ def main(argv: list[str]) -> int:
             return made
 
         run_worker(spec, worker, events, platformdirs.user_cache_path("ddpm") / "shards", checkpointer)
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+    except UserError as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2
     if dist.is_initialized():

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ddpm_core.errors import InputError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 MAY_CHANGE = {
@@ -23,7 +25,7 @@ class TrainConfig:
     """The trajectory of training, and how often it is saved and shown. Nothing here follows from the number of workers.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     steps: int = 800_000
@@ -79,17 +81,17 @@ class TrainConfig:
             "preview_every",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 1 or more")
+                raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected 1 or more")
         for name in ("steps", "warmup_steps", "keep_every", "max_skipped"):
             if getattr(self, name) < 0:
-                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected 0 or more")
+                raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected 0 or more")
         for name in ("learning_rate", "grad_clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"train.{_flag(name)} is {getattr(self, name)}; expected more than 0")
+                raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected more than 0")
         if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"train.label-dropout is {self.label_dropout}; expected a share in [0, 1]")
+            raise InputError(f"train.label-dropout is {self.label_dropout}; expected a share in [0, 1]")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema-decay is {self.ema_decay}; expected a decay in [0, 1)")
+            raise InputError(f"train.ema-decay is {self.ema_decay}; expected a decay in [0, 1)")
 
 
 def _flag(name: str) -> str:

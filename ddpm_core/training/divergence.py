@@ -8,6 +8,7 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.data.loader import Batch
+from ddpm_core.errors import DivergedError, TooLargeError
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.step import Backward, Draws
@@ -37,7 +38,7 @@ class FiniteWatch:
         self._in_a_row += 1
         listed = self._list(step, batch, draws, found)
         if self._in_a_row > self._config.max_skipped:
-            raise FloatingPointError(
+            raise DivergedError(
                 f"loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them step {step}; "
                 f"expected at most {self._config.max_skipped} (train.max-skipped). The samples are listed in {listed}: "
                 "look at them, lower --train.learning-rate, or train in float32"
@@ -85,7 +86,7 @@ def memory_for(
     To be called before the first step, when the device holds nothing of one.
 
     Raises:
-        MemoryError: instead of torch's own, inside the context.
+        TooLargeError: instead of torch's own, inside the context.
     """
     weights = sum(p.numel() * p.element_size() for p in state.network.parameters())
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -121,4 +122,4 @@ def _out_of_memory(
         else "not even one would: set --train.recompute, or take a smaller network"
     )
     memory = f"the {properties.total_memory / 2**30:.0f} GiB of {properties.name}"
-    return MemoryError(f"{local_batch} images a worker do not fit into {memory}; {remedy}")
+    return TooLargeError(f"{local_batch} images a worker do not fit into {memory}; {remedy}")

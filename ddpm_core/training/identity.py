@@ -8,6 +8,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.errors import InputError
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json, to_json
@@ -48,17 +49,17 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
     """Refuse to go on from a checkpoint that was trained otherwise.
 
     Raises:
-        ValueError: with both values, if dataset or config differ.
+        InputError: with both values, if dataset or config differ.
     """
     if checkpoint.dataset_digest != dataset_digest:
-        raise ValueError(
+        raise InputError(
             f"the run was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {dataset_digest[:12]}; "
             "give the run another --name"
         )
     found, wanted = _flat(checkpoint.config), _flat(config)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
-            raise ValueError(
+            raise InputError(
                 f"the run was started with {key} = {found.get(key)}, now it is {wanted.get(key)}; "
                 "give the run another --name, or go on with the value it has"
             )

@@ -41,7 +41,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, run: Run) -> None:
     """Go on from a checkpoint.
 
     Raises:
-        ValueError: if the checkpoint was trained otherwise, or on another dataset.
+        InputError: if the checkpoint was trained otherwise, or on another dataset.
     """
     check_continues(checkpoint, run.config, run.dataset_digest)
     load_tensors(

@@ -101,7 +101,7 @@ def load_tensors(
     """Set the state to saved tensors.
 
     Raises:
-        ValueError: if names or shapes are not this network's.
+        InputError: if names or shapes are not this network's.
     """
     load_network(state.network, network)
     for name, p in state.network.named_parameters():

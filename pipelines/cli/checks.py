@@ -17,7 +17,7 @@ def check_data(recipe: Recipe) -> None:
     """Refuse a source that cannot be used.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     check_source(recipe.data.source)
 
@@ -38,7 +38,7 @@ def check_training(recipe: Recipe) -> None:
     """Refuse more workers than can be placed, and a network that cannot be built.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
@@ -51,6 +51,6 @@ def check_sampling(sample: SampleStage) -> None:
     """Refuse what no node can hold.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     check_here(for_sampling(sample))

@@ -13,10 +13,11 @@ from typing import Any
 
 from ddpm_core import storage
 from ddpm_core.data.sources import source_uri
+from ddpm_core.errors import UserError
 from ddpm_core.serialization import to_json
 from pipelines.cli.parsing import A, parse
 from pipelines.cluster.address import cluster_address
-from pipelines.cluster.failures import last_words, raised_by_us
+from pipelines.cluster.failures import last_words
 from pipelines.cluster.session import Terminated
 from pipelines.progress import shown
 from pipelines.recipes.config import Recipe, default_store
@@ -57,7 +58,7 @@ def run_command(
     Args:
         args_type: the command's flags, a dataclass with a `store`; fields named as the recipe's take their values from it.
         about: the first lines of --help.
-        check: refuses what cannot work before anything starts (ValueError, one line).
+        check: refuses what cannot work before anything starts (InputError, one line).
         plan: says what will be done, for --dry-run.
         run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
         read: makes the flags of the command line, as `parse` does, for a command without a recipe.
@@ -87,8 +88,8 @@ def run_command(
         return
     try:
         outcome = run(args)
-    except (ValueError, OSError) as error:
-        if not raised_by_us(error):
+    except UserError as error:
+        if os.environ.get("DDPM_TRACEBACK"):
             raise
         sys.exit(_mistake(error))
     except KeyboardInterrupt as error:

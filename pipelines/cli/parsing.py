@@ -11,6 +11,7 @@ import tyro
 
 from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
+from ddpm_core.errors import InputError
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import RECIPES, make
 
@@ -26,12 +27,12 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
     """RECIPE and dotted flags to the command's arguments.
 
     Raises:
-        ValueError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
+        InputError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
         SystemExit: with 0, after --help.
     """
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
     if name not in RECIPES:
-        raise ValueError(
+        raise InputError(
             f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}"
         )
     recipe = make(name)
@@ -44,7 +45,7 @@ def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, a
     """Dotted flags to a dataclass; what they leave out is as in the default.
 
     Raises:
-        ValueError: for a misspelt flag, or a value that is none; one line with the nearest match.
+        InputError: for a misspelt flag, or a value that is none; one line with the nearest match.
         SystemExit: with 0, after --help.
     """
     told = io.StringIO()
@@ -56,7 +57,7 @@ def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, a
     except SystemExit as exit_:  # tyro ends the process; here the caller does
         if exit_.code == 0:
             raise
-        raise ValueError(_one_line(told.getvalue())) from None
+        raise InputError(_one_line(told.getvalue())) from None
     return _anchored(parsed)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+from ddpm_core.errors import InputError
 from pipelines.cluster.failures import first_sentence
 
 logger = logging.getLogger(__name__)
@@ -37,28 +38,28 @@ def cluster_address() -> str | None:
     One that was asked for and does not answer is a mistake; one that was started here and is gone is passed by.
 
     Raises:
-        ValueError: in one line, if RAY_ADDRESS is none of a cluster, or nothing answers there.
+        InputError: in one line, if RAY_ADDRESS is none of a cluster, or nothing answers there.
     """
     given = os.environ.get("RAY_ADDRESS") or "auto"
     if given == "local":
         return None
     if "://" in given:
         kind = "Ray Client's address" if given.startswith("ray://") else "the Jobs API's address"
-        raise ValueError(
+        raise InputError(
             f"RAY_ADDRESS is {given}, {kind}; expected HOST:PORT of the cluster's head, as 10.0.0.1:6379, on one of its "
             f"nodes; or {_JOBS.format(address=given.replace('ray://', 'http://'))}"
         )
     found = _started_here() if given == "auto" else given
     if found is None:
         if os.environ.get("RAY_ADDRESS"):
-            raise ValueError("RAY_ADDRESS is auto, and no cluster was started on this machine: ray start, or unset it")
+            raise InputError("RAY_ADDRESS is auto, and no cluster was started on this machine: ray start, or unset it")
         return None
     host, _, port = found.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
     except (OSError, ValueError) as error:
         if given != "auto":
-            raise ValueError(
+            raise InputError(
                 f"RAY_ADDRESS is {given}, and no Ray cluster answers there ({error}); expected HOST:PORT of its head, or "
                 "unset it to run on this machine alone"
             ) from None
@@ -80,7 +81,7 @@ def check_cluster_address(address: str) -> None:
     """Refuse a cluster that would not take this driver: no head, another token, other versions, no node on this machine.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     import ray
     from ray._private.authentication.authentication_token_setup import (
@@ -98,7 +99,7 @@ def check_cluster_address(address: str) -> None:
     except ray.exceptions.AuthenticationError as error:
         answer = error
     except Empty:
-        raise ValueError(
+        raise InputError(
             f"what answers at {address} is no Ray cluster's head, or one that hangs; expected HOST:PORT as `ray start --head` "
             "prints it, with port 6379 by default"
         ) from None
@@ -107,12 +108,12 @@ def check_cluster_address(address: str) -> None:
             _check_versions(address, versions)
             _check_node_here(address, nodes)
         case ray.exceptions.AuthenticationError():
-            raise ValueError(
+            raise InputError(
                 f"the Ray cluster at {address} asks for a token, and this process has none or another one; set "
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
             )
         case error:
-            raise ValueError(f"the Ray cluster at {address} cannot be used: {first_sentence(error)}")
+            raise InputError(f"the Ray cluster at {address} cannot be used: {first_sentence(error)}")
 
 
 def _ask(address: str) -> tuple[dict[str, str], dict[str, str]] | Exception:
@@ -148,7 +149,7 @@ def _check_node_here(address: str, nodes: dict[str, str]) -> None:
     from ray._private.services import find_node_ids
 
     if nodes and not any(map(_is_own, nodes.values())) and not find_node_ids().intersection(nodes):
-        raise ValueError(
+        raise InputError(
             f"this machine is no node of the Ray cluster at {address}; {_JOBS.format(address='http://HEAD:8265')}, or have this "
             f"machine join it: ray start --address={address}"
         )
@@ -172,7 +173,7 @@ def _check_versions(address: str, cluster: dict[str, str]) -> None:
         check_version_info(cluster, "this process")
     except RuntimeError:
         python = sys.version.split()[0]
-        raise ValueError(
+        raise InputError(
             f"the Ray cluster at {address} runs Ray {cluster['ray_version']} on Python {cluster['python_version']}, this process "
             f"Ray {ray.__version__} on Python {python} ({sys.executable}); expected the same: start the cluster's nodes from this "
             "environment, or run it as a job there"
@@ -188,4 +189,4 @@ def check_folder() -> None:
         why = f"it has {free / 1e6:.0f} MB free, and Ray's logs need {_ROOM / 1e6:.0f} MB"
     else:
         return
-    raise ValueError(f"Ray cannot start in {folder}: {why}; set RAY_TMPDIR to another folder")
+    raise InputError(f"Ray cannot start in {folder}: {why}; set RAY_TMPDIR to another folder")

@@ -1,19 +1,8 @@
-"""Ray's errors in words for a person, and whose mistake an error is."""
+"""Ray's errors in words for a person."""
 
 import os
 import re
 import sys
-import traceback
-from pathlib import Path
-
-_DOMESTIC = ("ddpm_core", "pipelines")
-
-
-def raised_by_us(error: BaseException) -> bool:
-    """Whether the error was worded by this project for a user; anything else deserves its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    last = Path(frames[-1].filename) if frames else Path()
-    return any(part in _DOMESTIC for part in last.parts) and not os.environ.get("DDPM_TRACEBACK")
 
 
 def last_words(error: BaseException) -> str | None:

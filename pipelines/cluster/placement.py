@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ddpm_core.errors import InputError
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.demand import read_demand
 from pipelines.recipes.config import SampleStage, SweepStage, TrainStage
@@ -119,7 +120,7 @@ def check_here(ask: Ask) -> None:
     """Refuse what this machine can never hold, where a command will start a Ray of its own on it.
 
     Raises:
-        ValueError: as `check_placement`.
+        InputError: as `check_placement`.
     """
     try:
         check_placement(ask, this_machine())
@@ -132,7 +133,7 @@ def check_cluster(ask: Ask) -> None:
     """Refuse what the attached cluster can never hold; one that grows may yet.
 
     Raises:
-        ValueError: as `check_placement`.
+        InputError: as `check_placement`.
     """
     try:
         check_placement(ask, cluster_nodes())
@@ -145,18 +146,18 @@ def check_placement(ask: Ask, nodes: Sequence[Node]) -> None:
     """Refuse what these nodes can never hold.
 
     Raises:
-        ValueError: in one line: what was asked, what there is, the largest node, the remedy.
+        InputError: in one line: what was asked, what there is, the largest node, the remedy.
     """
     if ask.gpus:
         for node in nodes:
             if node.resources.get("GPU", 0) % 1:
-                raise ValueError(
+                raise InputError(
                     f"node {node.name} declares {node.resources['GPU']:g} GPUs; {ask.what} takes whole ones: "
                     "start that node with a whole --num-gpus"
                 )
     fit = sum(node.holds(ask) for node in nodes)
     if fit < ask.count:
-        raise ValueError(
+        raise InputError(
             f"{f'{ask.what} is {ask.count}' if '.' in ask.what else f'{ask.what} cannot run'}; there {_all_of(ask, nodes)}, "
             f"{_largest(ask, nodes)}, and each asks for {ask}: {fit} fit. Lower what is asked for, or attach to a larger "
             "cluster with RAY_ADDRESS"
@@ -210,7 +211,7 @@ class Waiting:
         """Nothing of it runs now.
 
         Raises:
-            ValueError: if the autoscaler says that no node of its can ever hold it.
+            InputError: if the autoscaler says that no node of its can ever hold it.
         """
         now = self._now()
         if now < min(self._look, self._due):
@@ -224,7 +225,7 @@ class Waiting:
     def _why(self) -> str:
         demand, nodes = read_demand(), cluster_nodes()
         if self._is_in(demand.impossible):
-            raise ValueError(
+            raise InputError(
                 f"{self._ask.what}: no node type of the cluster's autoscaler has {self._ask}; {_largest(self._ask, nodes)}. "
                 "Lower what is asked for, or add a node type"
             )

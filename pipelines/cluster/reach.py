@@ -7,6 +7,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import storage
 from ddpm_core.data.sources import DIGITS
+from ddpm_core.errors import InputError
 from pipelines.cluster.demand import read_demand
 from pipelines.progress import say
 
@@ -23,7 +24,7 @@ def check_reach(store: str, source: str | None = None) -> None:
         source: the raw images, of a command that reads them.
 
     Raises:
-        ValueError: in one line, naming the node.
+        InputError: in one line, naming the node.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     check_places(store, source, len(nodes), grows=read_demand().grows)
@@ -36,14 +37,14 @@ def check_places(store: str, source: str | None, num_nodes: int, grows: bool) ->
     """Refuse a place on one machine where there are several.
 
     Raises:
-        ValueError: in one line.
+        InputError: in one line.
     """
     if num_nodes < 2 and not grows:
         return
     has = f"{num_nodes} nodes" if num_nodes > 1 else "an autoscaler that will add others"
     for flag, uri in (("store", store), ("data.source", source)):
         if uri not in (None, DIGITS) and not storage.is_s3(uri):
-            raise ValueError(
+            raise InputError(
                 f"{flag} is {uri}, a place on one machine, and the cluster has {has}; "
                 f"expected one that all of them reach: --{flag} s3://bucket/prefix"
             )
@@ -65,9 +66,9 @@ def _try_everywhere(store: str, nodes: dict[str, str]) -> None:
         except ray.exceptions.RayError as error:  # the node has gone, or no worker starts there
             refused = str(error).strip().splitlines()[-1]
         if refused:
-            raise ValueError(f"node {tries[reference]} cannot use the store: {refused}")
+            raise InputError(f"node {tries[reference]} cannot use the store: {refused}")
     if silent:
-        raise ValueError(
+        raise InputError(
             f"node {tries[silent[0]]} has not tried the store {store} within {_TRY_S:.0f} s; see that node's logs in /tmp/ray"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import platformdirs
 
+from ddpm_core.errors import InputError
 from pipelines.cluster.address import check_cluster_address, check_folder, cluster_address
 from pipelines.cluster.failures import first_sentence
 from pipelines.progress import say
@@ -27,7 +28,7 @@ def session() -> Iterator[None]:
     """A Ray session for one command: attached where RAY_ADDRESS or a started cluster says so, else of its own.
 
     Raises:
-        ValueError: in one line, if there is no cluster at the address, or none can be started here.
+        InputError: in one line, if there is no cluster at the address, or none can be started here.
     """
     import ray  # not before: --help and every mistake told by the flags are quicker without it
 
@@ -70,7 +71,7 @@ def _start(address: str | None) -> None:
             )
     except Exception as error:  # of Ray, which raises all kinds, Exception itself among them
         where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
-        raise ValueError(f"{where}: {first_sentence(error)}") from error
+        raise InputError(f"{where}: {first_sentence(error)}") from error
 
 
 def _told_by_ray(batch: dict[str, Any], ignore_prefix: bool) -> None:

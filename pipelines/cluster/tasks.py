@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from ddpm_core import storage
-from pipelines.cluster.failures import raised_by_us
+from ddpm_core.errors import InputError
 from pipelines.cluster.placement import SHARE, Ask, Waiting, slots
 from pipelines.progress import say
 
@@ -63,7 +63,7 @@ def share(
         at_once: at most so many tasks; none: as many as there is room for.
 
     Raises:
-        ValueError: a user's mistake that a task told, or what can never be placed.
+        InputError: a user's mistake that a task told, or what can never be placed.
         StorageError: if a task could not reach the store, again and again.
     """
     waiting, under_way = deque(_groups(items, ask, at_once)), dict[Any, _Task]()
@@ -152,7 +152,7 @@ def _results(reference: Any, under_way: dict[Any, _Task], waiting: deque[Sequenc
             raise error.cause from None
         raise
     if isinstance(value, _Refused):
-        raise ValueError(value.why)
+        raise InputError(value.why)
     if task.started:
         task.num_done += 1
         yield task.items[task.num_done - 1], value
@@ -166,9 +166,7 @@ def _work(work: Callable[..., Any], items: Sequence[Any], *args: Any) -> Iterato
     for item in items:
         try:
             result = work(item, *args)
-        except ValueError as error:
-            if not raised_by_us(error):
-                raise
+        except InputError as error:
             result = _Refused(str(error))
         yield result
         if time.monotonic() - began > _TURN_S:

@@ -10,6 +10,7 @@ from ddpm_core.data.config import DataConfig
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.sampling.config import SampleConfig
@@ -26,10 +27,10 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*=[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def _check_placement(stage: str, threads: int, node_labels: tuple[str, ...]) -> None:
     if threads < 1:
-        raise ValueError(f"{stage}.threads is {threads}; expected 1 or more")
+        raise InputError(f"{stage}.threads is {threads}; expected 1 or more")
     for label in node_labels:
         if not _LABEL.fullmatch(label):
-            raise ValueError(f"{stage}.node-labels has {label!r}; expected KEY=VALUE, as ray.io/accelerator-type=H100")
+            raise InputError(f"{stage}.node-labels has {label!r}; expected KEY=VALUE, as ray.io/accelerator-type=H100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +55,21 @@ class TrainStage(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_workers < 1:
-            raise ValueError(f"train.num-workers is {self.num_workers}; expected 1 or more")
+            raise InputError(f"train.num-workers is {self.num_workers}; expected 1 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
-            raise ValueError(
+            raise InputError(
                 f"train.min-workers is {self.min_workers}; expected 1 to {self.num_workers} (train.num-workers)"
             )
         _check_placement("train", self.threads, self.node_labels)
         if self.validate_every < 0 or self.validate_every % self.checkpoint_every:
-            raise ValueError(
+            raise InputError(
                 f"train.validate-every is {self.validate_every}; expected a multiple of train.checkpoint-every, "
                 f"which is {self.checkpoint_every}, or 0"
             )
         if self.validate_images < 2:
-            raise ValueError(f"train.validate-images is {self.validate_images}; expected 2 or more")
+            raise InputError(f"train.validate-images is {self.validate_images}; expected 2 or more")
         if self.num_workers > self.lanes:
-            raise ValueError(
+            raise InputError(
                 f"train.num-workers is {self.num_workers} for {self.lanes} lanes; expected at most one worker a lane: "
                 "lower it, or raise --train.lanes before the run's first step"
             )
@@ -95,7 +96,7 @@ class SampleStage(SampleConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"sample.num-workers is {self.num_workers}; expected 1 or more")
+            raise InputError(f"sample.num-workers is {self.num_workers}; expected 1 or more")
         _check_placement("sample", self.threads, self.node_labels)
 
 
@@ -104,7 +105,7 @@ class SweepStage:
     """Which schedules are tried, and how long.
 
     Raises:
-        ValueError: if a field is out of its range.
+        InputError: if a field is out of its range.
     """
 
     num_trials: int = 8
@@ -135,11 +136,11 @@ class SweepStage:
             ("num_images", 2),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"sweep.{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
+                raise InputError(f"sweep.{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
         for name in ("beta_start", "beta_end"):
             low, high = getattr(self, name)
             if not 0 < low <= high < 1:
-                raise ValueError(
+                raise InputError(
                     f"sweep.{name.replace('_', '-')} is {low} {high}; expected two betas, 0 < low <= high < 1"
                 )
         for schedule in self.schedules:
@@ -163,3 +164,19 @@ class Recipe:
     train: TrainStage = field(default_factory=TrainStage)
     sample: SampleStage = field(default_factory=SampleStage)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Refuse what would lie elsewhere than its name says, or be read as something else.
+
+    Raises:
+        InputError: in one line.
+    """
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise InputError(
+            f"name is {name!r}; expected up to 100 letters, digits, dots, dashes and underscores, the first no dot or dash"
+        )

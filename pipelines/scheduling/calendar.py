@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
+from ddpm_core.errors import InputError
+
 _NAME = "%Y%m%dT%H%M%SZ"
 _FIELDS = "five fields: minute hour day-of-month month day-of-week, as in '0 3 * * *'"
 
@@ -21,7 +23,7 @@ class Calendar:
     """A cron expression, read as Debian's cron does: daylight saving neither drops nor doubles a daily tick.
 
     Raises:
-        ValueError: one line, if the expression is none or never comes true, or the zone is unknown.
+        InputError: one line, if the expression is none or never comes true, or the zone is unknown.
     """
 
     cron: str
@@ -31,15 +33,15 @@ class Calendar:
         zones = available_timezones()
         if self.timezone not in zones:
             near = difflib.get_close_matches(self.timezone, sorted(zones), n=1, cutoff=0.0)[0]
-            raise ValueError(f"timezone is {self.timezone!r}; expected a name as Europe/Berlin; did you mean {near}?")
+            raise InputError(f"timezone is {self.timezone!r}; expected a name as Europe/Berlin; did you mean {near}?")
         if len(self.cron.split()) != 5:  # the parser would take a sixth, for seconds
-            raise ValueError(f"cron is {self.cron!r}; expected {_FIELDS}")
+            raise InputError(f"cron is {self.cron!r}; expected {_FIELDS}")
         try:
             next(CronSim(self.cron, datetime.now(self.zone)))
         except CronSimError as error:
-            raise ValueError(f"cron is {self.cron!r} ({str(error).lower()}); expected {_FIELDS}") from None
+            raise InputError(f"cron is {self.cron!r} ({str(error).lower()}); expected {_FIELDS}") from None
         except StopIteration:
-            raise ValueError(f"cron is {self.cron!r}, which never comes true; expected {_FIELDS}") from None
+            raise InputError(f"cron is {self.cron!r}, which never comes true; expected {_FIELDS}") from None
 
     @property
     def zone(self) -> ZoneInfo:
@@ -74,7 +76,7 @@ def parse_tick(name: str) -> datetime:
     """The tick of a name.
 
     Raises:
-        ValueError: if it is none.
+        InputError: if it is none.
     """
     return datetime.strptime(name, _NAME).replace(tzinfo=UTC)
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError
 from ddpm_core.serialization import from_json, to_json
 
 FORMAT_VERSION = 1
@@ -134,10 +135,10 @@ def _read(kind: type[R], uri: str) -> tuple[R, bytes] | None:
     try:
         plain = json.loads(data)
     except ValueError:
-        raise ValueError(f"{uri} is no JSON; delete it, and the tick will be done anew") from None
+        raise InputError(f"{uri} is no JSON; delete it, and the tick will be done anew") from None
     version = plain.get("format_version") if isinstance(plain, dict) else None
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(f"{uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it")
+        raise InputError(f"{uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it")
     return from_json(kind, plain), data
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pipelines.cluster  # noqa: F401  sets Ray's environment before Ray is imported
+from ddpm_core.errors import InputError, UserError
 
 _TAIL = 1 << 16
 _GRACE_S = 10.0
@@ -22,7 +23,7 @@ _GRACE_S = 10.0
 _EXCLUDES = ["tests", "docs"]
 
 
-class LaunchError(OSError):
+class LaunchError(UserError, OSError):
     """Ray's Jobs API failed or is out of reach; worth another try."""
 
 
@@ -216,7 +217,7 @@ def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
     """Ray's Jobs API at the address; without one, processes of this machine.
 
     Raises:
-        ValueError: one line, if no cluster answers there, or not all of its nodes reach the store.
+        InputError: one line, if no cluster answers there, or not all of its nodes reach the store.
     """
     if not address:
         return LocalJobs(logs)
@@ -231,7 +232,7 @@ def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
             client = JobSubmissionClient(address)
             num_nodes = len(list_nodes(client.get_address(), filters=[("state", "=", "ALIVE")]))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{error}; start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
         ) from None
     check_places(store, None, num_nodes, grows=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.errors import InputError
 from pipelines.scheduling.jobs import local_arguments, local_environment, project_root
 from pipelines.tracking import open_tracking, resolve_model
 
@@ -24,23 +25,23 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
     """The command in the form that every machine understands: python pipelines/sample.py ...
 
     Raises:
-        ValueError: one line, if it is another command, says what the schedule says, or asks for too many seeds.
+        InputError: one line, if it is another command, says what the schedule says, or asks for too many seeds.
     """
     given = " ".join(command) or "empty"
     is_python = bool(command) and re.fullmatch(r"python[\d.]*", Path(command[0]).name)
     if not is_python or len(command) < 2 or Path(command[1]).parts[-2:] != tuple(_DOOR.split("/")):
-        raise ValueError(
+        raise InputError(
             f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags]: only that may be scheduled"
         )
     arguments = list(command[2:])
     for flags in (_STORE, _DRY):
         if _find(arguments, flags) is not None:
-            raise ValueError(
+            raise InputError(
                 f"the command after -- has {flags[0]}; expected it before --, among the schedule's own flags"
             )
     count = max((int(value) for flag in _COUNT if (value := _value(arguments, (flag,))).isdecimal()), default=0)
     if count > SEEDS_PER_TICK and _find(arguments, _SEED) is None:
-        raise ValueError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED[0]} given")
+        raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED[0]} given")
     return ("python", _DOOR, *arguments)
 
 
@@ -52,7 +53,7 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
         resolve: names the one model that a URI means now.
 
     Raises:
-        ValueError: if there is no such model.
+        InputError: if there is no such model.
     """
     start, arguments = list(command[:2]), list(command[2:])
     model = _value(arguments, _MODEL) or f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
@@ -85,7 +86,7 @@ def model_resolver(store: str, recipe: str) -> Callable[[str], str]:
         uri = storage.absolute(model)
         complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
         if not complete:
-            raise ValueError(
+            raise InputError(
                 f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run"
             )
         return complete[-1]
@@ -100,7 +101,7 @@ def rehearse(command: Sequence[str], ray_address: str | None) -> None:
         ray_address: of the cluster that will do it; this machine's own size is then not asked.
 
     Raises:
-        ValueError: with the command's own line.
+        InputError: with the command's own line.
     """
     environment = local_environment() | ({"RAY_ADDRESS": ray_address} if ray_address else {})
     tried = subprocess.run(
@@ -113,7 +114,7 @@ def rehearse(command: Sequence[str], ray_address: str | None) -> None:
     )
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
-        raise ValueError(f"the command after -- was tried with --dry-run: {said.removeprefix('error: ')}")
+        raise InputError(f"the command after -- was tried with --dry-run: {said.removeprefix('error: ')}")
 
 
 def _find(arguments: Sequence[str], flags: Sequence[str]) -> int | None:

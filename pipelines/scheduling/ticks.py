@@ -84,7 +84,7 @@ def advance(by: TickRunner, state: TickState, *, may_start: bool) -> Done | None
 
     Raises:
         OSError: if the store, the registry or the cluster is out of reach; calling again later is safe.
-        ValueError: if the model is not there, or a record cannot be read.
+        InputError: if the model is not there, or a record cannot be read.
     """
     if state.held is None:
         ended = _approach(by, state)

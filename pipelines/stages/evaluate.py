@@ -7,6 +7,7 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_metrics
 from ddpm_core.artifacts.sample_set import SampleSet
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import NAME, extractor_digest
 from ddpm_core.evaluation.frechet import frechet_distance
@@ -44,11 +45,11 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
     """Measure a sample set against the training images and write its report; one that is there is read.
 
     Raises:
-        ValueError: if the set has fewer images than are to be measured.
+        InputError: if the set has fewer images than are to be measured.
     """
     config = recipe.evaluate
     if samples.num_images < config.num_images:
-        raise ValueError(
+        raise InputError(
             f"evaluate.num-images is {config.num_images}, the sample set has {samples.num_images}; "
             "lower it, or raise --sample.num-images"
         )

@@ -51,7 +51,7 @@ def describe_samples(weights: Weights, config: SampleStage, store: str) -> Sampl
     """The SampleSet that a request names; nothing is computed.
 
     Raises:
-        ValueError: if the model cannot do what the request asks for.
+        InputError: if the model cannot do what the request asks for.
     """
     model = read_model_config(weights.config)
     check_request(model, config, label_dropout=weights.config.get("train", {}).get("label_dropout"))

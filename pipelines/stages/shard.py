@@ -12,6 +12,7 @@ from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
 from ddpm_core.data.writer import ShardPlan, ShardResult, check_rejected, commit_dataset, plan_dataset, write_shard
+from ddpm_core.errors import InputError
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 
@@ -23,10 +24,10 @@ def dataset_uri(config: DataConfig, store: str, name: str) -> str:
     """Where the dataset of these images and settings lies: other images or settings, another folder.
 
     Raises:
-        ValueError: if the name cannot be a folder's.
+        InputError: if the name cannot be a folder's.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
+        raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
     identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
     identity |= {"source": source_identity(config.source), "format_version": FORMAT_VERSION}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -45,7 +46,7 @@ def run_shard(
         on_progress: called with (images done, images in all) after every shard.
 
     Raises:
-        ValueError: one line, for a source that cannot be used or too many bad images.
+        InputError: one line, for a source that cannot be used or too many bad images.
         StorageError: if the store cannot be reached.
     """
     config = replace(config, source=source_uri(config.source))

@@ -22,6 +22,7 @@ from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.weights import check_weights, load_network
@@ -71,7 +72,7 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
     """The checkpoint that the run goes on from, once it is certain that it can.
 
     Raises:
-        ValueError: if the run of that name was trained otherwise, or on another dataset, or batch and dataset do not fit.
+        InputError: if the run of that name was trained otherwise, or on another dataset, or batch and dataset do not fit.
     """
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
@@ -87,7 +88,7 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
         try:
             check_continues(checkpoint, trajectory(recipe, index, _origin(init_from)), index.digest)
         except ValueError as error:
-            raise ValueError(f"run {name}: {error}") from None
+            raise InputError(f"run {name}: {error}") from None
     return checkpoint
 
 
@@ -95,10 +96,10 @@ def check_classes(num_classes: int, index: DatasetIndex) -> None:
     """Refuse a network that is told of other classes than the dataset has.
 
     Raises:
-        ValueError: with both numbers.
+        InputError: with both numbers.
     """
     if num_classes not in (0, len(index.class_names)):
-        raise ValueError(
+        raise InputError(
             f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
             "expected as many, or 0 to train without labels"
         )
@@ -108,7 +109,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     """Train the recipe on a dataset, from its newest checkpoint on, and track it.
 
     Raises:
-        ValueError: as `check_run`.
+        InputError: as `check_run`.
         RuntimeError: if training failed more often than it is retried.
     """
     name = run_name(recipe, index, init_from)
@@ -117,6 +118,11 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     if checkpoint is not None:
         run.log_metrics(_points(checkpoint.history))
     done = checkpoint.step if checkpoint else -1
+    if done > recipe.train.steps:
+        raise InputError(
+            f"run {name} has {done:,} steps already, train.steps is {recipe.train.steps:,}; expected {done:,} or more, or "
+            "another --name for a shorter run"
+        )
     if done < recipe.train.steps:
         validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
         with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:

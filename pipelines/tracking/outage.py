@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ddpm_core.errors import InputError, UserError
 from pipelines.progress import shown
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ _OUTSIDE = {"mlflow", "requests", "urllib3", "botocore", "boto3", "s3transfer", 
 _DELETED = "must be in the 'active' state"
 
 
-class TrackingError(OSError):
+class TrackingError(UserError, OSError):
     """MLflow could not do what was asked; the message is one line."""
 
 
@@ -49,7 +50,7 @@ def refused(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_refusal(error):
-            raise ValueError(f"{doing}: {one_line(error)}") from error
+            raise InputError(f"{doing}: {one_line(error)}") from error
         if isinstance(error, TrackingError) or not is_outage(error):
             raise
         raise TrackingError(f"{doing}: {one_line(error)}") from error

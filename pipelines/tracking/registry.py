@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from ddpm_core.api.loading import REGISTERED_CONFIG, REGISTERED_WEIGHTS
+from ddpm_core.errors import InputError
 from pipelines.tracking.outage import TrackingError, refused
 from pipelines.tracking.packaging import log_model
 from pipelines.tracking.runs import RunHandle
@@ -63,7 +64,7 @@ def register_model(
 
     Raises:
         TrackingError: if MLflow fails.
-        ValueError: if it refuses the name.
+        InputError: if it refuses the name.
     """
     client, digest = tracker.client, _sha256(weights)
     with refused(f"registering {name}"):
@@ -136,12 +137,12 @@ def resolve_model(tracker: Tracker, uri: str) -> ResolvedModel:
     """A registered version by models:/NAME@ALIAS or models:/NAME/VERSION, its files fetched once and checked.
 
     Raises:
-        ValueError: one line, naming the nearest that there is.
+        InputError: one line, naming the nearest that there is.
         TrackingError: if MLflow or the artifact store fails, or the weights are not those that were registered.
     """
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
-        raise ValueError(f"{uri} names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise InputError(f"{uri} names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION")
     with refused(uri):
         version = _find(tracker.client, uri, match["name"], match["alias"], match["version"])
         source = tracker.client.get_model_version_download_uri(version.name, version.version)
@@ -165,14 +166,14 @@ def _find(client: Any, uri: str, name: str, alias: str | None, number: str | Non
     if name not in models:
         near = difflib.get_close_matches(name, models, n=1, cutoff=0.0)
         hint = f"the nearest is {near[0]!r}" if near else "train one first"
-        raise ValueError(f"{uri}: no model {name!r} is registered; {hint}")
+        raise InputError(f"{uri}: no model {name!r} is registered; {hint}")
     aliases = dict(models[name].aliases)
     versions = {int(each.version): each for each in client.search_model_versions(f"name = '{_quotable(name)}'")}
     wanted = aliases.get(alias) if alias else number
     if wanted is not None and int(wanted) in versions:
         return versions[int(wanted)]
     there = [f"{name}@{each}" for each in aliases] + [f"{name}/{each}" for each in sorted(versions)]
-    raise ValueError(f"{uri}: no such version; there are {', '.join(there) or 'none'}")
+    raise InputError(f"{uri}: no such version; there are {', '.join(there) or 'none'}")
 
 
 def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
@@ -215,7 +216,7 @@ def _champion(client: Any, name: str) -> Any:
 
 def _quotable(name: str) -> str:
     if "'" in name:
-        raise ValueError(f"a model's name is {name!r}; expected one without quotes")
+        raise InputError(f"a model's name is {name!r}; expected one without quotes")
     return name
 
 

@@ -4,6 +4,7 @@ from ddpm_core.api import loading as api
 from ddpm_core.api.loading import read_registered
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
+from ddpm_core.errors import InputError
 from pipelines.tracking import Tracker, resolve_model
 
 
@@ -15,13 +16,13 @@ def find_weights(model: str, tracker: Tracker) -> Weights:
             models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
-        ValueError: if there is none, in one line.
+        InputError: if there is none, in one line.
     """
     if model.startswith("models:/"):
         return read_registered(str(resolve_model(tracker, model).weights.parent))
     weights = api.find_weights(model)
     if weights is None:
-        raise ValueError(
+        raise InputError(
             f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"
         )
     return weights
@@ -31,10 +32,10 @@ def dataset_of(weights: Weights) -> DatasetIndex:
     """The dataset that a model was trained on.
 
     Raises:
-        ValueError: if that is not known, as of a model that was trained elsewhere.
+        InputError: if that is not known, as of a model that was trained elsewhere.
     """
     if not weights.dataset_uri:
-        raise ValueError(
+        raise InputError(
             f"the model at {weights.uri} does not say what it was trained on, so there is nothing to judge it against; "
             "expected a model that was trained here"
         )

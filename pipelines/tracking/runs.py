@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
 from pipelines.tracking.delivery import KnownSteps, write
 from pipelines.tracking.journal import Entry, Journal, Lineage
 from pipelines.tracking.outage import is_refusal, one_line
@@ -40,7 +41,7 @@ class RunHandle:
 
     def __init__(self, tracker: Tracker, name: str, *, key: str, parent: RunHandle | None) -> None:
         if not key or "'" in key or "`" in key:
-            raise ValueError(f"a run's key is {key!r}; expected a text without quotes")
+            raise InputError(f"a run's key is {key!r}; expected a text without quotes")
         self._tracker, self.name, self._key, self._parent = tracker, name, key, parent
         self.lineage: Lineage = [[name, key], *(parent.lineage if parent else [])]
         self._journal = Journal(tracker.uri, tracker.experiment, self.lineage)
@@ -126,7 +127,7 @@ class RunHandle:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Log a local file as an artifact, in a folder of the run's artifacts."""
         if not path.is_file():
-            raise FileNotFoundError(f"no file at {path}")
+            raise MissingError(f"no file at {path}")
         self._tracker.outages.attempt(lambda: self._client.log_artifact(self.open(), str(path), folder), "files")
 
     def log_dict(self, data: Mapping[str, Any], name: str) -> None:
@@ -209,7 +210,7 @@ def _now() -> int:
 def _checked(name: str) -> str:
     """The name, if MLflow takes it: what it would refuse must not reach the journal."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"the name of a metric, param or tag is {name!r}; expected letters, digits and _-. :/")
+        raise InputError(f"the name of a metric, param or tag is {name!r}; expected letters, digits and _-. :/")
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import platformdirs
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError
 from pipelines.progress import shown
 from pipelines.tracking.outage import one_line
 
@@ -95,7 +96,7 @@ def open_client(uri: str) -> Any:
     """An MlflowClient whose store answers; a new SQLite store is created by one process while others wait.
 
     Raises:
-        ValueError: one line, if the store cannot be opened.
+        InputError: one line, if the store cannot be opened.
     """
     quiet_environment()
     from mlflow.exceptions import MlflowException
@@ -107,7 +108,7 @@ def open_client(uri: str) -> Any:
             client.search_registered_models(max_results=1)
     except (MlflowException, OSError) as error:
         remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
-        raise ValueError(f"MLflow at {shown(uri)} cannot be opened ({one_line(error)}); check {remedy}") from error
+        raise InputError(f"MLflow at {shown(uri)} cannot be opened ({one_line(error)}); check {remedy}") from error
     return client
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError
 from pipelines.progress import shown
 from pipelines.tracking.journal import digest, journal_folder, waiting
 from pipelines.tracking.outage import Outages, refused
@@ -114,7 +115,7 @@ def open_tracking(store: str, experiment: str) -> Tracker:
         experiment: name shown in MLflow.
 
     Raises:
-        ValueError: one line, if the store does not open, or the experiment lies in MLflow's waste bin.
+        InputError: one line, if the store does not open, or the experiment lies in MLflow's waste bin.
     """
     uri = tracking_uri(store)
     record = storage.join(store, "mlflow", "opened", digest(uri, experiment))
@@ -145,7 +146,7 @@ def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
             made: str = client.create_experiment(experiment, artifact_location(store, uri), tags)
             return made
     if found.lifecycle_stage != "active":
-        raise ValueError(
+        raise InputError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "
             f"MLFLOW_TRACKING_URI={shown(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
         )

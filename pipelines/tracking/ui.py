@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from ddpm_core.errors import InputError
 from pipelines.tracking.store import is_server, open_client, tracking_uri
 
 HOST = "127.0.0.1"
@@ -28,7 +29,7 @@ def serve(store: str) -> int:
         The exit code.
 
     Raises:
-        ValueError: one line, if the store or the port cannot be had.
+        InputError: one line, if the store or the port cannot be had.
     """
     uri = tracking_uri(store)
     if is_server(uri):
@@ -52,18 +53,18 @@ def free_port(wanted: str | None) -> int:
     """The port that was asked for; else the first free one from 5000 on.
 
     Raises:
-        ValueError: if it is no port, or taken.
+        InputError: if it is no port, or taken.
     """
     if wanted:
         if not wanted.isdecimal() or not 0 < int(wanted) < 65536:
-            raise ValueError(f"PORT is {wanted!r}; expected a number from 1 to 65535")
+            raise InputError(f"PORT is {wanted!r}; expected a number from 1 to 65535")
         if not _is_free(int(wanted)):
-            raise ValueError(f"PORT is {wanted}, which is taken; choose another, or unset it to get the next free one")
+            raise InputError(f"PORT is {wanted}, which is taken; choose another, or unset it to get the next free one")
         return int(wanted)
     for port in range(FIRST_PORT, FIRST_PORT + 100):
         if _is_free(port):
             return port
-    raise ValueError(f"no free port from {FIRST_PORT} to {FIRST_PORT + 99}; choose one: PORT=6000 make ui")
+    raise InputError(f"no free port from {FIRST_PORT} to {FIRST_PORT + 99}; choose one: PORT=6000 make ui")
 
 
 def _is_free(port: int) -> bool:

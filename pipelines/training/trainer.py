@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.errors import InputError
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.placement import Ask, Waiting, for_training
@@ -51,7 +52,7 @@ def fit(spec: WorkerSpec, stage: TrainStage, tell: Tell, preview: Callable[[Trai
         tell: shown what happens, in the driver's main thread, every half second.
 
     Raises:
-        ValueError: if a worker refused to go on, in one line.
+        InputError: if a worker refused to go on, in one line.
         RuntimeError: if training failed thrice without a step forward.
     """
     # On the driver's own node: on another it could be lost while the driver is not. Its process may be: then Ray starts another
@@ -204,7 +205,7 @@ def _follow(trainer: Any, coordinator: Any, tell: Tell, ask: Ask) -> None:
         tell(events)
         for kind, what in events:
             if kind == "refused":
-                raise ValueError(what)
+                raise InputError(what)
         if ray.get(coordinator.works.remote()):
             waited.started()
         else:

@@ -14,12 +14,12 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.validation import best_step
+from ddpm_core.errors import DivergedError, InputError, TooLargeError
 from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec, run_worker
-from pipelines.cluster.failures import raised_by_us
 from pipelines.cluster.session import shard_cache
 
 _BEAT_S = 5.0
@@ -55,8 +55,8 @@ def train_on_worker(config: dict[str, Any]) -> None:
             run_worker(
                 spec, worker, _events(ray_spec, doing), shard_cache(), lambda state: _checkpointer(state, ray_spec)
             )
-    except (ValueError, MemoryError, ArithmeticError, storage.StorageError) as error:
-        if raised_by_us(error) and not _may_pass(error, ray_spec.spec.run.uri):
+    except (InputError, TooLargeError, DivergedError, storage.StorageError) as error:
+        if not _may_pass(error, ray_spec.spec.run.uri):
             ray.get(coordinator.post.remote("refused", str(error)))
         raise
     if worker.is_first:

@@ -41,6 +41,7 @@ MISTAKES = {
     "unknown recipe": (["digts"], "unknown recipe 'digts'; expected one of .* did you mean digits"),
     "misspelt flag": (["digits", "--train.batch-sise", "8"], "--train.batch-sise.*did you mean --train.batch-size"),
     "value of a wrong type": (["digits", "--train.steps", "many"], "--train.steps.*'many'.*expected --train.steps INT"),
+    "a name that is a path": (["digits", "--name", "../../x"], r"name is '\.\./\.\./x'; expected up to 100 letters"),
     "missing path": (["mnist", "--data.source", "/no/such/path"], "/no/such/path"),
     "empty folder": (["mnist", "--data.source", "{tmp}/empty"], "empty"),
     "no image set": (["mnist", "--data.source", "{tmp}/text"], "text"),

@@ -103,6 +103,19 @@ def _is_artifact(path: Path) -> bool:
     return path.is_file() and "mlflow" not in path.as_posix() and "/ray/" not in path.as_posix()
 
 
+def test_a_run_that_has_more_steps_than_are_asked_for_says_so(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
+    wanted, _, _ = made
+    with (
+        open_pipeline(replace(wanted, train=replace(wanted.train, steps=4))) as pipeline,
+        pytest.raises(
+            ValueError, match=r"has 6 steps already, train.steps is 4; expected 6 or more, or another --name"
+        ),
+    ):
+        pipeline.train(pipeline.shard())
+
+
 def test_an_interrupted_run_ends_where_an_unbroken_one_does(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     delete_old_checkpoints,
+    is_sound,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
@@ -107,6 +108,24 @@ def test_a_checkpoint_that_stands_is_left_as_it_is(tmp_path: Path) -> None:
     uri = write_checkpoint(str(tmp_path), checkpoint(10))
     assert write_checkpoint(str(tmp_path), replace(checkpoint(10), images_seen=1)) == uri
     assert read_checkpoint(uri).images_seen == 80
+
+
+def test_a_damaged_one_is_written_anew(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    uri = write_checkpoint(run, checkpoint(3))
+    for spoil in ("ema.safetensors", "state.json"):
+        Path(uri, spoil).write_bytes(b"{}")
+        assert not is_sound(uri)
+        assert write_checkpoint(run, checkpoint(3)) == uri
+        assert is_sound(uri)
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", "7", '{"format_version": 2, "step": 3}'])
+def test_a_malformed_state_is_one_line(state: str, tmp_path: Path) -> None:
+    uri = write_checkpoint(str(tmp_path), checkpoint(3))
+    Path(uri, "state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"state.json does not say [^\n]*; it is damaged, or of something else$"):
+        read_checkpoint(uri)
 
 
 def test_the_newest_few_stay(tmp_path: Path) -> None:

@@ -355,3 +355,14 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(bucket: str) -> No
         storage.write_bytes(uri, b"2" * 1_000_000)
         with pytest.raises(storage.StorageError, match="replaced while it was being read"):
             file.read()
+
+
+def test_a_file_follows_the_umask_whoever_wrote_it(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with storage.writing(str(tmp_path / "file")) as path:
+            path.unlink()
+            path.touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

@@ -14,6 +14,7 @@ from ddpm_core.data.sources.files import FileSet, kinds, list_folder, list_tar, 
 from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx
 from ddpm_core.data.sources.npz import is_npz, open_npz
 from ddpm_core.data.sources.table import open_parquet
+from ddpm_core.errors import InputError
 
 __all__ = ["RawImage", "Source", "check_source", "open_source", "source_identity", "source_uri"]
 
@@ -38,7 +39,7 @@ def open_source(uri: str) -> Source:
     image. The order is that of the sorted names.
 
     Raises:
-        ValueError: one line, if there is nothing, or nothing that is known here.
+        InputError: one line, if there is nothing, or nothing that is known here.
     """
     if uri == DIGITS:
         return open_digits()
@@ -47,13 +48,13 @@ def open_source(uri: str) -> Source:
     else:
         path = Path(storage.absolute(uri))
         if not path.exists():
-            raise ValueError(
+            raise InputError(
                 f"there is no source at {uri}{_nearest(path)}; expected a file, a folder, s3://... or {DIGITS}"
             )
         is_file = path.is_file()
     source = _open_file(uri) if is_file else _open_folder(uri)
     if source.num_images == 0:
-        raise ValueError(f"{uri} holds no images; {_EXPECTED}")
+        raise InputError(f"{uri} holds no images; {_EXPECTED}")
     return source
 
 
@@ -61,20 +62,20 @@ def check_source(uri: str) -> None:
     """Make sure that there are images at `uri`, by opening it.
 
     Raises:
-        ValueError: one line: nothing there, no images in it, damaged, or out of reach.
+        InputError: one line: nothing there, no images in it, damaged, or out of reach.
     """
     if uri == DIGITS:
         return
     try:
         open_source(uri)
     except OSError as error:
-        raise ValueError(f"the source cannot be read: {error}") from None
+        raise InputError(f"the source cannot be read: {error}") from None
 
 
 def _open_folder(uri: str) -> Source:
     files = list_folder(uri)
     if not files.names:
-        raise ValueError(f"{uri} is empty; {_EXPECTED}")
+        raise InputError(f"{uri} is empty; {_EXPECTED}")
     top = [name for name in files.names if "/" not in name]
     images = [name for name in top if IMAGES_NAME.search(name)]
     if images:
@@ -86,7 +87,7 @@ def _open_folder(uri: str) -> Source:
     if source is None and tables:
         source = open_parquet([fetched(storage.join(uri, name)) for name in tables])
     if source is None:
-        raise ValueError(f"{uri} holds no images among {len(files.names)} files ({kinds(files.names)}); {_EXPECTED}")
+        raise InputError(f"{uri} holds no images among {len(files.names)} files ({kinds(files.names)}); {_EXPECTED}")
     return source
 
 
@@ -111,14 +112,14 @@ def _open_file(uri: str) -> Source:
         return open_idx([_with_labels(uri)])
     if plain[257:262] == b"ustar" or (len(plain) == 512 and not any(plain)):
         return _open_archive(uri, list_tar(path))
-    raise ValueError(f"{uri} is of no kind that is known here (it starts with {head[:8].hex()}); {_EXPECTED}")
+    raise InputError(f"{uri} is of no kind that is known here (it starts with {head[:8].hex()}); {_EXPECTED}")
 
 
 def _open_archive(uri: str, files: FileSet) -> Source:
     source = _open_members(files)
     if source is None:
         found = f"{len(files.names)} files ({kinds(files.names)})"
-        raise ValueError(f"{uri} is an archive without images among {found}; expected images or CIFAR-10's batches")
+        raise InputError(f"{uri} is an archive without images among {found}; expected images or CIFAR-10's batches")
     return source
 
 
@@ -126,7 +127,7 @@ def _is_npz(path: Path) -> bool:
     try:
         return is_npz(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is a damaged zip: {error}; fetch it again") from None
+        raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
 
 
 def _with_labels(uri: str) -> Path:

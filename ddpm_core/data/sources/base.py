@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.data.images import BadImage
+from ddpm_core.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -97,15 +98,15 @@ def checked_labels(labels: Sequence[int] | NDArray[np.integer], num_images: int,
     """Labels as int64 [n].
 
     Raises:
-        ValueError: unless there is one for each image, all of them 0 or more.
+        InputError: unless there is one for each image, all of them 0 or more.
     """
     array = np.asarray(labels, dtype=np.int64)
     if array.shape != (num_images,):
-        raise ValueError(
+        raise InputError(
             f"{where} has labels of shape {list(array.shape)}; expected one for each of {num_images} images"
         )
     if num_images and array.min() < 0:
-        raise ValueError(f"{where} has the label {array.min()}; expected 0 or more")
+        raise InputError(f"{where} has the label {array.min()}; expected 0 or more")
     return array
 
 

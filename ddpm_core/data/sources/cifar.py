@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.data.sources.base import ArraySource, checked_labels
+from ddpm_core.errors import InputError
 
 BATCH_NAME = re.compile(r"(^|/)(data_batch_\d+|test_batch)$")
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -73,7 +74,7 @@ def read_plain_pickle(data: bytes) -> Any:
     Python 2 strings are returned as bytes.
 
     Raises:
-        ValueError: if it asks for anything else, or is damaged.
+        InputError: if it asks for anything else, or is damaged.
     """
     machine = _Machine()
     try:
@@ -82,8 +83,8 @@ def read_plain_pickle(data: bytes) -> Any:
                 return _finished(machine.pop(1)[0])
             _step(machine, opcode.name, argument)
     except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"damaged pickle: {error}") from None
-    raise ValueError("damaged pickle: it does not end")
+        raise InputError(f"damaged pickle: {error}") from None
+    raise InputError("damaged pickle: it does not end")
 
 
 def _step(machine: _Machine, name: str, argument: Any) -> None:
@@ -132,7 +133,7 @@ def _object_step(machine: _Machine, name: str, argument: Any) -> None:
         (state,) = machine.pop(1)
         _expect(machine.stack[-1], _Object).state = state
     else:
-        raise ValueError(f"refused: the pickle uses {name}, which CIFAR-10's files do not need")
+        raise InputError(f"refused: the pickle uses {name}, which CIFAR-10's files do not need")
 
 
 def _kind(maker: Any) -> str:
@@ -141,12 +142,12 @@ def _kind(maker: Any) -> str:
     if isinstance(maker, _Name) and maker.full == "numpy.dtype":
         return "dtype"
     what = maker.full if isinstance(maker, _Name) else type(maker).__name__
-    raise ValueError(f"refused: the pickle wants to call {what}; expected numpy arrays of uint8 and plain values only")
+    raise InputError(f"refused: the pickle wants to call {what}; expected numpy arrays of uint8 and plain values only")
 
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"damaged pickle: {type(value).__name__} where {kind.__name__} was expected")
+        raise InputError(f"damaged pickle: {type(value).__name__} where {kind.__name__} was expected")
     return value
 
 
@@ -160,9 +161,9 @@ def _finished(value: Any) -> Any:
 def _array(described: _Object) -> NDArray[np.uint8]:
     _, shape, dtype, fortran, data = _expect(described.state, tuple)
     if not isinstance(dtype, _Object) or dtype.kind != "dtype" or dtype.arguments[0] not in ("u1", b"u1"):
-        raise ValueError("refused: the pickle holds an array of another type; expected uint8")
+        raise InputError("refused: the pickle holds an array of another type; expected uint8")
     if fortran or not isinstance(data, bytes) or len(data) != int(np.prod(shape, dtype=object)):
-        raise ValueError(f"damaged pickle: an array of shape {shape} whose bytes do not fit")
+        raise InputError(f"damaged pickle: an array of shape {shape} whose bytes do not fit")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
@@ -181,10 +182,10 @@ def _read_batch(name: str, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.i
         fields = {key if isinstance(key, bytes) else str(key).encode(): value for key, value in batch.items()}
         rows, labels = fields[b"data"], fields[b"labels"]
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{Path(name).name} is not one of CIFAR-10's batches: {error}") from None
+        raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: {error}") from None
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
-        raise ValueError(f"{Path(name).name} is not one of CIFAR-10's batches: its data is not an array [n, 3072]")
+        raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: its data is not an array [n, 3072]")
     checked = checked_labels(labels, len(rows), name)
     if len(checked) and checked.max() >= len(CLASS_NAMES):
-        raise ValueError(f"{Path(name).name} has the label {checked.max()}; expected 0 to {len(CLASS_NAMES) - 1}")
+        raise InputError(f"{Path(name).name} has the label {checked.max()}; expected 0 to {len(CLASS_NAMES) - 1}")
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), checked

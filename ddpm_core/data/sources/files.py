@@ -22,6 +22,7 @@ from ddpm_core import storage
 from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import RawImage, check_file_size, classes_by_folder, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.errors import InputError
 
 _PACKINGS: dict[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
     b"\x1f\x8b": gzip.open,
@@ -93,7 +94,7 @@ def list_zip(path: Path) -> FileSet:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is a damaged zip: {error}; fetch it again") from None
+        raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
     members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
     names, sizes = _sorted([(name, size) for name, size in members if not is_hidden(name)])
 
@@ -134,7 +135,7 @@ def _index_tar(plain: Path, path: Path, target: Path) -> None:
                 if member.isreg() and not member.issparse() and not is_hidden(member.name):
                     places[member.name.removeprefix("./")] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is a damaged tar: {error}; fetch it again") from None
+        raise InputError(f"{path} is a damaged tar: {error}; fetch it again") from None
     names = sorted(places)
     offsets, sizes = (pa.array([places[name][column] for name in names], pa.int64()) for column in (0, 1))
     pq.write_table(pa.table({"name": pa.array(names, pa.string()), "offset": offsets, "size": sizes}), target)
@@ -159,7 +160,7 @@ def unpacked(path: Path) -> Path:
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the file's
                 raise
-            raise ValueError(f"{path} is damaged: {error}; fetch it again") from None
+            raise InputError(f"{path} is damaged: {error}; fetch it again") from None
 
     return cached("unpacked", f"{path} {storage.fingerprint(str(path))}", unpack) / "plain"
 

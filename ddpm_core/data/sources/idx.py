@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm_core.data.sources.base import ArraySource, RawImage, checked_labels, numbered_classes
 from ddpm_core.data.sources.files import unpacked
+from ddpm_core.errors import InputError
 
 IMAGES_NAME = re.compile(r"(^|[-_.])images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
 _UNSIGNED_BYTE = 0x08
@@ -67,7 +68,7 @@ def label_names(images: str) -> tuple[str, str]:
 def _open_pair(path: Path) -> ArraySource:
     images = _read_idx(path)
     if images.ndim not in (3, 4):
-        raise ValueError(f"{path} holds an array of {images.ndim} dimensions; expected images [n, h, w]")
+        raise InputError(f"{path} holds an array of {images.ndim} dimensions; expected images [n, h, w]")
     candidates = [path.with_name(name) for name in label_names(path.name)]
     beside = next((file for file in candidates if file != path and file.is_file()), None)
     labels = None if beside is None else checked_labels(_read_idx(beside), len(images), str(beside))
@@ -82,7 +83,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     offset, expected = 4 + 4 * len(shape), int(np.prod(shape, dtype=object))
     found = plain.stat().st_size - offset
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: {found} bytes follow its header, which promises {list(shape)} = {expected}"
         )
     if expected == 0:
@@ -93,8 +94,8 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 def _read_shape(file: BinaryIO, path: Path) -> tuple[int, ...]:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] != _UNSIGNED_BYTE or not 1 <= head[3] <= 4:
-        raise ValueError(f"{path} starts with the bytes {head.hex()}; expected 0000080N, an idx file of unsigned bytes")
+        raise InputError(f"{path} starts with the bytes {head.hex()}; expected 0000080N, an idx file of unsigned bytes")
     sizes = file.read(4 * head[3])
     if len(sizes) < 4 * head[3]:
-        raise ValueError(f"{path} is damaged: it ends inside its header")
+        raise InputError(f"{path} is damaged: it ends inside its header")
     return struct.unpack(f">{head[3]}I", sizes)

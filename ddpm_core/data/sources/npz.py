@@ -12,6 +12,7 @@ from ddpm_core import storage
 from ddpm_core.data.sources.base import ArraySource, checked_labels, numbered_classes
 from ddpm_core.data.sources.cache import cached
 from ddpm_core.data.sources.idx import JoinedSource, join_sources
+from ddpm_core.errors import InputError
 
 _PAIRS = (
     ("images", "labels"),
@@ -35,7 +36,7 @@ def open_npz(path: Path) -> JoinedSource:
     """The images of an .npz: `images` (and `labels`), or x_train and x_test, or its one array of images.
 
     Raises:
-        ValueError: if there are none, or they are not uint8 of shape [n, h, w], [n, h, w, c] or [n, c, h, w].
+        InputError: if there are none, or they are not uint8 of shape [n, h, w], [n, h, w, c] or [n, c, h, w].
     """
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -43,7 +44,7 @@ def open_npz(path: Path) -> JoinedSource:
         if not pairs and len(names) == 1:
             pairs = [(names[0], "")]
         if not pairs:
-            raise ValueError(f"{path} holds the arrays {', '.join(names)}; expected one named images, or x_train")
+            raise InputError(f"{path} holds the arrays {', '.join(names)}; expected one named images, or x_train")
         for images, _ in pairs:
             _check_images(archive, images, path)
         return join_sources([_open_pair(archive, path, images, labels) for images, labels in pairs])
@@ -57,7 +58,7 @@ def _open_pair(archive: zipfile.ZipFile, path: Path, images: str, labels: str) -
     if f"{labels}.npy" in archive.namelist():
         _, dtype = _header(archive, labels)
         if dtype.kind not in "iu":
-            raise ValueError(f"{labels} in {path} is an array of {dtype}; expected integers")
+            raise InputError(f"{labels} in {path} is an array of {dtype}; expected integers")
         with archive.open(f"{labels}.npy") as file:
             found = checked_labels(
                 npy.read_array(file, allow_pickle=False).squeeze(), len(array), f"{labels} in {path}"
@@ -68,11 +69,11 @@ def _open_pair(archive: zipfile.ZipFile, path: Path, images: str, labels: str) -
 def _check_images(archive: zipfile.ZipFile, name: str, path: Path) -> None:
     shape, dtype = _header(archive, name)
     if dtype.hasobject:
-        raise ValueError(f"{name} in {path} holds Python objects, which are not read here; save it as uint8")
+        raise InputError(f"{name} in {path} holds Python objects, which are not read here; save it as uint8")
     if dtype != np.uint8:
-        raise ValueError(f"{name} in {path} is an array of {dtype}; expected uint8, 0 to 255")
+        raise InputError(f"{name} in {path} is an array of {dtype}; expected uint8, 0 to 255")
     if not (len(shape) == 3 or (len(shape) == 4 and (shape[3] in _CHANNELS or shape[1] in _CHANNELS))):
-        raise ValueError(
+        raise InputError(
             f"{name} in {path} has the shape {list(shape)}; expected [n, h, w], [n, h, w, c] or [n, c, h, w]"
         )
 

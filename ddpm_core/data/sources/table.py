@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.sources.base import RawImage, check_file_size, numbered_classes
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.errors import InputError
 
 _IMAGE_NAMES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp")
 _LABEL_NAMES = ("label", "labels", "class", "category", "cls", "fine_label")
@@ -52,7 +53,7 @@ def open_parquet(paths: Sequence[Path]) -> TableSource:
     """The images of some parquet files, by file name and row.
 
     Raises:
-        ValueError: if a file is damaged, or has no column of images.
+        InputError: if a file is damaged, or has no column of images.
     """
     identity = " ".join(f"{path} {storage.fingerprint(str(path))}" for path in paths)
     folder = cached("table", identity, lambda aside: _lay_out(sorted(paths), aside))
@@ -78,7 +79,7 @@ def _lay_out(paths: Sequence[Path], folder: Path) -> None:
                         sizes.append(len(data))
                         labels.append(label)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise ValueError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+                raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
     numbers, class_names = _numbered(labels, class_names)
     offsets = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
     columns = {
@@ -115,9 +116,9 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
     columns: list[str] = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in _IMAGE_NAMES if name in columns]
     if not columns:
-        raise ValueError(f"{path} has the columns {', '.join(schema.names)}; expected one of images, as bytes")
+        raise InputError(f"{path} has the columns {', '.join(schema.names)}; expected one of images, as bytes")
     if not named and len(columns) > 1:
-        raise ValueError(f"{path} has several columns of bytes: {', '.join(columns)}; name the one of images `image`")
+        raise InputError(f"{path} has several columns of bytes: {', '.join(columns)}; name the one of images `image`")
     return (named or columns)[0]
 
 

@@ -1,0 +1,21 @@
+"""Errors that are worded for whoever runs the program: one line, with the remedy. Any other is a mistake of ours."""
+
+
+class UserError(Exception):
+    """What is said is meant for a person; no traceback is needed to understand it."""
+
+
+class InputError(UserError, ValueError):
+    """Something that was given cannot be used: what, the value, what was expected."""
+
+
+class MissingError(UserError, FileNotFoundError):
+    """Nothing lies where something was named."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Training came to numbers that are none."""
+
+
+class TooLargeError(UserError, MemoryError):
+    """What was asked for does not fit into memory."""

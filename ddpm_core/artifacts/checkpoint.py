@@ -1,8 +1,9 @@
 """The Checkpoint artifact: weights, EMA, optimizer and history in a folder, visible once state.json stands.
 
-    <run>/checkpoints/step-00001000/model.safetensors ema.safetensors optimizer.safetensors history.parquet state.json
+    <run>/checkpoints/step-00001000/model-W.safetensors ema-W.safetensors optimizer-W.safetensors history-W.parquet state.json
 
-The tensors go first, state.json (with the sha256 of each file) last: no state.json, no checkpoint.
+W names who wrote them: two that write the same step never write into each other's files. state.json goes last, if none stands
+yet, and names the files that it stands for, each with its sha256: no state.json, no checkpoint.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import io
 import json
 import logging
 import re
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,7 +28,8 @@ from ddpm_core import storage
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.types import Tensor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_SUFFIX = {"model": ".safetensors", "ema": ".safetensors", "optimizer": ".safetensors", "history": ".parquet"}
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
@@ -120,22 +123,31 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
         if is_sound(uri):
             return uri
         storage.delete(storage.join(uri, "state.json"))
-    files: dict[str, Callable[[Path], None]] = {
-        "model.safetensors": partial(_save_tensors, checkpoint.model),
-        "ema.safetensors": partial(_save_tensors, checkpoint.ema),
-        "optimizer.safetensors": partial(_save_tensors, checkpoint.optimizer),
-        "history.parquet": partial(_save_history, checkpoint.history),
+    writer = uuid.uuid4().hex[:12]
+    save: dict[str, Callable[[Path], None]] = {
+        "model": partial(_save_tensors, checkpoint.model),
+        "ema": partial(_save_tensors, checkpoint.ema),
+        "optimizer": partial(_save_tensors, checkpoint.optimizer),
+        "history": partial(_save_history, checkpoint.history),
     }
+    files = {part: f"{part}-{writer}{_SUFFIX[part]}" for part in save}
     with ThreadPoolExecutor(len(files), "checkpoint") as pool:  # a file's sum and its way to the store take turns
-        sums = dict(
-            zip(files, pool.map(lambda name: _write_file(storage.join(uri, name), files[name]), files), strict=True)
-        )
-    tensors = ("model", "ema", "optimizer", "history")
-    state = {key: value for key, value in vars(checkpoint).items() if key not in tensors}
+        sums = list(pool.map(lambda part: _write_file(storage.join(uri, files[part]), save[part]), files))
+    state = {key: value for key, value in vars(checkpoint).items() if key not in save}
     state["format_version"] = FORMAT_VERSION
-    state["sha256"] = sums
+    state["files"] = files
+    state["sha256"] = dict(zip(files.values(), sums, strict=True))
     storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
+    _clear(uri)
     return uri
+
+
+def _clear(uri: str) -> None:
+    """Delete what a checkpoint's folder holds besides the checkpoint: of a save that was killed, or that came second."""
+    state = _read_state(uri)
+    for file, _ in storage.list_files(uri):
+        if file.rpartition("/")[2] not in {"state.json", *state["sha256"]}:
+            storage.delete(file)
 
 
 def _write_file(uri: str, save: Callable[[Path], None]) -> str:
@@ -166,12 +178,9 @@ def read_checkpoint(uri: str) -> Checkpoint:
         InputError: if a file does not have its recorded sha256, or the format is newer than this code.
     """
     state = _read_state(uri)
-    tensors = {
-        name: safetensors.torch.load(_read_verified(uri, f"{name}.safetensors", state))
-        for name in ("model", "ema", "optimizer")
-    }
-    history = pq.read_table(io.BytesIO(_read_verified(uri, "history.parquet", state))).to_pylist()
-    facts = {key: value for key, value in state.items() if key not in ("format_version", "sha256")}
+    tensors = {part: safetensors.torch.load(_read_part(uri, part, state)) for part in ("model", "ema", "optimizer")}
+    history = _history_of(uri, state)
+    facts = {key: value for key, value in state.items() if key not in ("format_version", "files", "sha256")}
     return Checkpoint(**facts, **tensors, history=history)
 
 
@@ -191,11 +200,11 @@ def is_sound(uri: str) -> bool:
 def read_weights(uri: str) -> Weights:
     """Read the averaged weights of a checkpoint. Errors as in `read_checkpoint`."""
     state = _read_state(uri)
-    data = _read_verified(uri, "ema.safetensors", state)
+    data = _read_part(uri, "ema", state)
     return Weights(
         uri=uri,
         step=state["step"],
-        sha256=state["sha256"]["ema.safetensors"],
+        sha256=state["sha256"][_file_of("ema", state)],
         config=state["config"],
         dataset_digest=state["dataset_digest"],
         dataset_uri=state["dataset_uri"],
@@ -205,8 +214,11 @@ def read_weights(uri: str) -> Weights:
 
 def read_history(uri: str) -> list[HistoryRow]:
     """The logged rows of a checkpoint: step, images_seen, loss, grad_norm, images_per_s."""
-    data = _read_verified(uri, "history.parquet", _read_state(uri))
-    rows: list[HistoryRow] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return _history_of(uri, _read_state(uri))
+
+
+def _history_of(uri: str, state: dict[str, Any]) -> list[HistoryRow]:
+    rows: list[HistoryRow] = pq.read_table(io.BytesIO(_read_part(uri, "history", state))).to_pylist()
     return rows
 
 
@@ -261,6 +273,16 @@ def _read_state(uri: str) -> dict[str, Any]:
             f"{uri} has format_version {state['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
         )
     return state
+
+
+def _file_of(part: str, state: dict[str, Any]) -> str:
+    """Up to format 2 files had no writer in their names."""
+    name: str = state.get("files", {}).get(part, part + _SUFFIX[part])
+    return name
+
+
+def _read_part(uri: str, part: str, state: dict[str, Any]) -> bytes:
+    return _read_verified(uri, _file_of(part, state), state)
 
 
 def _read_verified(uri: str, name: str, state: dict[str, Any]) -> bytes:

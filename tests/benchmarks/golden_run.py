@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,12 +53,17 @@ def untimed(told: Any) -> Any:
     return told if isinstance(told, int | float) else None
 
 
+def written(path: Path) -> str:
+    """Its name, without that of whoever wrote it."""
+    return re.sub(r"-[0-9a-f]{12}(?=\.)", "", path.name)
+
+
 def contents(path: Path) -> str | None:
     """What counts of a file, or None if nothing does."""
     if path.suffix == ".safetensors":
         tensors = load_file(path)
         return digest(b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors)))
-    if path.name == "history.parquet":
+    if path.name.startswith("history"):
         return json.dumps(untimed(pq.read_table(path).to_pydict()))
     if path.suffix in (".tar", ".png"):
         return digest(path.read_bytes())
@@ -82,7 +88,7 @@ def run(store: Path) -> dict[str, list[str]]:
             path for path in store.rglob("*") if path.is_file() and path.relative_to(store).parts[0] != "mlflow"
         } - seen
         seen |= new
-        found[name] = sorted(f"{path.name}: {told}" for path in new if (told := contents(path)) is not None)
+        found[name] = sorted(f"{written(path)}: {told}" for path in new if (told := contents(path)) is not None)
         print(f"{name}: {len(found[name])} files", flush=True)
     return found
 

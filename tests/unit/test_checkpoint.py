@@ -2,14 +2,18 @@
 
 import json
 import logging
+import re
 import resource
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     delete_old_checkpoints,
@@ -66,13 +70,13 @@ def test_without_state_json_there_is_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(str(uri))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "history.parquet"])
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer", "history"])
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
     write_checkpoint(str(tmp_path), checkpoint(10))
-    file = Path(write_checkpoint(str(tmp_path), checkpoint(20))) / name
+    (file,) = Path(write_checkpoint(str(tmp_path), checkpoint(20))).glob(f"{name}-*")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     if damage == "missing":
@@ -83,7 +87,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
         newest = newest_checkpoint(str(tmp_path))
     assert newest is not None
     assert newest.step == 10
-    assert name in caplog.text
+    assert file.name in caplog.text
     assert "step-00000020" in caplog.text
 
 
@@ -100,7 +104,7 @@ def test_a_truncated_state_is_skipped_too(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_newer_format_is_refused_not_skipped(tmp_path: Path) -> None:
     state = Path(write_checkpoint(str(tmp_path), checkpoint(10))) / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 99}))
-    with pytest.raises(ValueError, match="format_version 99; this code reads up to 2"):
+    with pytest.raises(ValueError, match="format_version 99; this code reads up to 3"):
         newest_checkpoint(str(tmp_path))
 
 
@@ -113,11 +117,50 @@ def test_a_checkpoint_that_stands_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_damaged_one_is_written_anew(tmp_path: Path) -> None:
     run = str(tmp_path)
     uri = write_checkpoint(run, checkpoint(3))
-    for spoil in ("ema.safetensors", "state.json"):
-        Path(uri, spoil).write_bytes(b"{}")
+    for spoil in ("ema-*", "state.json"):
+        next(Path(uri).glob(spoil)).write_bytes(b"{}")
         assert not is_sound(uri)
         assert write_checkpoint(run, checkpoint(3)) == uri
         assert is_sound(uri)
+        assert len(list(Path(uri).iterdir())) == 5
+
+
+def test_two_that_write_one_step_at_a_time_leave_one_sound_checkpoint(tmp_path: Path) -> None:
+    """Each to the end of its files before either commits, and again with what a killed one left behind."""
+    (tmp_path / "checkpoints/step-00000003").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000003/model-killed.safetensors").write_bytes(b"half")
+    together = threading.Barrier(2)
+
+    class Meeting(type(storage)):  # type: ignore[misc]
+        def create_bytes(self, uri: str, data: bytes) -> bool:
+            together.wait()
+            return storage.create_bytes(uri, data)
+
+    meeting = Meeting("storage")
+    meeting.__dict__.update({name: value for name, value in vars(storage).items() if name != "create_bytes"})
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr("ddpm_core.artifacts.checkpoint.storage", meeting)
+        uris = list(
+            pool.map(lambda seen: write_checkpoint(str(tmp_path), replace(checkpoint(3), images_seen=seen)), (1, 2))
+        )
+    assert uris[0] == uris[1]
+    assert is_sound(uris[0])
+    assert read_checkpoint(uris[0]).images_seen in (1, 2)
+    assert len(list(Path(uris[0]).iterdir())) == 5
+
+
+def test_one_of_the_format_before_is_read(tmp_path: Path) -> None:
+    uri = Path(write_checkpoint(str(tmp_path), checkpoint(3)))
+    wanted, state = read_checkpoint(str(uri)), json.loads((uri / "state.json").read_text())
+    plain = {name: re.sub(r"-[0-9a-f]{12}", "", name) for name in state.pop("files").values()}
+    for name, before in plain.items():
+        (uri / name).rename(uri / before)
+    state |= {"format_version": 2, "sha256": {plain[name]: each for name, each in state["sha256"].items()}}
+    (uri / "state.json").write_text(json.dumps(state))
+    found = read_checkpoint(str(uri))
+    assert found.history == wanted.history
+    assert all(torch.equal(found.ema[name], tensor) for name, tensor in wanted.ema.items())
+    assert read_weights(str(uri)).sha256 == state["sha256"]["ema.safetensors"]
 
 
 @pytest.mark.parametrize("state", ["{}", "[]", "7", '{"format_version": 2, "step": 3}'])

@@ -14,7 +14,7 @@ from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.bits_per_dim import measure_bound
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Tensor
-from pipelines import recipes
+from pipelines.recipes import recipes
 
 PAPER = make_schedule(ScheduleConfig())
 

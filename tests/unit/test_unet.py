@@ -186,7 +186,7 @@ def test_without_a_key_or_probability_nothing_is_drawn(monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> torch.Tensor:
         raise AssertionError("noise was drawn")
 
-    monkeypatch.setattr(blocks, "kept", refuse)
+    monkeypatch.setattr(blocks, "dropout_mask", refuse)
     model, key = lively(small()), DropoutKey(0, torch.arange(3))
     assert torch.equal(model.train()(*batch()), model.eval()(*batch()))
     lively(small(dropout=0.0))(*batch(), dropout=key)

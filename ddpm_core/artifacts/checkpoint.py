@@ -136,7 +136,7 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     state = {key: value for key, value in vars(checkpoint).items() if key not in save}
     state["format_version"] = FORMAT_VERSION
     state["files"] = files
-    state["sha256"] = dict(zip(files.values(), sums, strict=True))
+    state["sha256"] = dict(zip(files, sums, strict=True))
     storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
     _clear(uri)
     return uri
@@ -146,7 +146,7 @@ def _clear(uri: str) -> None:
     """Delete what a checkpoint's folder holds besides the checkpoint: of a save that was killed, or that came second."""
     state = _read_state(uri)
     for file, _ in storage.list_files(uri):
-        if file.rpartition("/")[2] not in {"state.json", *state["sha256"]}:
+        if file.rpartition("/")[2] not in {"state.json", *(name for name, _ in _parts(state).values())}:
             storage.delete(file)
 
 
@@ -188,8 +188,8 @@ def is_sound(uri: str) -> bool:
     """Whether a checkpoint stands whose files are all as they were written."""
     try:
         state = _read_state(uri)
-        for name in state["sha256"]:
-            _read_verified(uri, name, state)
+        for part in _parts(state):
+            _read_part(uri, part, state)
     except NewerFormatError:
         raise
     except (InputError, MissingError):
@@ -204,7 +204,7 @@ def read_weights(uri: str) -> Weights:
     return Weights(
         uri=uri,
         step=state["step"],
-        sha256=state["sha256"][_file_of("ema", state)],
+        sha256=_parts(state)["ema"][1],
         config=state["config"],
         dataset_digest=state["dataset_digest"],
         dataset_uri=state["dataset_uri"],
@@ -275,19 +275,18 @@ def _read_state(uri: str) -> dict[str, Any]:
     return state
 
 
-def _file_of(part: str, state: dict[str, Any]) -> str:
-    """Up to format 2 files had no writer in their names."""
-    name: str = state.get("files", {}).get(part, part + _SUFFIX[part])
-    return name
+def _parts(state: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Of each part the file and its sha256. Up to format 2 the files had no writer in their names, and the sums went by file."""
+    sums = state["sha256"]
+    if "files" in state:
+        return {part: (name, sums[part]) for part, name in state["files"].items()}
+    return {part: (part + suffix, sums[part + suffix]) for part, suffix in _SUFFIX.items()}
 
 
 def _read_part(uri: str, part: str, state: dict[str, Any]) -> bytes:
-    return _read_verified(uri, _file_of(part, state), state)
-
-
-def _read_verified(uri: str, name: str, state: dict[str, Any]) -> bytes:
+    name, expected = _parts(state)[part]
     data = storage.read_bytes(storage.join(uri, name))
-    found, expected = hashlib.sha256(data).hexdigest(), state["sha256"][name]
+    found = sha256_of(data)
     if found != expected:
         raise InputError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
     return data

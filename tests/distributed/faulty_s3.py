@@ -74,7 +74,7 @@ def training_s(checkpoint: str) -> float:
 
 def digests(checkpoint: str) -> dict[str, str]:
     state = json.loads(storage.read_bytes(storage.join(checkpoint, "state.json")))
-    tensors = {file: value for file, value in state["sha256"].items() if file.endswith("safetensors")}
+    tensors = {part: value for part, value in state["sha256"].items() if part != "history"}
     return {"dataset": state["dataset_digest"], **tensors}
 
 

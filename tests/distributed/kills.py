@@ -85,7 +85,7 @@ class Cluster:
 
     def sums(self, name: str) -> dict[str, str]:
         state = json.loads((Path(list_checkpoints(str(self.run_folder(name)))[-1]) / "state.json").read_text())
-        return {file: value for file, value in state["sha256"].items() if file.endswith("safetensors")}
+        return {part: value for part, value in state["sha256"].items() if part != "history"}
 
     def stands(self, target: str) -> list[int]:
         """The processes that are there to be killed."""

@@ -342,7 +342,7 @@ def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, st
     assert read_checkpoint(saved[-1]).step == 24  # whose files are those that state.json names
     states = {uri[-8:]: json.loads(storage.read_bytes(f"{uri}/state.json")) for uri in saved}
     return {
-        f"{step} {n}": sha for step, state in states.items() for n, sha in state["sha256"].items() if "tensors" in n
+        f"{step} {n}": sha for step, state in states.items() for n, sha in state["sha256"].items() if n != "history"
     }
 
 

@@ -152,10 +152,10 @@ def test_two_that_write_one_step_at_a_time_leave_one_sound_checkpoint(tmp_path: 
 def test_one_of_the_format_before_is_read(tmp_path: Path) -> None:
     uri = Path(write_checkpoint(str(tmp_path), checkpoint(3)))
     wanted, state = read_checkpoint(str(uri)), json.loads((uri / "state.json").read_text())
-    plain = {name: re.sub(r"-[0-9a-f]{12}", "", name) for name in state.pop("files").values()}
-    for name, before in plain.items():
-        (uri / name).rename(uri / before)
-    state |= {"format_version": 2, "sha256": {plain[name]: each for name, each in state["sha256"].items()}}
+    plain = {part: re.sub(r"-[0-9a-f]{12}", "", name) for part, name in state["files"].items()}
+    for part, name in state.pop("files").items():
+        (uri / name).rename(uri / plain[part])
+    state |= {"format_version": 2, "sha256": {plain[part]: each for part, each in state["sha256"].items()}}
     (uri / "state.json").write_text(json.dumps(state))
     found = read_checkpoint(str(uri))
     assert found.history == wanted.history

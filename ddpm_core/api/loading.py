@@ -45,10 +45,11 @@ def find_weights(uri: str) -> Weights | None:
 
 
 def read_registered(folder_uri: str) -> Weights:
-    """The weights of a registered version, whose config says what they were trained on."""
+    """The weights of a registered version, whose config says what they were trained on, where that is known."""
     file = storage.read_bytes(storage.join(folder_uri, REGISTERED_WEIGHTS))
     config = json.loads(storage.read_bytes(storage.join(folder_uri, REGISTERED_CONFIG)))
-    training = config.pop("training")
+    unknown = {"checkpoint_uri": folder_uri, "step": 0, "dataset_digest": "", "dataset_uri": ""}
+    training = unknown | config.pop("training", {})
     return Weights(
         uri=training["checkpoint_uri"],
         step=training["step"],

@@ -77,7 +77,7 @@ class Validator:
                 rows.append(ray.get(running))
             except ray.exceptions.RayError as error:  # training goes on without this figure
                 reason = str(error).strip().splitlines()[-1]
-                logger.warning("a checkpoint of %s could not be judged: %s", self._run_uri, reason)
+                logger.warning("a checkpoint of %s could not be validated: %s", self._run_uri, reason)
             self._start()
         return rows
 

@@ -6,7 +6,7 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.api.model import Model
-from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights, sha256_of
+from ddpm_core.artifacts.checkpoint import Weights, find_checkpoint, read_weights, sha256_of
 from ddpm_core.errors import InputError
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
 
@@ -34,10 +34,8 @@ def load(uri: str, device: torch.device | str = "cpu") -> Model:
 def find_weights(uri: str) -> Weights | None:
     """The averaged weights that lie at a URI, as `load` takes it; None if there are none."""
     uri = storage.absolute(uri)
-    if storage.exists(storage.join(uri, "state.json")):
-        return read_weights(uri)
-    if found := list_checkpoints(uri):
-        return read_weights(found[-1])
+    if checkpoint := find_checkpoint(uri):
+        return read_weights(checkpoint)
     for folder in (uri, storage.join(uri, "artifacts")):
         if storage.exists(storage.join(folder, REGISTERED_WEIGHTS)):
             return read_registered(folder)

@@ -36,16 +36,17 @@ Tensors = dict[str, Tensor]
 HistoryRow = dict[str, int | float]
 """One logged point: step, images_seen, loss, grad_norm, images_per_s."""
 _FACTS = {
-    "format_version",
-    "step",
-    "images_seen",
-    "seed",
-    "dataset_digest",
-    "dataset_uri",
-    "config",
-    "versions",
-    "sha256",
+    "format_version": int,
+    "step": int,
+    "images_seen": int,
+    "seed": int,
+    "dataset_digest": str,
+    "dataset_uri": str,
+    "config": dict,
+    "versions": dict,
+    "sha256": dict,
 }
+"""What a state.json says at least, whichever code wrote it."""
 HISTORY = pa.schema(
     [
         ("step", pa.int64()),
@@ -229,6 +230,12 @@ def list_checkpoints(run_uri: str) -> list[str]:
     return sorted(match.group(1) for match in found if match)
 
 
+def find_checkpoint(uri: str) -> str | None:
+    """The URI of the checkpoint that lies at a URI, or of the newest one of the run that lies there; None if none does."""
+    complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
+    return complete[-1] if complete else None
+
+
 def newest_checkpoint(run_uri: str) -> Checkpoint | None:
     """The newest checkpoint whose files are all sound; a damaged one is named in a warning and the one before taken."""
     for uri in reversed(list_checkpoints(run_uri)):
@@ -261,9 +268,9 @@ def _read_state(uri: str) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "state.json")))
     except FileNotFoundError:
         raise MissingError(f"no checkpoint at {uri}; expected a folder with state.json") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # bytes that are no text are one too
         raise InputError(f"{uri}/state.json is not JSON ({error})") from None
-    missing = _FACTS - state.keys() if isinstance(state, dict) else _FACTS
+    missing = {fact for fact in _FACTS if not isinstance(state, dict) or not isinstance(state.get(fact), _FACTS[fact])}
     if missing:
         raise InputError(
             f"{uri}/state.json does not say {', '.join(sorted(missing))}; it is damaged, or of something else"

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.artifacts.checkpoint import find_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.scheduling.jobs import local_arguments, local_environment, project_root
 from pipelines.tracking import open_tracking, resolve_model
@@ -76,20 +76,19 @@ def recipe_of(command: Sequence[str]) -> str:
 def model_resolver(store: str, recipe: str) -> Callable[[str], str]:
     """A function that gives a model the name that it keeps: models:/NAME/VERSION, or its checkpoint's URI.
 
-    Its errors: ValueError if there is no such model, TrackingError if MLflow fails.
+    Its errors: InputError if there is no such model, TrackingError if MLflow fails.
     """
 
     def resolve(model: str) -> str:
         if model.startswith("models:/"):
             found = resolve_model(open_tracking(store, f"ddpm-{recipe}"), model)
             return f"models:/{found.name}/{found.version}"
-        uri = storage.absolute(model)
-        complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
-        if not complete:
+        checkpoint = find_checkpoint(storage.absolute(model))
+        if checkpoint is None:
             raise InputError(
                 f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run"
             )
-        return complete[-1]
+        return checkpoint
 
     return resolve
 

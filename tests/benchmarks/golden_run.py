@@ -5,7 +5,7 @@
 
 A pipeline, a run of other settings, each sampler and a sweep, on the digits, in a new store. Of every file that a command
 leaves there, what counts: a tensor's bytes, a picture's, a tar's, a report's figures; never its name, nor
-times. Exit code 1 and the differing lines if it is not what stands in the other file. Two minutes of two cores.
+times. Exit code 1 and the differing lines if it is not what stands in the other file. Four minutes of two cores.
 """
 
 import argparse

@@ -4,9 +4,7 @@ import json
 import logging
 import re
 import resource
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,28 +123,28 @@ def test_a_damaged_one_is_written_anew(tmp_path: Path) -> None:
         assert len(list(Path(uri).iterdir())) == 5
 
 
-def test_two_that_write_one_step_at_a_time_leave_one_sound_checkpoint(tmp_path: Path) -> None:
-    """Each to the end of its files before either commits, and again with what a killed one left behind."""
+def test_two_that_write_one_step_at_a_time_leave_one_sound_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have written all their files when the first one commits; and a killed one had left some behind."""
+    first, second = (replace(checkpoint(3), ema={"a": torch.full((9,), float(number))}) for number in (1, 2))
     (tmp_path / "checkpoints/step-00000003").mkdir(parents=True)
     (tmp_path / "checkpoints/step-00000003/model-killed.safetensors").write_bytes(b"half")
-    together = threading.Barrier(2)
+    create, waiting = storage.create_bytes, []
 
-    class Meeting(type(storage)):  # type: ignore[misc]
-        def create_bytes(self, uri: str, data: bytes) -> bool:
-            together.wait()
-            return storage.create_bytes(uri, data)
+    def commit(uri: str, data: bytes) -> bool:
+        waiting.append(data)
+        if len(waiting) == 1:
+            write_checkpoint(str(tmp_path), second)
+            return True
+        assert create(uri, waiting[0])
+        return create(uri, data)
 
-    meeting = Meeting("storage")
-    meeting.__dict__.update({name: value for name, value in vars(storage).items() if name != "create_bytes"})
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setattr("ddpm_core.artifacts.checkpoint.storage", meeting)
-        uris = list(
-            pool.map(lambda seen: write_checkpoint(str(tmp_path), replace(checkpoint(3), images_seen=seen)), (1, 2))
-        )
-    assert uris[0] == uris[1]
-    assert is_sound(uris[0])
-    assert read_checkpoint(uris[0]).images_seen in (1, 2)
-    assert len(list(Path(uris[0]).iterdir())) == 5
+    monkeypatch.setattr(storage, "create_bytes", commit)
+    uri = write_checkpoint(str(tmp_path), first)
+    assert is_sound(uri)
+    assert torch.equal(read_checkpoint(uri).ema["a"], first.ema["a"])
+    assert len(list(Path(uri).iterdir())) == 5
 
 
 def test_one_of_the_format_before_is_read(tmp_path: Path) -> None:
@@ -163,12 +161,23 @@ def test_one_of_the_format_before_is_read(tmp_path: Path) -> None:
     assert read_weights(str(uri)).sha256 == state["sha256"]["ema.safetensors"]
 
 
-@pytest.mark.parametrize("state", ["{}", "[]", "7", '{"format_version": 2, "step": 3}'])
-def test_a_malformed_state_is_one_line(state: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [b"{}", b"[]", b"7", b'{"format_version": 2, "step": 3}', b"{", b"\xff\xfe\x00"])
+def test_a_malformed_state_is_one_line_and_the_one_before_is_taken(state: bytes, tmp_path: Path) -> None:
+    write_checkpoint(str(tmp_path), checkpoint(2))
     uri = write_checkpoint(str(tmp_path), checkpoint(3))
-    Path(uri, "state.json").write_text(state)
-    with pytest.raises(ValueError, match=r"state.json does not say [^\n]*; it is damaged, or of something else$"):
+    Path(uri, "state.json").write_bytes(state)
+    with pytest.raises(ValueError, match=r"state.json (does not say [^\n]*; it is damaged|is not JSON)[^\n]*$"):
         read_checkpoint(uri)
+    newest = newest_checkpoint(str(tmp_path))
+    assert newest is not None
+    assert newest.step == 2
+
+
+def test_a_state_of_wrong_types_is_damaged(tmp_path: Path) -> None:
+    path = Path(write_checkpoint(str(tmp_path), checkpoint(3)), "state.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": "3"}))
+    with pytest.raises(ValueError, match=r"state.json does not say format_version; it is damaged"):
+        read_checkpoint(str(path.parent))
 
 
 def test_the_newest_few_stay(tmp_path: Path) -> None:

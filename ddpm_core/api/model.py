@@ -12,15 +12,16 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.data.pixels import to_uint8, to_unit
 from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName, check_sampler
+from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.model.unet import UNet
 from ddpm_core.model.weights import load_network
+from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import frames_of, generate, seeded_noise
-from ddpm_core.sampling.labels import check_labels, labelled, labels_of_seeds
+from ddpm_core.sampling.labels import labelled, labels_of_seeds
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
 Images = NDArray[np.uint8]
@@ -123,7 +124,7 @@ class Model:
             sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
         request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
-        images = self.generate(torch.tensor(list(seeds), dtype=torch.int64), request)
+        images = self.generate(_keys(seeds), request)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
     def progressive(
@@ -156,7 +157,7 @@ class Model:
         Returns:
             uint8 [n, shares, height, width, channels].
         """
-        x_0, x_0_other = (_unit(some).to(self.device) for some in (images, others))
+        x_0, x_0_other = (to_unit(self._tensor(some)) for some in (images, others))
         keys, p = self._edited([seed] * len(x_0))
         noise = seeded_noise(keys, self.config.image_shape)
         eps, sampler = noise(p.schedule.num_timesteps), SamplerConfig()
@@ -173,8 +174,12 @@ class Model:
             seeds: one an image.
             resamplings: how often each step is done.
         """
-        x_0 = _unit(images).to(self.device)
+        x_0 = to_unit(self._tensor(images))
+        if known.ndim != 4:
+            raise InputError(f"known has shape {known.shape}; expected four dimensions, as [1, height, width, 1]")
         keys, p = self._edited(seeds)
+        if len(keys) != len(x_0):
+            raise InputError(f"there are {len(keys)} seeds for {len(x_0)} images; expected one an image")
         noise, T, draws = seeded_noise(keys, self.config.image_shape), p.schedule.num_timesteps, 3 * resamplings
 
         def drawn(t: int, number: int) -> Tensor:
@@ -192,17 +197,28 @@ class Model:
             labels: of a model with classes; none: without one.
             num_steps: network passes an image: of an unbiased choice of steps; None for all T.
         """
-        pixels, given = torch.from_numpy(images).permute(0, 3, 1, 2), labels or [-1] * len(images)
+        pixels, given = self._tensor(images), labels or [-1] * len(images)
+        if len(given) != len(pixels):
+            raise InputError(f"there are {len(given)} labels for {len(pixels)} images; expected one an image")
         found = []
         for first in range(0, len(pixels), GROUP):
-            some = pixels[first : first + GROUP].to(self.device)
+            some = pixels[first : first + GROUP]
             p = self.reverse_process(torch.tensor(given[first : first + GROUP], device=self.device))
             found.append(bits_per_image(p, some, first, num_steps).cpu())
         return torch.cat(found).double().numpy()
 
+    def _tensor(self, images: Images) -> UInt8[Tensor, "n c h w"]:
+        """Images as the network sees them, on its device."""
+        channels, height, width = self.config.image_shape
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels):
+            raise InputError(
+                f"the images are {images.dtype} {list(images.shape)}; expected uint8 [n, {height}, {width}, {channels}]"
+            )
+        return torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+
     def _edited(self, seeds: Sequence[int]) -> tuple[Int[Tensor, " n"], ReverseProcess]:
         """The noise's keys, and p_theta without classes."""
-        keys = torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
+        keys = _keys(seeds).to(self.device)
         p = self.reverse_process(torch.full_like(keys, -1))
         return keys, replace(p, schedule=p.schedule.to(self.device))
 
@@ -216,21 +232,14 @@ class Model:
         check_request(self.config, request, label_dropout=dropout)
 
 
-def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: float | None) -> None:
-    """Refuse a request that such a model cannot fulfil.
-
-    Args:
-        label_dropout: of its training, where that is known.
-
-    Raises:
-        InputError: in one line.
-    """
-    check_labels(request, config.num_classes, label_dropout=label_dropout)
-    check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)
-
-
-def _unit(images: Images) -> Tensor:
-    return to_unit(torch.from_numpy(images).permute(0, 3, 1, 2))
+def _keys(seeds: Sequence[int]) -> Int[Tensor, " n"]:
+    listed = list(seeds)
+    for seed in listed:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"a seed is {seed}; expected 0 to {2**63 - 1}")
+    if not listed:
+        raise InputError("there is no seed; expected one an image")
+    return torch.tensor(listed, dtype=torch.int64)
 
 
 def _pixels(x_0: Float[Tensor, "... c h w"]) -> NDArray[np.uint8]:

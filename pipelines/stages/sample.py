@@ -8,7 +8,6 @@ import ray
 import torch
 
 from ddpm_core import storage
-from ddpm_core.api.model import check_request
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.sample_set import (
     SampleSet,
@@ -21,6 +20,7 @@ from ddpm_core.artifacts.sample_set import (
 from ddpm_core.data.images import decode_pngs, encode_png
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import model_json, read_model_config
+from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.labels import labels_in_turn
 from ddpm_core.serialization import to_json
 from ddpm_core.types import Tensor

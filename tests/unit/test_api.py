@@ -1,6 +1,7 @@
 """The model object: loaded from wherever it lies, sampled, measured, edited."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,24 @@ def test_an_image_does_not_depend_on_those_beside_it() -> None:
 def test_what_it_cannot_do_is_refused(asked: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         MODEL.sample([0], **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: MODEL.sample([-1]), r"a seed is -1; expected 0 to"),
+        (lambda: MODEL.sample([2**63]), r"a seed is 9223372036854775808; expected 0 to"),
+        (lambda: MODEL.sample([]), r"no seed"),
+        (lambda: MODEL.bits_per_dim(IMAGES[:, :4]), r"uint8 \[5, 4, 8, 1\]; expected"),
+        (lambda: MODEL.bits_per_dim(IMAGES, labels=[1]), r"1 labels for 5 images"),
+        (lambda: MODEL.interpolate(IMAGES[0], IMAGES[1], [0.5], 0), r"uint8 \[8, 8, 1\]; expected"),
+        (lambda: MODEL.inpaint(IMAGES[:1], np.ones((8, 8), dtype=bool), [1]), r"known has shape \(8, 8\)"),
+        (lambda: MODEL.inpaint(IMAGES[:2], np.ones((1, 8, 8, 1), dtype=bool), [1]), r"1 seeds for 2 images"),
+    ],
+)
+def test_a_strangers_input_is_refused_in_a_line(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()
 
 
 def test_bits_per_dim_are_those_that_are_merged_for_a_report() -> None:

@@ -20,7 +20,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 install: .venv/.installed  ## what the commands need, in .venv
 
-demo: .venv/.installed  ## the whole line on real images, on this machine
+demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits
 
 # Those that need no Ray run side by side; the others share one Ray.

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor, UInt8
 
 _GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
@@ -17,7 +18,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVI
 """Those that Pillow decodes by itself; others start programs (EPS) or are seldom pictures."""
 
 
-class BadImage(ValueError):
+class BadImage(InputError):
     """An image that cannot be used; the message is the reason, for the quarantine list."""
 
 

@@ -45,7 +45,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def refused(doing: str) -> Iterator[None]:
-    """Turn MLflow's errors into errors of one line: a ValueError for an invalid value, else a TrackingError."""
+    """Turn MLflow's errors into errors of one line: an InputError for an invalid value, else a TrackingError."""
     try:
         yield
     except Exception as error:

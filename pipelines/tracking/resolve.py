@@ -1,7 +1,6 @@
 """The weights and the dataset that a name or a URI means."""
 
-from ddpm_core.api import loading as api
-from ddpm_core.api.loading import read_registered
+from ddpm_core.api import loading
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
 from ddpm_core.errors import InputError
@@ -19,8 +18,8 @@ def find_weights(model: str, tracker: Tracker) -> Weights:
         InputError: if there is none, in one line.
     """
     if model.startswith("models:/"):
-        return read_registered(str(resolve_model(tracker, model).weights.parent))
-    weights = api.find_weights(model)
+        return loading.read_registered(str(resolve_model(tracker, model).weights.parent))
+    weights = loading.find_weights(model)
     if weights is None:
         raise InputError(
             f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"

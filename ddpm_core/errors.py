@@ -4,6 +4,9 @@
 class UserError(Exception):
     """What is said is meant for a person; no traceback is needed to understand it."""
 
+    exit_code = 2
+    """Of a command that ends with it."""
+
 
 class InputError(UserError, ValueError):
     """Something that was given cannot be used: what, the value, what was expected."""
@@ -19,3 +22,9 @@ class DivergedError(UserError, FloatingPointError):
 
 class TooLargeError(UserError, MemoryError):
     """What was asked for does not fit into memory."""
+
+
+class HeldError(UserError):
+    """Another job writes what this one would write."""
+
+    exit_code = 1

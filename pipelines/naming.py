@@ -47,3 +47,8 @@ def code_version() -> str:
 def run_folder(store: str, name: str) -> str:
     """Where a run's checkpoints and previews lie."""
     return storage.join(store, "runs", name)
+
+
+def sweep_folder(store: str, name: str) -> str:
+    """Where a sweep's records and ranking lie."""
+    return storage.join(store, "sweeps", name)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.run_record import hold
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
-from pipelines.naming import code_version, digest, run_folder
-from pipelines.progress import Progress
+from pipelines.naming import code_version, digest, run_folder, sweep_folder
+from pipelines.progress import Progress, say
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
@@ -145,7 +146,10 @@ class Pipeline:
         from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other command needs it
 
         key = digest(["sweep", self.recipe.store, name])
-        with self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run:
+        with (
+            self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run,
+            hold(sweep_folder(self.recipe.store, name), say=say),
+        ):
             self._log_dataset(run, index)
             swept = run_sweep(self.recipe, config, index, name, self.tracker, run)
             run.log_text(storage.read_bytes(swept.uri).decode(), "sweep.json")

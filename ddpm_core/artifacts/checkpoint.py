@@ -1,4 +1,4 @@
-"""The Checkpoint artifact: weights, EMA, optimizer and history in a folder, visible once state.json stands.
+"""The Checkpoint artifact: weights, EMA, optimizer and history in a folder, whole once state.json stands.
 
     <run>/checkpoints/step-00001000/model-W.safetensors ema-W.safetensors optimizer-W.safetensors history-W.parquet state.json
 
@@ -9,8 +9,6 @@ yet, and names the files that it stands for, each with its sha256: no state.json
 import hashlib
 import io
 import json
-import logging
-import re
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,6 @@ from ddpm_core.types import Tensor
 
 FORMAT_VERSION = 3
 _SUFFIX = {"model": ".safetensors", "ema": ".safetensors", "optimizer": ".safetensors", "history": ".parquet"}
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 HistoryRow = dict[str, int | float]
@@ -113,17 +110,28 @@ def checkpoint_uri(run_uri: str, step: int) -> str:
     return storage.join(run_uri, "checkpoints", f"step-{step:08d}")
 
 
+def step_of(uri: str) -> int:
+    """The step of a checkpoint's URI."""
+    return int(uri.rsplit("-", 1)[1])
+
+
 def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint and make it visible in one step.
+    """Write a checkpoint, whole in one step.
 
     Returns:
         its URI. A checkpoint of that step that already stands is left as it is if it is sound, and replaced if it is damaged.
     """
     uri = checkpoint_uri(run_uri, checkpoint.step)
-    if storage.exists(storage.join(uri, "state.json")):
-        if is_sound(uri):
-            return uri
-        storage.delete(storage.join(uri, "state.json"))
+    state = storage.join(uri, "state.json")
+    while not (storage.exists(state) and is_sound(uri)):
+        storage.delete(state)
+        if _create(uri, checkpoint):
+            break
+    return uri
+
+
+def _create(uri: str, checkpoint: Checkpoint) -> bool:
+    """Write the files, then state.json; False if another writer's stood there first."""
     writer = uuid.uuid4().hex[:12]
     save: dict[str, Callable[[Path], None]] = {
         "model": partial(_save_tensors, checkpoint.model),
@@ -138,17 +146,22 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
     state["format_version"] = FORMAT_VERSION
     state["files"] = files
     state["sha256"] = dict(zip(files, sums, strict=True))
-    storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
-    _clear(uri)
-    return uri
+    return storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
 
 
-def _clear(uri: str) -> None:
+def clear_checkpoint(uri: str) -> None:
     """Delete what a checkpoint's folder holds besides the checkpoint: of a save that was killed, or that came second."""
-    state = _read_state(uri)
+    kept = {"state.json", *(name for name, _ in _parts(_read_state(uri)).values())}
     for file, _ in storage.list_files(uri):
-        if file.rpartition("/")[2] not in {"state.json", *(name for name, _ in _parts(state).values())}:
+        if file.rpartition("/")[2] not in kept:
             storage.delete(file)
+
+
+def delete_checkpoint(uri: str) -> None:
+    """state.json goes first: what is half deleted is no checkpoint."""
+    storage.delete(storage.join(uri, "state.json"))
+    for file, _ in storage.list_files(uri):
+        storage.delete(file)
 
 
 def _write_file(uri: str, save: Callable[[Path], None]) -> str:
@@ -221,46 +234,6 @@ def read_history(uri: str) -> list[HistoryRow]:
 def _history_of(uri: str, state: dict[str, Any]) -> list[HistoryRow]:
     rows: list[HistoryRow] = pq.read_table(io.BytesIO(_read_part(uri, "history", state))).to_pylist()
     return rows
-
-
-def list_checkpoints(run_uri: str) -> list[str]:
-    """URIs of a run's complete checkpoints, oldest first."""
-    pattern = re.compile(r"^(.*/step-\d{8})/state\.json$")
-    found = (pattern.match(uri) for uri, _ in storage.list_files(storage.join(run_uri, "checkpoints")))
-    return sorted(match.group(1) for match in found if match)
-
-
-def find_checkpoint(uri: str) -> str | None:
-    """The URI of the checkpoint that lies at a URI, or of the newest one of the run that lies there; None if none does."""
-    complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
-    return complete[-1] if complete else None
-
-
-def newest_checkpoint(run_uri: str) -> Checkpoint | None:
-    """The newest checkpoint whose files are all sound; a damaged one is named in a warning and the one before taken."""
-    for uri in reversed(list_checkpoints(run_uri)):
-        try:
-            return read_checkpoint(uri)
-        except NewerFormatError:
-            raise
-        except (InputError, MissingError) as error:
-            logger.warning("skipping a damaged checkpoint: %s", error)
-    return None
-
-
-def step_of(uri: str) -> int:
-    """The step of a checkpoint's URI."""
-    return int(uri.rsplit("-", 1)[1])
-
-
-def delete_old_checkpoints(run_uri: str, keep_last: int, keep: Callable[[int], bool] = lambda step: False) -> None:
-    """Delete all but the newest few, and those whose step is to be kept; state.json goes first, so that none is ever
-    half there."""
-    for uri in list_checkpoints(run_uri)[:-keep_last]:
-        if not keep(step_of(uri)):
-            storage.delete(storage.join(uri, "state.json"))
-            for file, _ in storage.list_files(uri):
-                storage.delete(file)
 
 
 def _read_state(uri: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Weights, list_checkpoints, read_weights
+from ddpm_core.artifacts.checkpoint import Weights, read_weights
+from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError, UserError
 from ddpm_core.interop.diffusers import write_diffusers
 
@@ -45,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _find_weights(model: str) -> Weights:
-    uri = storage.absolute(model)
-    complete = [uri] if storage.exists(storage.join(uri, "state.json")) else list_checkpoints(uri)
-    if not complete:
+    checkpoint = find_checkpoint(storage.absolute(model))
+    if checkpoint is None:
         raise InputError(f"no checkpoint at {model}; expected the URI of a checkpoint or a run")
-    return read_weights(complete[-1])
+    return read_weights(checkpoint)
 
 
 if __name__ == "__main__":

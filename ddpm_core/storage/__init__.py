@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ddpm_core.errors import MissingError
-from ddpm_core.storage import local, s3, s3_file
+from ddpm_core.storage import local, s3, s3_file, s3_upload
 from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "check_store",
     "create_bytes",
     "delete",
+    "delete_unfinished",
     "download",
     "exists",
     "fingerprint",
@@ -112,13 +113,13 @@ def writing(uri: str) -> Iterator[Path]:
         path = Path(folder) / "file"
         with local.errors(path):
             yield path
-        s3.upload(path, uri)
+        s3_upload.upload(path, uri)
 
 
 def upload(path: Path | str, uri: str) -> None:
     """Copy a local file to a URI; large files go up in parts. It appears whole or not at all."""
     if is_s3(uri):
-        s3.upload(Path(path), uri)
+        s3_upload.upload(Path(path), uri)
     else:
         local.copy(Path(path), local_path(uri))
 
@@ -143,6 +144,14 @@ def delete(uri: str) -> None:
         s3.delete(uri)
     else:
         local.delete(local_path(uri))
+
+
+def delete_unfinished(uri: str) -> None:
+    """Delete what writers that were killed left below a folder, of files that never appeared. None may be at work there."""
+    if is_s3(uri):
+        s3_upload.delete_unfinished(uri)
+    else:
+        local.delete_unfinished(local_path(uri))
 
 
 def check_store(uri: str) -> None:

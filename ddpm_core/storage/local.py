@@ -160,6 +160,12 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def delete_unfinished(folder: Path) -> None:
+    with errors(folder):
+        for path in folder.rglob(f"{TEMPORARY}*") if folder.is_dir() else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def check_store(path: Path) -> None:
     """See ddpm_core.storage.check_store."""
     if path.exists() and not path.is_dir():

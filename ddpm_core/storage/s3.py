@@ -3,19 +3,17 @@
 A conditional put makes the commit: it holds under a race on AWS and on Ceph, where completing a multipart upload does
 not; so whatever is created or swapped under a condition goes up in one put.
 
-Every request goes through `persistently`, which tries again. So one may be carried out twice, or be carried out and its
+Every request goes through `with_retries`, which tries again. So one may be carried out twice, or be carried out and its
 answer lost: an object made under a condition or in parts names its writers, which tells one's own first try from
 another's.
 """
 
 import base64
 import hashlib
-import os
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedIOBase, BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto_errors
@@ -27,17 +25,17 @@ from ddpm_core.storage.uri import StorageError, split_s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 else:
     S3Client = object
 
 _LOST_RACE = {"412", "PreconditionFailed"}
 _PAST_THE_END = {"416", "InvalidRange"}
-_SOON_S = 5.0
+SOON_S = 5.0
 """How long a store is tried that is only being checked, or where an upload has failed already."""
-_PART_BYTES = 32 << 20
-_NUM_THREADS = 4
-_WRITERS = "writers"
+PART_BYTES = 32 << 20
+NUM_THREADS = 4
+WRITERS = "writers"
 """Name of the metadata that hold the last writers' random names, newest first."""
 _NUM_WRITERS = 32
 
@@ -50,19 +48,19 @@ def read_bytes(uri: str) -> bytes:
 
 def download(uri: str, file: BufferedIOBase) -> None:
     """Copy an object into an empty file, in parts of one version, several at a time."""
-    body, size, etag = _read_part(uri, 0, _PART_BYTES)
+    body, size, etag = _read_part(uri, 0, PART_BYTES)
     file.write(body)
     lock = threading.Lock()
 
     def fetch(offset: int) -> None:
-        part = read_range(uri, offset, _PART_BYTES, etag)
+        part = read_range(uri, offset, PART_BYTES, etag)
         with lock:
             file.seek(offset)
             file.write(part)
 
-    if size > _PART_BYTES:
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            list(threads.map(fetch, range(_PART_BYTES, size, _PART_BYTES)))
+    if size > PART_BYTES:
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            list(threads.map(fetch, range(PART_BYTES, size, PART_BYTES)))
 
 
 def read_range(uri: str, offset: int, size: int, etag: str | None = None) -> bytes:
@@ -136,7 +134,7 @@ def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
 
     def get(client: S3Client) -> tuple[bytes, str, str]:
         answer = client.get_object(Bucket=bucket, Key=key)
-        return answer["Body"].read(), answer["ETag"], answer["Metadata"].get(_WRITERS, "")
+        return answer["Body"].read(), answer["ETag"], answer["Metadata"].get(WRITERS, "")
 
     try:
         content, etag, writers = with_retries(uri, "read", get)
@@ -156,91 +154,35 @@ def _put(uri: str, data: bytes, condition: dict[str, Any] | None = None, writers
     """
     bucket, key = split_s3(uri)
     name = uuid.uuid4().hex[:16]
-    metadata = {_WRITERS: " ".join([name, *writers.split()][:_NUM_WRITERS])}
+    metadata = {WRITERS: " ".join([name, *writers.split()][:_NUM_WRITERS])}
 
     def put(client: S3Client) -> bool:
         try:
             client.put_object(
-                Bucket=bucket, Key=key, Body=data, ContentMD5=_md5(data), Metadata=metadata, **condition or {}
+                Bucket=bucket, Key=key, Body=data, ContentMD5=md5(data), Metadata=metadata, **condition or {}
             )
         except boto_errors.ClientError as error:
             if error_code(error) not in _LOST_RACE:
                 raise
-            return _was_written_by(client, bucket, key, name)
+            return was_written_by(client, bucket, key, name)
         return True
 
     return with_retries(uri, "write", put)
 
 
-def _was_written_by(client: S3Client, bucket: str, key: str, name: str) -> bool:
+def was_written_by(client: S3Client, bucket: str, key: str, name: str) -> bool:
     """Whether the version that stands, or one that it replaced, is by this writer."""
     try:
-        return name in client.head_object(Bucket=bucket, Key=key)["Metadata"].get(_WRITERS, "").split()
+        return name in client.head_object(Bucket=bucket, Key=key)["Metadata"].get(WRITERS, "").split()
     except boto_errors.ClientError as error:
         if error_code(error) in ABSENT:
             return False
         raise
 
 
-def _md5(data: bytes) -> str:
+def md5(data: bytes) -> str:
     """For the server to compare with what arrived."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-def upload(path: Path, uri: str) -> None:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= _PART_BYTES:
-            write_bytes(uri, file.read())
-        else:
-            _put_parts(uri, file, size)
-
-
-def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
-    """Put a file in parts, several at a time; on failure the parts are removed again."""
-    bucket, key = split_s3(uri)
-    name = uuid.uuid4().hex[:16]
-    lock = threading.Lock()
-
-    def begin(client: S3Client) -> str:
-        return client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={_WRITERS: name})["UploadId"]
-
-    def put(offset: int) -> "CompletedPartTypeDef":
-        with lock:
-            file.seek(offset)
-            part = file.read(_PART_BYTES)
-        number, digest = offset // _PART_BYTES + 1, _md5(part)
-
-        def put_part(client: S3Client) -> str:
-            return client.upload_part(**where, PartNumber=number, Body=part, ContentMD5=digest)["ETag"]
-
-        return {"PartNumber": number, "ETag": with_retries(uri, "write", put_part)}
-
-    def complete(client: S3Client) -> None:
-        try:
-            client.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
-        except boto_errors.ClientError as error:
-            if error_code(error) != "NoSuchUpload" or not _was_written_by(client, bucket, key, name):
-                raise  # else an earlier try completed it, and its answer was lost
-
-    def abort(client: S3Client) -> None:
-        try:
-            client.abort_multipart_upload(**where)
-        except boto_errors.ClientError as error:
-            if error_code(error) != "NoSuchUpload":
-                raise
-
-    where: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": with_retries(uri, "write", begin)}
-    try:
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            parts = list(threads.map(put, range(0, size, _PART_BYTES)))
-        with_retries(uri, "write", complete)
-    except BaseException as error:
-        try:
-            with_retries(uri, "remove the parts", abort, _SOON_S)
-        except OSError as left:
-            error.add_note(f"parts of the upload were left: {left}")
-        raise
 
 
 def delete(uri: str) -> None:
@@ -253,7 +195,7 @@ def check_store(uri: str) -> None:
     bucket, key = split_s3(uri)
     probe = "/".join(part for part in (key, f"{TEMPORARY}{uuid.uuid4().hex}") if part)
 
-    soon_s = min(_SOON_S, default_deadline_s())
+    soon_s = min(SOON_S, default_deadline_s())
     try:
         with_retries(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
         with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)

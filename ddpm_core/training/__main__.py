@@ -15,6 +15,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,9 @@ import torch.distributed as dist
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import checkpoint_uri
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import read_index
+from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
@@ -34,7 +39,7 @@ from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.identity import run_config
+from ddpm_core.training.identity import check_steps, run_config
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
@@ -91,23 +96,51 @@ def join() -> Worker:
     return Worker(rank=rank, num_workers=count, device=device)
 
 
-def save_on_sigterm(state: TrainState, checkpointer: Checkpointer, worker: Worker, run: Run) -> None:
+@contextmanager
+def held_by_first(run_uri: str, worker: Worker) -> Iterator[Hold | None]:
+    """The first worker holds the run for all of them; the others go on once it does."""
+    if not worker.is_first:
+        dist.barrier()
+        yield None
+        return
+    with hold_run(run_uri, say=say) as hold:
+        if dist.is_initialized():
+            dist.barrier()
+        yield hold
+
+
+def save_on_sigterm(state: TrainState, checkpointer: Checkpointer, worker: Worker, run: Run, hold: Hold | None) -> None:
     """On SIGTERM the first worker saves the last completed step; the others wait for it, since it needs no one of them."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda signum, frame: told.set())
 
+    def save() -> None:
+        if hold is None:
+            _wait_for(run, state.step)
+            return
+        began = time.perf_counter()
+        try:
+            if (step := checkpointer.save_emergency()) is not None:
+                say(f"SIGTERM: step {step} was saved in {time.perf_counter() - began:.1f} s")
+        finally:
+            hold.release()
+
     def leave() -> None:
         told.wait()
-        if worker.is_first:
-            began = time.perf_counter()
-            if (step := checkpointer.save_emergency()) is not None:
-                took = time.perf_counter() - began
-                print(f"SIGTERM: step {step} was saved in {took:.1f} s", file=sys.stderr, flush=True)
-        else:
-            _wait_for(run, state.step)
+        try:
+            save()
+        except UserError as error:
+            say(f"SIGTERM: the last step could not be saved: {error}")
+        except Exception:
+            traceback.print_exc()
         os._exit(_TERMINATED)
 
     threading.Thread(target=leave, name="leave", daemon=True).start()
+
+
+def say(line: str) -> None:
+    """For a person."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _wait_for(run: Run, step: int) -> None:
@@ -115,6 +148,17 @@ def _wait_for(run: Run, step: int) -> None:
     near = [storage.join(checkpoint_uri(run.uri, step + i), "state.json") for i in (-1, 0, 1)]
     while time.monotonic() < deadline and not any(storage.exists(uri) for uri in near):
         time.sleep(0.2)
+
+
+def _checkpointer(
+    spec: WorkerSpec, store: CheckpointStore, worker: Worker, hold: Hold | None
+) -> Callable[[TrainState], Checkpointer]:
+    def make(state: TrainState) -> Checkpointer:
+        made = Checkpointer(state, spec.train, spec.run, store, saved=lambda uri: say(f"saved {uri}"), warned=say)
+        save_on_sigterm(state, made, worker, spec.run, hold)
+        return made
+
+    return make
 
 
 def main(argv: list[str]) -> int:
@@ -131,10 +175,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", type=Path)
     args = parser.parse_args(argv)
     worker = join()
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     events = Events(
         logged=lambda row: say(
             f"step {row['step']:,}: loss {row['loss']:.4f}, grad {row['grad_norm']:.2f}, {row['images_per_s']:.0f} images/s"
@@ -146,15 +186,14 @@ def main(argv: list[str]) -> int:
     try:
         spec = read_spec(args.dataset, args.run, json.loads(args.config.read_text()), worker.device)
 
-        def checkpointer(state: TrainState) -> Checkpointer:
-            made = Checkpointer(state, spec.train, spec.run, saved=lambda uri: say(f"saved {uri}"), warned=say)
-            save_on_sigterm(state, made, worker, spec.run)
-            return made
-
-        run_worker(spec, worker, events, platformdirs.user_cache_path("ddpm") / "shards", checkpointer)
+        cache = platformdirs.user_cache_path("ddpm") / "shards"
+        with held_by_first(spec.run.uri, worker) as hold:
+            store = CheckpointStore(spec.run.uri, hold)
+            check_steps(max(store.steps(), default=0), spec.train.steps)
+            run_worker(spec, worker, events, cache, store, _checkpointer(spec, store, worker, hold))
     except UserError as error:
         say(f"error: {' '.join(str(error).split())}")
-        return 2
+        return error.exit_code
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0

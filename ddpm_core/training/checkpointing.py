@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Checkpoint, delete_old_checkpoints, write_checkpoint
+from ddpm_core.artifacts.checkpoint import Checkpoint
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, ema_tensors, network_tensors, optimizer_tensors
 
@@ -29,6 +30,7 @@ class Checkpointer:
     """Writes the checkpoints of one worker's state.
 
     Args:
+        store: of the run, held by the job that this worker belongs to.
         saved: told the URI of each checkpoint that now stands, in whichever thread wrote it.
         warned: told of a save that failed, when training goes on nevertheless.
         best: the step of the checkpoint that was judged best so far, which stays; None if none was.
@@ -39,12 +41,13 @@ class Checkpointer:
         state: TrainState,
         config: TrainConfig,
         run: Run,
+        store: CheckpointStore,
         *,
         saved: Callable[[str], None],
         warned: Callable[[str], None],
         best: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._state, self._config, self._run = state, config, run
+        self._state, self._config, self._run, self._store = state, config, run, store
         self._saved, self._warned, self._best = saved, warned, best
         self._pool = ThreadPoolExecutor(1, "checkpointer")
         self._writing: Future[None] | None = None
@@ -55,6 +58,7 @@ class Checkpointer:
 
         Raises:
             StorageError: if the save before failed, and the store is a local disk, or an S3 server that failed thrice.
+            HeldError: if another job holds the run by now.
         """
         self.finish()
         self._writing = self._pool.submit(self._write, self._checkpoint(copy=True))
@@ -108,11 +112,9 @@ class Checkpointer:
         )
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        uri = write_checkpoint(self._run.uri, checkpoint)
-        self._saved(uri)
+        self._saved(self._store.commit(checkpoint))
         every, best = self._config.keep_every, self._best()
-        delete_old_checkpoints(
-            self._run.uri,
+        self._store.prune(
             self._config.keep_checkpoints,
             keep=lambda step: step == best or (every > 0 and step % every == 0),
         )

@@ -65,6 +65,19 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
             )
 
 
+def check_steps(done: int, steps: int) -> None:
+    """Refuse to train to a step that a run has passed.
+
+    Raises:
+        InputError: with both.
+    """
+    if done > steps:
+        raise InputError(
+            f"the run has {done:,} steps already, train.steps is {steps:,}; expected {done:,} or more, or another --name for "
+            "a shorter run"
+        )
+
+
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in plain.items():

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_core.artifacts.checkpoint import Tensors, newest_checkpoint
+from ddpm_core.artifacts.checkpoint import Tensors
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.loader import TrainingStream
 from ddpm_core.data.reader import ImageReader
@@ -31,7 +32,7 @@ class WorkerSpec:
     """Weights to begin with, instead of the seed's."""
 
 
-def initial_state(spec: WorkerSpec, worker: Worker) -> TrainState:
+def initial_state(spec: WorkerSpec, worker: Worker, store: CheckpointStore) -> TrainState:
     """The state that the run has come to: its newest checkpoint, or that before the first step."""
     config = spec.train
     network = read_model_config(spec.run.config).build_network()
@@ -42,7 +43,7 @@ def initial_state(spec: WorkerSpec, worker: Worker) -> TrainState:
         recompute_activations(network)
     loss_aware = build_objective(spec.run.config).schedule.num_timesteps if config.timesteps == "loss_aware" else None
     state = new_state(network.to(worker.device), config.learning_rate, loss_aware=loss_aware)
-    checkpoint = newest_checkpoint(spec.run.uri)
+    checkpoint = store.newest()
     if checkpoint is not None:
         restore(state, checkpoint, spec.run)
     return state
@@ -54,15 +55,17 @@ def run_worker(
     worker: Worker,
     events: Events,
     cache: Path,
+    store: CheckpointStore,
     make_checkpointer: Callable[[TrainState], Checkpointer],
 ) -> TrainState:
     """Train from wherever the run is to its last step, as one of its workers; returns the state at the end.
 
     Args:
         cache: where copies of shards from S3 are kept on this machine.
-        make_saver: of the state's checkpoints.
+        store: the run's checkpoints.
+        make_checkpointer: of the state's checkpoints.
     """
-    state = initial_state(spec, worker)
+    state = initial_state(spec, worker, store)
     stream = TrainingStream(
         ImageReader(spec.index, "train", cache),
         stream_config(spec.train),

@@ -121,7 +121,7 @@ def _take(argv: list[str], flag: str) -> bool:
 
 def _mistake(error: Exception) -> int:
     print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, UserError) else 2
 
 
 def typed(script: str, *args: str, store: str) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import find_checkpoint
+from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.scheduling.jobs import local_arguments, local_environment, project_root
 from pipelines.tracking import open_tracking, resolve_model

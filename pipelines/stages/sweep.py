@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.features import NAME, extract
@@ -27,11 +29,11 @@ from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.worker import run_worker
+from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.placement import Ask, Waiting, for_trials
 from pipelines.cluster.session import shard_cache
 from pipelines.measuring import real_stats
-from pipelines.naming import run_folder
+from pipelines.naming import run_folder, sweep_folder
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.stages.train import preview_images, run_name, worker_spec
@@ -54,7 +56,7 @@ def run_sweep(
     recipe: Recipe, config: SweepStage, index: DatasetIndex, name: str, tracker: Tracker, parent: RunHandle
 ) -> Swept:
     """Try schedules and rank them; run again, it goes on where it was."""
-    folder = storage.join(recipe.store, "sweeps", name)
+    folder = sweep_folder(recipe.store, name)
     reference = real_stats(index, "train", recipe.evaluate, recipe.store)
     runs = _ChildRuns(tracker, parent, name)
     tuner = _tuner(recipe, config, index, reference, folder, runs)
@@ -142,10 +144,14 @@ def _trial(
     events = Events(logged=lambda row: None, preview=measure, warned=logger.warning)
     worker = Worker(rank=0, num_workers=1, device=device)
 
-    def checkpointer(state: TrainState) -> Checkpointer:
-        return Checkpointer(state, what.train, what.run, saved=lambda uri: None, warned=logger.warning)
+    # Another sweep may draw the same trial: then it is done once.
+    with hold_run(what.run.uri, say=logger.warning, until_free=True) as hold:
+        store = CheckpointStore(what.run.uri, hold)
+        run_worker(what, worker, events, shard_cache(), store, partial(_checkpointer, what=what, store=store))
 
-    run_worker(what, worker, events, shard_cache(), checkpointer)
+
+def _checkpointer(state: TrainState, what: WorkerSpec, store: CheckpointStore) -> Checkpointer:
+    return Checkpointer(state, what.train, what.run, store, saved=lambda uri: None, warned=logger.warning)
 
 
 def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:

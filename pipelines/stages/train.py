@@ -12,10 +12,10 @@ from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     HistoryRow,
     Weights,
-    list_checkpoints,
-    newest_checkpoint,
+    checkpoint_uri,
     read_history,
 )
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.order import lanes_of_worker, local_batch_size
 from ddpm_core.diffusion.losses import check_objective
@@ -28,13 +28,13 @@ from ddpm_core.model.config import read_model_config
 from ddpm_core.model.weights import check_weights, load_network
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.identity import check_continues
+from ddpm_core.training.identity import check_continues, check_steps
 from ddpm_core.training.state import TrainState, ema_tensors
 from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
 from pipelines.cluster.session import versions
 from pipelines.naming import code_version, digest, run_folder, trajectory
-from pipelines.progress import Progress, progress
+from pipelines.progress import Progress, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
 from pipelines.training.trainer import fit
@@ -68,11 +68,14 @@ def _origin(init_from: Weights | None) -> str | None:
     return init_from.sha256 if init_from else None
 
 
-def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> Checkpoint | None:
+def check_run(
+    recipe: Recipe, index: DatasetIndex, init_from: Weights | None, store: CheckpointStore
+) -> Checkpoint | None:
     """The checkpoint that the run goes on from, once it is certain that it can.
 
     Raises:
-        InputError: if the run of that name was trained otherwise, or on another dataset, or batch and dataset do not fit.
+        InputError: if the run of that name was trained otherwise, further, or on another dataset, or batch and dataset do not
+            fit.
     """
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
@@ -82,13 +85,13 @@ def check_run(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) ->
     network = read_model_config(trajectory(recipe, index, None)).build_network()
     if init_from is not None:
         check_weights(network, init_from.tensors)
-    name = run_name(recipe, index, init_from)
-    checkpoint = newest_checkpoint(run_folder(recipe.store, name))
+    checkpoint = store.newest()
     if checkpoint is not None:
         try:
             check_continues(checkpoint, trajectory(recipe, index, _origin(init_from)), index.digest)
-        except ValueError as error:
-            raise InputError(f"run {name}: {error}") from None
+            check_steps(checkpoint.step, recipe.train.steps)
+        except InputError as error:
+            raise InputError(f"run {run_name(recipe, index, init_from)}: {error}") from None
     return checkpoint
 
 
@@ -110,35 +113,36 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
 
     Raises:
         InputError: as `check_run`.
+        HeldError: if another job trains the run, or took it over.
         RuntimeError: if training failed more often than it is retried.
     """
     name = run_name(recipe, index, init_from)
     run_uri = run_folder(recipe.store, name)
-    checkpoint = check_run(recipe, index, init_from)
-    if checkpoint is not None:
-        run.log_metrics(_points(checkpoint.history))
-    done = checkpoint.step if checkpoint else -1
-    if done > recipe.train.steps:
-        raise InputError(
-            f"run {name} has {done:,} steps already, train.steps is {recipe.train.steps:,}; expected {done:,} or more, or "
-            "another --name for a shorter run"
-        )
-    if done < recipe.train.steps:
-        validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
-        with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
-            reporter = _ProgressReporter(run, shown, validator)
-            fit(what, recipe.train, reporter.tell, partial(_preview, run=what.run))
-            reporter.note(validator.found(wait=True))
-    final = list_checkpoints(run_uri)[-1]
-    history = read_history(final)
-    rates = sorted(row["images_per_s"] for row in history)
+    if _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri)), run) < recipe.train.steps:
+        with hold_run(run_uri, say=say) as hold:  # which may have taken a while
+            done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
+            validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
+            with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
+                reporter = _ProgressReporter(run, shown, validator)
+                fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run))
+                reporter.note(validator.found(wait=True))
+    final = checkpoint_uri(run_uri, recipe.train.steps)
+    rates = sorted(row["images_per_s"] for row in read_history(final))
     return Trained(
         name=name,
         run_uri=run_uri,
         checkpoint_uri=final,
-        step=max(done, recipe.train.steps),
+        step=recipe.train.steps,
         images_per_s=rates[len(rates) // 2] if rates else 0.0,
     )
+
+
+def _steps_done(checkpoint: Checkpoint | None, run: RunHandle) -> int:
+    """Of the run; -1 before its first checkpoint. What its history says is tracked."""
+    if checkpoint is None:
+        return -1
+    run.log_metrics(_points(checkpoint.history))
+    return checkpoint.step
 
 
 def worker_spec(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> WorkerSpec:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core import storage
-from ddpm_core.errors import InputError
+from ddpm_core.errors import HeldError, InputError
 from pipelines.progress import shown
 from pipelines.tracking.journal import digest, journal_folder, waiting
 from pipelines.tracking.outage import Outages, refused
@@ -52,8 +52,8 @@ class Tracker:
     ) -> Iterator[RunHandle]:
         """One stage as an MLflow run; the run of the same key is continued, whatever became of it.
 
-        It ends as FINISHED; as FAILED at an exception; as KILLED at an interrupt or exit. Killed outright it stays
-        RUNNING until the same key comes again.
+        It ends as FINISHED; as FAILED at an exception; as KILLED at an interrupt or exit; not at all at a
+        HeldError. Killed outright it stays RUNNING until the same key comes again.
 
         Args:
             name: what a person reads.
@@ -65,16 +65,20 @@ class Tracker:
         handle = RunHandle(self, name, key=key, parent=parent)
         self._runs[key] = handle
         handle.start(tags or {}, params or {})
-        status = "FINISHED"
+        status: str | None = "FINISHED"
         try:
             yield handle
+        except HeldError:
+            status = None  # whoever holds what this job would have made ends the run
+            raise
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
             if parent is None:
                 self.outages.retry_now()
-            handle.end(status)
+            if status:
+                handle.end(status)
             if parent is None:
                 self._settle()
 

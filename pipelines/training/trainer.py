@@ -23,8 +23,8 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ddpm_core.artifacts.checkpoint import list_checkpoints
-from ddpm_core.errors import InputError
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.placement import Ask, Waiting, for_training
@@ -45,14 +45,17 @@ _DAY_S = 86_400.0
 Tell = Callable[[list[tuple[str, Any]]], None]
 
 
-def fit(spec: WorkerSpec, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]) -> None:
+def fit(
+    spec: WorkerSpec, hold: Hold, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]
+) -> None:
     """Train to the last step.
 
     Args:
+        hold: on the run.
         tell: shown what happens, in the driver's main thread, every half second.
 
     Raises:
-        InputError: if a worker refused to go on, in one line.
+        UserError: if a worker refused to go on, in one line; HeldError if another job holds the run by now.
         RuntimeError: if training failed thrice without a step forward.
     """
     # On the driver's own node: on another it could be lost while the driver is not. Its process may be: then Ray starts another
@@ -62,13 +65,18 @@ def fit(spec: WorkerSpec, stage: TrainStage, tell: Tell, preview: Callable[[Trai
     coordinator = ray.remote(Coordinator).options(**lasting).remote()
     init = ray.put(spec.init) if spec.init else None
     ray_spec = RayWorkerSpec(
-        spec=replace(spec, init=None), init=init, coordinator=coordinator, threads=stage.threads, preview=preview
+        spec=replace(spec, init=None),
+        init=init,
+        hold=hold,
+        coordinator=coordinator,
+        threads=stage.threads,
+        preview=preview,
     )
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
         try:
             _persist(
-                lambda: _follow(_trainer(ray_spec, stage, records), coordinator, tell, for_training(stage)),
+                lambda: _follow(_trainer(ray_spec, stage, records), hold, coordinator, tell, for_training(stage)),
                 tell,
                 spec.run.uri,
             )
@@ -79,14 +87,14 @@ def fit(spec: WorkerSpec, stage: TrainStage, tell: Tell, preview: Callable[[Trai
 
 def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
     """Attempt until it succeeds, as long as it gets further; without that, thrice more if Ray's own part of it was lost."""
-    failures = 0
+    failures, store = 0, CheckpointStore(run_uri)
     while True:
-        before = list_checkpoints(run_uri)[-1:]
+        before = store.steps()[-1:]
         try:
             attempt()
             return
         except (ray.exceptions.RayActorError, ray.train.TrainingFailedError) as error:
-            failures = failures + 1 if list_checkpoints(run_uri)[-1:] == before else 0
+            failures = failures + 1 if store.steps()[-1:] == before else 0
             # Ray itself tries again only what fails once the workers run.
             by_ray = isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError)
             if failures > (_LOST if by_ray else 0):
@@ -183,7 +191,7 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
         ray.get(self._coordinator.post.remote("warned", line))
 
 
-def _follow(trainer: Any, coordinator: Any, tell: Tell, ask: Ask) -> None:
+def _follow(trainer: Any, hold: Hold, coordinator: Any, tell: Tell, ask: Ask) -> None:
     """Run the trainer in a thread, and meanwhile tell what happens.
 
     In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
@@ -205,7 +213,8 @@ def _follow(trainer: Any, coordinator: Any, tell: Tell, ask: Ask) -> None:
         tell(events)
         for kind, what in events:
             if kind == "refused":
-                raise InputError(what)
+                raise what
+        hold.check()
         if ray.get(coordinator.works.remote()):
             waited.started()
         else:

@@ -13,8 +13,10 @@ import ray.train.torch
 import torch
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.artifacts.validation import best_step
-from ddpm_core.errors import DivergedError, InputError, TooLargeError
+from ddpm_core.errors import UserError
 from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
@@ -33,6 +35,8 @@ class RayWorkerSpec:
     """Without the weights to begin with,"""
     init: Any
     """which lie in Ray's object store, if there are any."""
+    hold: Hold
+    """On the run, of the driver: the workers write in its name."""
     coordinator: Any
     threads: int
     """Of each worker, whatever their number: other threads add up in another order."""
@@ -52,12 +56,18 @@ def train_on_worker(config: dict[str, Any]) -> None:
     try:
         with _beating(coordinator, worker.rank) as doing:
             spec = ray_spec.spec if ray_spec.init is None else replace(ray_spec.spec, init=ray.get(ray_spec.init))
+            store = CheckpointStore(spec.run.uri, ray_spec.hold)
             run_worker(
-                spec, worker, _events(ray_spec, doing), shard_cache(), lambda state: _checkpointer(state, ray_spec)
+                spec,
+                worker,
+                _events(ray_spec, doing),
+                shard_cache(),
+                store,
+                lambda state: _checkpointer(state, ray_spec, store),
             )
-    except (InputError, TooLargeError, DivergedError, storage.StorageError) as error:
+    except UserError as error:
         if not _may_pass(error, ray_spec.spec.run.uri):
-            ray.get(coordinator.post.remote("refused", str(error)))
+            ray.get(coordinator.post.remote("refused", error))
         raise
     if worker.is_first:
         ray.get(coordinator.finish.remote())
@@ -78,13 +88,14 @@ def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Event
     )
 
 
-def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec) -> Checkpointer:
+def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec, store: CheckpointStore) -> Checkpointer:
     """The state's checkpointer, and a thread that has it save when the worker is told to leave."""
     coordinator, spec = ray_spec.coordinator, ray_spec.spec
     checkpointer = Checkpointer(
         state,
         spec.train,
         spec.run,
+        store,
         saved=lambda uri: coordinator.post.remote("saved", uri),
         warned=lambda line: coordinator.post.remote("warned", line),
         best=lambda: best_step(spec.run.uri),
@@ -96,7 +107,7 @@ def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec) -> Checkpointer:
             step = None
             try:
                 step = checkpointer.save_emergency()
-            except storage.StorageError as error:
+            except UserError as error:
                 coordinator.post.remote("warned", f"the last step could not be saved: {error}")
             ray.get(coordinator.left.remote(order, step))
 

@@ -17,7 +17,7 @@ import time
 import torch
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import list_checkpoints
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.model.unet import UNet, UNetConfig, init_unet
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
@@ -49,12 +49,14 @@ def leave(run_uri: str) -> float:
     """Seconds."""
     state, begun = trained(), threading.Event()
     run = Run(uri=run_uri, config={}, dataset_uri="", dataset_digest="", versions={})
-    checkpointer = Checkpointer(state, TrainConfig(), run, saved=lambda uri: None, warned=print)
-    threading.Thread(target=compute, args=(state, begun), daemon=True).start()
-    begun.wait()
-    began = time.perf_counter()
-    checkpointer.save_emergency()
-    return time.perf_counter() - began
+    with hold_run(run_uri, say=print) as hold:
+        store = CheckpointStore(run_uri, hold)
+        checkpointer = Checkpointer(state, TrainConfig(), run, store, saved=lambda uri: None, warned=print)
+        threading.Thread(target=compute, args=(state, begun), daemon=True).start()
+        begun.wait()
+        began = time.perf_counter()
+        checkpointer.save_emergency()
+        return time.perf_counter() - began
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
         run = storage.join(args.store, f"leaving-{time.time_ns():x}-{number}")
         one = [sys.executable, __file__, "--one", run]
         seconds.append(float(subprocess.run(one, check=True, capture_output=True, text=True).stdout))
-        (stands,) = list_checkpoints(run)
+        (stands,) = CheckpointStore(run).uris()
         size = sum(size for _, size in storage.list_files(stands))
         for uri, _ in storage.list_files(run):
             storage.delete(uri)

@@ -41,7 +41,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION as PREEMPTION
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_weights, step_of
+from ddpm_core.artifacts.checkpoint import read_weights, step_of
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.data.images import encode_png
 from pipelines.cluster.placement import Ask, cluster_nodes, for_sampling, for_training
 from pipelines.cluster.tasks import share
@@ -243,7 +244,7 @@ def side_by_side(where: Bench) -> None:
     began = time.monotonic()
     long = ["--train.steps", "100000", "--train.num-workers", "4", "--name", "long"]
     training = where.start("train", "digits", *OF_TRAINING, *long, "--store", store)
-    wait_until(lambda: bool(list_checkpoints(f"{store}/runs/long")), "the training's first checkpoint", 120)
+    wait_until(lambda: bool(CheckpointStore(f"{store}/runs/long").uris()), "the training's first checkpoint", 120)
     model = ["--store", store, "--model", "models:/ddpm-digits@champion"]
     commands = {
         f"sampling {seed}": where.start("sample", "digits", *model, "--sample.first-seed", str(seed), *OF_SAMPLING)
@@ -418,7 +419,7 @@ def spot(where: Bench) -> None:
 
 
 def last_step(run: str) -> int:
-    return max((step_of(uri) for uri in list_checkpoints(run)), default=0)
+    return max((step_of(uri) for uri in CheckpointStore(run).uris()), default=0)
 
 
 def worker_s_node(where: Bench) -> str:
@@ -533,7 +534,7 @@ def main() -> int:
         where.alone = whole_line(where, "alone")
         run = where.alone["grid"].split("/samples/")[0] + "/runs"
         folder = {uri.split("/checkpoints/")[0] for uri in uris(run) if "/checkpoints/" in uri}.pop()
-        where.alone["checkpoint"] = list_checkpoints(folder)[-1]
+        where.alone["checkpoint"] = CheckpointStore(folder).uris()[-1]
         for name in wanted:
             print(f"{name}: {(CASES[name].__doc__ or '').strip()}", flush=True)
             CASES[name](where)

@@ -23,7 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from ddpm_core.artifacts.checkpoint import list_checkpoints, step_of
+from ddpm_core.artifacts.checkpoint import step_of
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 PORT = 6399
@@ -80,11 +81,11 @@ class Cluster:
         return self.folder / "home/.local/share/ddpm/runs" / name
 
     def newest(self, name: str) -> int:
-        found = list_checkpoints(str(self.run_folder(name)))
+        found = CheckpointStore(str(self.run_folder(name))).uris()
         return step_of(found[-1]) if found else 0
 
     def sums(self, name: str) -> dict[str, str]:
-        state = json.loads((Path(list_checkpoints(str(self.run_folder(name)))[-1]) / "state.json").read_text())
+        state = json.loads((Path(CheckpointStore(str(self.run_folder(name))).uris()[-1]) / "state.json").read_text())
         return {part: value for part, value in state["sha256"].items() if part != "history"}
 
     def stands(self, target: str) -> list[int]:

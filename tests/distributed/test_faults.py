@@ -21,7 +21,8 @@ from fault_proxy import KINDS, Fault, FaultProxy, Plan, seeded
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import checkpoint_uri, list_checkpoints, read_checkpoint
+from ddpm_core.artifacts.checkpoint import checkpoint_uri, read_checkpoint
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
@@ -84,7 +85,7 @@ def proxy(front: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultP
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Let objects of more than this many bytes travel in parts."""
-    monkeypatch.setattr(s3, "_PART_BYTES", 20_000)
+    monkeypatch.setattr(s3, "PART_BYTES", 20_000)
     monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1)
     return 20_000
 
@@ -332,13 +333,16 @@ def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, st
     worker = Worker(rank=0, num_workers=1, device=torch.device("cpu"))
     spec = read_spec(dataset, run, {name: to_json(part) for name, part in parts.items()}, worker.device)
 
-    def checkpointer(state: TrainState) -> Checkpointer:
-        return Checkpointer(state, spec.train, spec.run, saved=lambda uri: None, warned=warned.append)
-
     silent = Events(logged=lambda row: None, preview=lambda state: None, warned=warned.append)
-    run_worker(spec, worker, silent, cache, checkpointer)
+    with hold_run(run, say=warned.append) as hold:
+        store = CheckpointStore(run, hold)
+
+        def checkpointer(state: TrainState) -> Checkpointer:
+            return Checkpointer(state, spec.train, spec.run, store, saved=lambda uri: None, warned=warned.append)
+
+        run_worker(spec, worker, silent, cache, store, checkpointer)
     saved = [checkpoint_uri(run, step) for step in range(2, 25, 2)]
-    assert list_checkpoints(run) == saved
+    assert CheckpointStore(run).uris() == saved
     assert read_checkpoint(saved[-1]).step == 24  # whose files are those that state.json names
     states = {uri[-8:]: json.loads(storage.read_bytes(f"{uri}/state.json")) for uri in saved}
     return {

@@ -26,7 +26,8 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_history
+from ddpm_core.artifacts.checkpoint import read_history
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from pipelines.tracking.store import new_client
 from pipelines.tracking.ui import server_command, server_environment, wait_until_up
 
@@ -132,7 +133,7 @@ class Desk:
 
     def checkpoint(self) -> str:
         (run,) = (self.folder / "home/.local/share/ddpm/runs").iterdir()
-        return list_checkpoints(str(run))[-1]
+        return CheckpointStore(str(run)).uris()[-1]
 
     def sums(self) -> dict[str, str]:
         state = json.loads((Path(self.checkpoint()) / "state.json").read_text())
@@ -155,7 +156,7 @@ def play(desk: Desk, script: str, how: str, away: float) -> None:
     return desk.end(desk.type(script), 0)
 
 
-def validator(desk: Desk, first: Desk, whole: bool) -> str:
+def verdict(desk: Desk, first: Desk, whole: bool) -> str:
     """The case's cells in the table; what is wrong is noted."""
     counts, runs, desk.had = desk.count(), desk.runs(), desk.facts()
     versions = desk.client.search_model_versions("name = 'ddpm-digits'")
@@ -186,7 +187,7 @@ def main() -> int:
         desks.append(desk)
         try:
             play(desk, script, how, args.away)
-            rows.append(f"| {case} | {judge(desk, desks[0], script == 'workflow')} |")
+            rows.append(f"| {case} | {verdict(desk, desks[0], script == 'workflow')} |")
         finally:
             desk.kill_server()
         print(f"{case}: {'; '.join(desk.wrong) or 'as it should be'}", file=sys.stderr, flush=True)

@@ -14,7 +14,8 @@ import numpy as np
 import small_run
 import torch
 
-from ddpm_core.artifacts.checkpoint import Checkpoint, newest_checkpoint
+from ddpm_core.artifacts.checkpoint import Checkpoint
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import read_index
 from ddpm_core.data.loader import StreamConfig, TrainingStream
 from ddpm_core.data.reader import ImageReader
@@ -67,7 +68,7 @@ def main() -> None:
         for count in args.workers:
             run = str(folder / f"run-{count}")
             small_run.train(count, dataset, run, config, folder / f"{count}.log")
-            checkpoint = newest_checkpoint(run)
+            checkpoint = CheckpointStore(run).newest()
             assert checkpoint is not None
             found[count] = checkpoint
         one, train = found[args.workers[0]], found[args.workers[0]].config["train"]

@@ -19,7 +19,8 @@ import ray
 import ray.train
 import torch
 
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
+from ddpm_core.artifacts.checkpoint import read_checkpoint, step_of
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.serialization import to_json
 from pipelines.cli.parsing import parse
 from pipelines.pipeline import open_pipeline
@@ -38,7 +39,7 @@ FLAGS = f"""
 
 def newest(store: Path) -> int:
     """The step of the only run's newest checkpoint."""
-    return max((step_of(uri) for run in store.glob("runs/*") for uri in list_checkpoints(str(run))), default=0)
+    return max((step_of(uri) for run in store.glob("runs/*") for uri in CheckpointStore(str(run)).uris()), default=0)
 
 
 def kill_once(past: int, store: Path, find: Callable[[], list[int]], delay_s: float) -> bool:
@@ -102,7 +103,7 @@ def train_without_ray(wanted: Recipe, dataset: str, run: str, folder: Path) -> N
 
 def ends_with(run: str) -> dict[str, torch.Tensor]:
     """The tensors of the run's last checkpoint."""
-    saved = read_checkpoint(list_checkpoints(run)[-1])
+    saved = read_checkpoint(CheckpointStore(run).uris()[-1])
     assert saved.step == STEPS
     return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
 

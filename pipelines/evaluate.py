@@ -21,7 +21,7 @@ from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
 from pipelines.recipes.config import SampleStage, default_store
-from pipelines.tracking.resolve import dataset_of
+from pipelines.tracking.resolve import dataset_of, find_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,17 @@ class EvaluateArgs:
     model: str | None = None
     """Whose samples: models:/NAME@ALIAS, models:/NAME/VERSION, or the URI of a checkpoint or run.
     Default: the recipe's champion, or its candidate while there is no champion."""
+    dataset: str | None = None
+    """Judge against this dataset: its URI, or the name of its folder in the store. Default: what the model was trained on."""
     sample: SampleStage = field(default_factory=SampleStage)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def check(args: EvaluateArgs) -> None:
-    """That a block fits somewhere."""
+    """That a block fits somewhere, and the dataset."""
     check_sampling(args.sample)
+    if args.dataset is not None:
+        find_dataset(args.dataset, args.store)
 
 
 def plan(args: EvaluateArgs) -> list[str]:
@@ -58,7 +62,7 @@ def run(args: EvaluateArgs) -> Outcome:
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample), for_a_cpu("evaluate")) as pipeline:
         weights = pipeline.find_weights(args.model)
-        index = dataset_of(weights)
+        index = find_dataset(args.dataset, args.store) if args.dataset else dataset_of(weights)
         evaluated = pipeline.evaluate(weights, pipeline.sample(weights), index)
     return Outcome(
         made={"figure": evaluated.summary, "report": evaluated.page_uri},

@@ -33,7 +33,7 @@ from pipelines.tracking import (
     promote,
     register_model,
 )
-from pipelines.tracking.resolve import find_weights
+from pipelines.tracking.resolve import find_dataset, find_weights
 
 if TYPE_CHECKING:
     from pipelines.stages.sweep import Swept
@@ -55,7 +55,9 @@ class Pipeline:
         return f"ddpm-{self.recipe.recipe}"
 
     def shard(self) -> DatasetIndex:
-        """The dataset, made now or there already."""
+        """The dataset: named, made now, or there already."""
+        if self.recipe.dataset is not None:
+            return find_dataset(self.recipe.dataset, self.recipe.store)
         data = self.recipe.data
         key = digest(["shard", self.recipe.store, to_json(data)])
         with self.tracker.run("shard", parent=self.parent, key=key, params={"data": to_json(data)}) as run:
@@ -157,7 +159,7 @@ class Pipeline:
 
     def find_weights(self, model: str | None) -> Weights:
         """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS; None: the recipe's champion or candidate."""
-        return find_weights(model or default_model(self.tracker, self.model_name), self.tracker)
+        return find_weights(model or default_model(self.tracker, self.model_name), self.tracker, self.recipe.store)
 
     def _register(self, run: RunHandle, weights: Weights) -> int:
         training = {
@@ -183,7 +185,7 @@ class Pipeline:
             "image_size": index.image_size,
             "channels": index.channels,
             "class_names": list(index.class_names),
-            "source": self.recipe.data.source,
+            "source": self.recipe.dataset or self.recipe.data.source,
         }
         name = self.recipe.recipe
         run.log_dataset(name, index.digest, index.uri, index.num_samples("train"), index.num_samples("heldout"), facts)
@@ -204,10 +206,11 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
     with session():
         for ask in asks:
             check_cluster(ask)
-        check_reach(recipe.store, recipe.data.source if reads_source else None)
+        check_reach(recipe.store, recipe.data.source if reads_source and recipe.dataset is None else None)
         tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
         plain = to_json(recipe)
         decides = [plain[part] for part in ("data", "unet", "schedule", "reverse", "loss")]
+        decides += [recipe.dataset] if recipe.dataset else []
         key = digest(["line", recipe.store, recipe.name, *decides])
         name = recipe.name or f"{recipe.recipe}-{key}"
         with tracker.run(name, key=key, tags={"recipe": recipe.recipe, "store": recipe.store}) as parent:

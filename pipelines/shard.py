@@ -13,6 +13,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
+from ddpm_core.errors import InputError
 from pipelines.cli.checks import check_data, data_summary
 from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import for_a_cpu
@@ -21,12 +22,14 @@ from pipelines.recipes.config import Recipe
 
 def check(recipe: Recipe) -> None:
     """The source."""
+    if recipe.dataset is not None:
+        raise InputError(f"dataset is {recipe.dataset}; expected raw images here (--data.source), of which one is made")
     check_data(recipe)
 
 
 def plan(recipe: Recipe) -> list[str]:
     """What would be written."""
-    return [f"shard: {data_summary(recipe.data)}, into {recipe.store}"]
+    return [f"shard: {data_summary(recipe)}, into {recipe.store}"]
 
 
 def run(recipe: Recipe) -> Outcome:

@@ -47,7 +47,7 @@ def plan(args: SweepArgs) -> list[str]:
     """What would be tried."""
     sweep = args.sweep
     return [
-        f"shard: {data_summary(args.data)}, unless it is there",
+        f"shard: {data_summary(args)}, unless it is there",
         f"sweep: {sweep.num_trials} of {', '.join(sweep.schedules)}, up to {args.train.steps:,} steps each, "
         f"{sweep.max_concurrent} at a time, ranked by {NAME}; into {args.store}",
     ]

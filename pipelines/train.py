@@ -41,7 +41,7 @@ def plan(args: TrainArgs) -> list[str]:
     """The two stages."""
     train = args.train
     return [
-        f"shard: {data_summary(args.data)}, unless it is there",
+        f"shard: {data_summary(args)}, unless it is there",
         f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {args.store}",
     ]
 

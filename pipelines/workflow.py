@@ -37,7 +37,7 @@ def plan(recipe: Recipe) -> list[str]:
     """The stages."""
     train, sample = recipe.train, recipe.sample
     return [
-        f"shard: {data_summary(recipe.data)}",
+        f"shard: {data_summary(recipe)}",
         f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers",
         f"sample: {sample.num_images:,} images",
         f"evaluate: the Fréchet distance to the training images, and a report; then promote, all in {recipe.store}",

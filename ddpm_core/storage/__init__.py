@@ -34,6 +34,7 @@ __all__ = [
     "is_s3",
     "join",
     "list_files",
+    "move",
     "open_read",
     "read_bytes",
     "read_range",
@@ -136,6 +137,14 @@ def download(uri: str, path: Path | str) -> None:
         with open(aside, "wb") as file:
             s3.download(uri, file)
         aside.replace(target)
+
+
+def move(uri: str, to: str) -> None:
+    """Move a file within a store: it never passes through this machine. It appears whole, replacing what stood there."""
+    if is_s3(uri):
+        s3_upload.move(uri, to)
+    else:
+        local.move(local_path(uri), local_path(to))
 
 
 def delete(uri: str) -> None:

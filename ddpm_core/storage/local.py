@@ -155,6 +155,13 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copied, 1 << 20)
 
 
+def move(path: Path, to: Path) -> None:
+    with errors(path):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, to)
+        _flush(to.parent)
+
+
 def delete(path: Path) -> None:
     with errors(path):
         path.unlink(missing_ok=True)

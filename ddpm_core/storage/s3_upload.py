@@ -70,6 +70,13 @@ def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
         raise
 
 
+def move(uri: str, to: str) -> None:
+    (bucket, key), (to_bucket, to_key) = split_s3(uri), split_s3(to)
+    source = {"Bucket": bucket, "Key": key}  # copied by the server, a large one in parts
+    with_retries(uri, "copy", lambda client: client.copy(source, to_bucket, to_key))  # type: ignore[arg-type]
+    s3.delete(uri)
+
+
 def _abort(upload: dict[str, Any], deadline_s: float | None = None) -> None:
     def abort(client: S3Client) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import torch
 
-from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import check_source, open_source, source_uri
 from ddpm_core.data.writer import plan_dataset
 from ddpm_core.diffusion.losses import check_objective
@@ -11,19 +10,27 @@ from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.unet import UNet
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.recipes.config import Recipe, SampleStage
+from pipelines.tracking.resolve import find_dataset
 
 
 def check_data(recipe: Recipe) -> None:
-    """Refuse a source that cannot be used.
+    """Refuse a dataset or a source that cannot be used.
 
     Raises:
         InputError: in one line.
     """
-    check_source(recipe.data.source)
+    if recipe.dataset is not None:
+        find_dataset(recipe.dataset, recipe.store)
+    else:
+        check_source(recipe.data.source)
 
 
-def data_summary(config: DataConfig) -> str:
-    """What sharding would do, in one line."""
+def data_summary(recipe: Recipe) -> str:
+    """What would be trained on, in one line."""
+    if recipe.dataset is not None:
+        index = find_dataset(recipe.dataset, recipe.store)
+        return f"none: {index.num_samples('train'):,} + {index.num_samples('heldout'):,} images lie in {index.uri}"
+    config = recipe.data
     source = open_source(source_uri(config.source))
     plans = plan_dataset(source.num_images, config)
     train, heldout = (sum(len(plan.indices) for plan in plans if plan.split == split) for split in ("train", "heldout"))
@@ -44,7 +51,8 @@ def check_training(recipe: Recipe) -> None:
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
     with torch.device("meta"):
-        UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
+        shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
+        UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
 
 
 def check_sampling(sample: SampleStage) -> None:

@@ -167,6 +167,8 @@ def as_recipe(args: Any) -> Recipe:
 
 
 def named_source(recipe: Recipe) -> list[str]:
-    """The flag that names the raw images, where the recipe does not name them itself."""
+    """The flag that names the dataset or the raw images, where the recipe does not name them itself."""
+    if recipe.dataset is not None:
+        return ["--dataset", recipe.dataset]
     named = source_uri(make(recipe.recipe).data.source)
     return [] if recipe.data.source == named else ["--data.source", recipe.data.source]

@@ -156,6 +156,8 @@ class Recipe:
     recipe: tyro.conf.Suppress[str] = ""
     name: str | None = None
     """Name of the run; by default the recipe's name and a digest of what decides its weights."""
+    dataset: str | None = None
+    """An existing dataset in place of raw images: its URI, or the name of its folder in the store."""
     data: DataConfig = field(default_factory=DataConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -17,27 +17,23 @@ from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 
 _IDENTITY_FIELDS = ("image_size", "channels", "heldout_fraction", "samples_per_shard", "seed", "max_image_pixels")
+_SOURCES = "sources"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def dataset_uri(config: DataConfig, store: str, name: str) -> str:
-    """Where the dataset of these images and settings lies: other images or settings, another folder.
-
-    Raises:
-        InputError: if the name cannot be a folder's.
-    """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
+def source_key(config: DataConfig) -> str:
+    """The name of these images and settings, without reading the images: other images or settings, another name."""
     identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
     identity |= {"source": source_identity(config.source), "format_version": FORMAT_VERSION}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return storage.join(storage.absolute(store), "datasets", f"{name}-{digest[:12]}")
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
 def run_shard(
     config: DataConfig, store: str, *, name: str, on_progress: Callable[[int, int], None] | None = None
 ) -> DatasetIndex:
     """Write the dataset, or find it written. Ray must be up.
+
+    It lies in <store>/datasets/NAME-DIGEST, by its content; <store>/datasets/sources says which content a source had.
 
     Args:
         config: what it is made from, and how.
@@ -46,27 +42,64 @@ def run_shard(
         on_progress: called with (images done, images in all) after every shard.
 
     Raises:
-        InputError: one line, for a source that cannot be used or too many bad images.
+        InputError: one line, for a name that cannot be a folder's, a source that cannot be used, or too many bad images.
         StorageError: if the store cannot be reached.
     """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
     config = replace(config, source=source_uri(config.source))
-    uri = dataset_uri(config, store, name)
-    if storage.exists(index_uri(uri)):
-        index = read_index(uri)
+    folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config)
+    index = _known(folder, key, name)
+    if index is not None:
         num_images = index.num_samples("train") + index.num_samples("heldout") + index.num_rejected
         check_rejected(index.num_rejected, num_images, config)
         return index
-    source = open_source(config.source)
+    source, unfinished = open_source(config.source), storage.join(folder, _SOURCES, key)
     plans = plan_dataset(source.num_images, config)
     results: dict[str, ShardResult] = {}
     num_done = 0
     identity = source_identity(config.source)
-    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, uri, identity):
+    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, unfinished, identity):
         results[plan.name] = result
         num_done += len(plan.indices)
         if on_progress is not None:
             on_progress(num_done, source.num_images)
-    return commit_dataset(uri, [results[plan.name] for plan in plans], config, source.class_names)
+    written = commit_dataset(unfinished, [results[plan.name] for plan in plans], config, source.class_names)
+    return _named(written, folder, key, name)
+
+
+def _known(folder: str, key: str, name: str) -> DatasetIndex | None:
+    """The dataset that the source was found to be; or that code before this one named by its source."""
+    try:
+        dataset = json.loads(storage.read_bytes(_pointer(folder, key)))["dataset"]
+    except FileNotFoundError:
+        dataset = f"{name}-{key}"
+    uri = storage.join(folder, dataset)
+    return read_index(uri) if storage.exists(index_uri(uri)) else None
+
+
+def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIndex:
+    """Move a dataset to where its content says, unless it stands there; and remember what the source was found to be."""
+    dataset = f"{name}-{written.digest[:12]}"
+    uri = storage.join(folder, dataset)
+    stands = storage.exists(index_uri(uri))
+    files = [file for file, _ in storage.list_files(written.uri)]
+    for file in sorted(files, key=lambda file: file == index_uri(written.uri)):  # the index last
+        storage.delete(file) if stands else _move(file, storage.join(uri, file.rpartition("/")[2]))
+    storage.write_bytes(_pointer(folder, key), json.dumps({"dataset": dataset, "digest": written.digest}).encode())
+    return replace(written, uri=uri)
+
+
+def _move(file: str, to: str) -> None:
+    try:
+        storage.move(file, to)
+    except FileNotFoundError:  # another job, of the same source, was quicker
+        if not storage.exists(to):
+            raise
+
+
+def _pointer(folder: str, key: str) -> str:
+    return storage.join(folder, _SOURCES, f"{key}.json")
 
 
 def _write_task(plan: ShardPlan, config: DataConfig, uri: str, identity: str) -> ShardResult:

@@ -2,9 +2,10 @@
 
 import fcntl
 import os
+import sqlite3
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _ENVIRONMENT = {
     "AWS_MAX_ATTEMPTS": "6",
 }
 _SQLITE = "sqlite:///"
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Of its SQLite, what says where artifacts lie."""
 
 
 def tracking_uri(store: str) -> str:
@@ -58,6 +67,26 @@ def artifact_location(store: str, uri: str) -> str | None:
     if storage.is_s3(store):
         return storage.join(storage.absolute(store), "mlflow")
     return None if is_server(uri) else (Path(storage.absolute(store)) / "mlflow").as_uri()
+
+
+def follow_move(store: str, uri: str, before: str | None) -> None:
+    """Have the records of a store's own SQLite point into the store, where it was moved or copied since.
+
+    MLflow records absolute places, and has no call that changes them.
+
+    Args:
+        before: where an experiment's artifacts are said to go.
+    """
+    now = artifact_location(store, uri)
+    own = f"{_SQLITE}{Path(storage.absolute(store)) / 'mlflow.db'}" if not storage.is_s3(store) else None
+    if uri != own or before is None or now is None or before == now or not before.endswith("/mlflow"):
+        return
+    with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database, database:
+        for table, column in _PLACES:
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (now, len(before) + 1, len(before), before),
+            )
 
 
 def is_server(uri: str) -> bool:

@@ -13,6 +13,7 @@ from pipelines.tracking.outage import Outages, refused
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
     artifact_location,
+    follow_move,
     is_server,
     lock,
     new_client,
@@ -149,6 +150,7 @@ def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             made: str = client.create_experiment(experiment, artifact_location(store, uri), tags)
             return made
+        follow_move(store, uri, found.artifact_location)
     if found.lifecycle_stage != "active":
         raise InputError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "

@@ -16,6 +16,7 @@ from ddpm_core.serialization import to_json
 from ddpm_core.training.config import TrainConfig
 from pipelines.recipes.recipes import make
 
+ROOT = Path(__file__).parents[2]
 NETWORK = UNetConfig(
     base_channels=24, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
 )
@@ -44,10 +45,9 @@ def start(num_workers: int, dataset: str, run: str, config: Path, log: Path) -> 
     """Workers of one thread each, in a session of their own."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
     command = [*torchrun, "-m", "ddpm_core.training", dataset, run, str(config)]
-    root = str(Path(__file__).parents[2])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(log, "ab") as out:
-        return subprocess.Popen(command, env=env, cwd=root, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
 
 
 def train(num_workers: int, dataset: str, run: str, config: Path, log: Path) -> None:

@@ -1,6 +1,8 @@
 """The pipeline on a real Ray: small, but every stage the real one."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
-from ddpm_core.data.images import decode_png
+from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines import workflow
@@ -25,7 +28,9 @@ from pipelines.pipeline import open_pipeline
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
 from pipelines.recipes.recipes import make
 from pipelines.stages.sample import run_sample
+from pipelines.stages.shard import run_shard
 from pipelines.tracking import resolve_model
+from pipelines.tracking.resolve import dataset_of, find_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -102,6 +107,54 @@ def test_a_second_run_computes_nothing_and_finds_the_same(
 
 def _is_artifact(path: Path) -> bool:
     return path.is_file() and "mlflow" not in path.as_posix() and "/ray/" not in path.as_posix()
+
+
+def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+    """Nothing in it is looked for, or written, where it was made."""
+    wanted, _, _ = made
+    old = Path(wanted.store)
+    new, hidden = old.with_name("moved"), old.with_name("hidden")
+    shutil.copytree(old, new)
+    old.rename(hidden)
+    moved = replace(wanted, store=str(new), train=replace(wanted.train, steps=8))
+    try:
+        where = workflow.run(moved).made
+        assert Path(where["report"]).is_relative_to(new)
+        for alias in ("champion", "candidate"):
+            with open_pipeline(moved) as pipeline:
+                weights = pipeline.find_weights(f"models:/ddpm-digits@{alias}")
+            assert Path(weights.uri).is_relative_to(new)
+            assert Path(dataset_of(weights).uri).is_relative_to(new)
+        assert not old.exists()
+    finally:
+        hidden.rename(old)
+
+
+def test_a_dataset_is_named_by_its_content_and_serves_without_its_source(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    """Files that were touched are other files by their times, but not other images."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / f"photos/{'cat' if number % 2 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8)))
+    store, data = str(tmp_path / "store"), replace(made[0].data, source=str(tmp_path / "photos"))
+    index = run_shard(data, store, name="photos")
+    assert Path(index.uri).name == f"photos-{index.digest[:12]}"
+    for path in (tmp_path / "photos").rglob("*.png"):
+        os.utime(path, (1, 1))
+    before = {path: path.stat().st_mtime_ns for path in Path(index.uri).iterdir()}
+    assert run_shard(data, store, name="photos") == index
+    assert {path: path.stat().st_mtime_ns for path in Path(index.uri).iterdir()} == before
+    left = [path for path in (tmp_path / "store/datasets/sources").rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in left) == [".json", ".json"]
+    shutil.rmtree(tmp_path / "photos")
+    named = replace(made[0], store=store, data=data, dataset=Path(index.uri).name)
+    with open_pipeline(named) as pipeline:
+        assert pipeline.shard() == index
+    with pytest.raises(InputError, match=r"no dataset at .*/photos-x or .*/datasets/photos-x; expected a folder with"):
+        find_dataset("photos-x", store)
 
 
 def test_a_run_that_has_more_steps_than_are_asked_for_says_so(

@@ -651,7 +651,7 @@ def checkpoint(config: Mapping[str, Any], tensors: dict[str, torch.Tensor], step
 
 def test_the_doors_find_a_diffusers_folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported.parent)
-    weights = find_weights(exported.name, tracker=None)  # type: ignore[arg-type]
+    weights = find_weights(exported.name, tracker=None, store="/nowhere")  # type: ignore[arg-type]
     assert weights.uri == str(exported)
     network = UNet(SMALL, image_size=SIZE, channels=3)
     load_network(network, weights.tensors)
@@ -661,7 +661,7 @@ def test_the_doors_find_a_diffusers_folder(exported: Path, tmp_path: Path, monke
     with pytest.raises(
         ValueError, match="expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffus"
     ):
-        find_weights(str(tmp_path), tracker=None)  # type: ignore[arg-type]
+        find_weights(str(tmp_path), tracker=None, store="/nowhere")  # type: ignore[arg-type]
 
 
 def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -709,7 +709,7 @@ def test_on_s3_too(monkeypatch: pytest.MonkeyPatch) -> None:
         boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="interop")
         write_diffusers("s3://interop/models/one", weights_of())
         write_diffusers("s3://interop/models/one", weights_of())
-        found = find_weights("s3://interop/models/one/", tracker=None)  # type: ignore[arg-type]
+        found = find_weights("s3://interop/models/one/", tracker=None, store="/nowhere")  # type: ignore[arg-type]
         assert found.sha256 == weights_of().sha256
     finally:
         server.stop()

@@ -1,5 +1,6 @@
 """What training minimises: the simple loss, the variational bound, the two together, and min-SNR weighting."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,21 +91,7 @@ def loss_per_image(
     check_like(eps, x_0, "eps", "x_0")
     x_t = q_sample(x_0, t, eps, p.schedule)
     output = p.denoiser(x_t, t).to(x_t.dtype)  # under autocast the network speaks bfloat16
-    match config.objective:
-        case "simple":
-            return squared_error(output, x_0, x_t, t, eps, p)
-        case "min_snr":
-            weight = min_snr_weight(p.config.prediction, p.schedule, config.min_snr_gamma)[t]
-            return weight.to(x_t.dtype) * squared_error(output, x_0, x_t, t, eps, p)
-        case "bound":
-            return _bound(output, x_0, x_t, t, p)
-        case "hybrid":
-            value, second = split_output(output, x_t, p.config)
-            assert second is not None
-            # Section 3.1 there: the bound moves the variance alone
-            variance_alone = torch.cat((value.detach(), second), dim=1)
-            simple = squared_error(output, x_0, x_t, t, eps, p)
-            return simple + config.hybrid_weight * _bound(variance_alone, x_0, x_t, t, p)
+    return OBJECTIVES[config.objective](output, x_0, x_t, t, eps, p, config)
 
 
 def squared_error(
@@ -114,6 +101,7 @@ def squared_error(
     t: Int[Tensor, " b"],
     eps: Float[Tensor, "b c h w"],
     p: ReverseProcess,
+    config: LossConfig | None = None,
 ) -> Float[Tensor, " b"]:
     """Of the prediction, whatever it predicts (Eq. 14, where that is eps)."""
     value, _ = split_output(output, x_t, p.config)
@@ -137,16 +125,57 @@ def min_snr_weight(prediction: Prediction, schedule: NoiseSchedule, gamma: float
             return capped / schedule.posterior_mean_coef_x_0**2
 
 
+def _min_snr(
+    output: Float[Tensor, "b o h w"],
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    eps: Float[Tensor, "b c h w"],
+    p: ReverseProcess,
+    config: LossConfig,
+) -> Float[Tensor, " b"]:
+    weight = min_snr_weight(p.config.prediction, p.schedule, config.min_snr_gamma)[t]
+    return weight.to(x_t.dtype) * squared_error(output, x_0, x_t, t, eps, p)
+
+
 def _bound(
     output: Float[Tensor, "b o h w"],
     x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
     t: Int[Tensor, " b"],
+    eps: Float[Tensor, "b c h w"],
     p: ReverseProcess,
+    config: LossConfig,
 ) -> Float[Tensor, " b"]:
     """T times the term of t: with t uniform, an unbiased estimate of the sum. Training does not clip x_0_hat."""
     step = interpret(output, x_t, t, p.schedule, p.config, clip="none")
     return p.schedule.num_timesteps * bound_term(step, x_0, x_t, t, p.schedule)
+
+
+def _hybrid(
+    output: Float[Tensor, "b o h w"],
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    eps: Float[Tensor, "b c h w"],
+    p: ReverseProcess,
+    config: LossConfig,
+) -> Float[Tensor, " b"]:
+    value, second = split_output(output, x_t, p.config)
+    assert second is not None
+    # Nichol and Dhariwal 2021, Section 3.1: the bound moves the variance alone
+    variance_alone = torch.cat((value.detach(), second), dim=1)
+    bound = _bound(variance_alone, x_0, x_t, t, eps, p, config)
+    return squared_error(output, x_0, x_t, t, eps, p) + config.hybrid_weight * bound
+
+
+OBJECTIVES: dict[Objective, Callable[..., Tensor]] = {
+    "simple": squared_error,
+    "bound": _bound,
+    "hybrid": _hybrid,
+    "min_snr": _min_snr,
+}
+"""The loss of each image, from the network's output, x_0, x_t, t, eps, p and what is configured."""
 
 
 def bound_term(

@@ -1,4 +1,4 @@
-"""From noise to images: one algorithm, one pure function, and a dispatcher."""
+"""From noise to images: an algorithm is a function, and a line in SAMPLERS."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from ddpm_core.diffusion.checks import check_latents, check_name
-from ddpm_core.diffusion.process import gather_at, predict_eps, predict_x_0
-from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance, split_output
-from ddpm_core.diffusion.schedule import Spacing, respace, spaced_timesteps
+from ddpm_core.diffusion.process import gather_at, predict_eps
+from ddpm_core.diffusion.respacing import Spacing, spaced_process, spaced_timesteps
+from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance
 from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
@@ -52,6 +52,10 @@ class SamplerConfig:
             raise InputError(f"sampler.num-steps is {self.num_steps}; expected 1 or more")
         if not 0 <= self.eta <= 1:
             raise InputError(f"sampler.eta is {self.eta}; expected 0 to 1")
+
+
+Sampler = Callable[[ReverseProcess, Tensor, Noise, OnStep, SamplerConfig], Tensor]
+"""x_0 from p_theta at the steps to take, x_T, noise for the reverse step from t, whom to tell, and what is configured."""
 
 
 def check_sampler(config: SamplerConfig, variance: Variance, num_timesteps: int) -> None:
@@ -106,15 +110,7 @@ def sample(
 
     own = replace(p.config, variance=config.variance or p.config.variance)
     spaced = spaced_process(replace(p, config=own), original)
-    match config.name:
-        case "ancestral":
-            return ancestral(spaced, x_T, spaced_noise, spaced_on_step, clip=config.clip)
-        case "ddim":
-            return ddim(spaced, x_T, spaced_noise, spaced_on_step, eta=config.eta, clip=config.clip)
-        case "dpm_solver":
-            return dpm_solver(spaced, x_T, spaced_on_step, clip=config.clip)
-        case "heun":
-            return heun(spaced, x_T, spaced_on_step, clip=config.clip)
+    return SAMPLERS[config.name](spaced, x_T, spaced_noise, spaced_on_step, config)
 
 
 def steps_taken(config: SamplerConfig, num_timesteps: int, start: int | None = None) -> list[int]:
@@ -141,48 +137,13 @@ def steps_taken(config: SamplerConfig, num_timesteps: int, start: int | None = N
     return below
 
 
-def spaced_process(p: ReverseProcess, timesteps: list[int]) -> ReverseProcess:
-    """p_theta at some of its timesteps only (Nichol and Dhariwal 2021, Section 4).
-
-    What a network says of x_{t-1} holds for the step that it was trained on. Of a longer step, its mean is said anew by
-    way of x_0; its variance by its place between posterior_variance and beta, which is Var(x_0 | x_t) / (1 - alpha_bar_t)
-    and so the same for every length. learned_range keeps the network's own place, on a log scale, as published.
-
-    Args:
-        timesteps: ascending; what is t to the result is timesteps[t] to the network.
-    """
-    own, spaced = p.schedule, respace(p.schedule, timesteps)
-    visited = torch.tensor(timesteps, device=own.betas.device)
-    same_steps = timesteps == list(range(len(timesteps)))
-    from_mean = p.config.prediction == "mean" and not same_steps
-    from_variance = p.config.variance == "learned" and not same_steps
-    # of beta and posterior_variance: in float32 the two may not differ where there is much noise
-    own_width, width = own.betas - own.posterior_variance, spaced.betas - spaced.posterior_variance
-
-    def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
-        output = p.denoiser(x_t, visited[t])
-        if not from_mean and not from_variance:
-            return output
-        value, second = split_output(output.to(x_t.dtype), x_t, p.config)
-        if from_mean:
-            value = predict_x_0("mean", value, x_t, visited[t], own)
-        if from_variance and second is not None:
-            above = second.exp() - gather_at(own.posterior_variance, visited[t], x_t)
-            place = (above / gather_at(own_width, visited[t], x_t)).clamp(0, 1)
-            second = (gather_at(spaced.posterior_variance, t, x_t) + place * gather_at(width, t, x_t)).log()
-        return value if second is None else torch.cat((value, second), dim=1)
-
-    config = replace(p.config, prediction="x_0") if from_mean else p.config
-    return ReverseProcess(denoiser=denoiser, schedule=spaced, config=config)
-
-
 def ancestral(
-    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, *, clip: Clip
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
     """Sample every step of p_theta in turn (Ho et al. 2020, Algorithm 2)."""
     x_t = x_T
     for step in reversed(range(p.schedule.num_timesteps)):
-        reverse = p_mean_variance(p, x_t, _everywhere(step, x_t), clip=clip)
+        reverse = p_mean_variance(p, x_t, _everywhere(step, x_t), clip=config.clip)
         on_step(step, x_t, reverse.x_0_hat)
         # Algorithm 2, line 4: x_{t-1} = mean + sigma_t z, without noise at the last step
         x_t = reverse.mean + (0.5 * reverse.log_variance).exp() * noise(step) if step > 0 else reverse.mean
@@ -190,10 +151,10 @@ def ancestral(
 
 
 def ddim(
-    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, *, eta: float, clip: Clip
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
     """Sample with as little noise as eta says (Song, Meng, Ermon 2021, Eq. 12)."""
-    schedule = p.schedule
+    schedule, eta = p.schedule, config.eta
     # Eq. 16: sigma_t is eta times the deviation of q(x_{t-1} | x_t, x_0)
     sigma = eta * schedule.posterior_variance.sqrt()
     # sqrt(1 - alpha_bar_prev - sigma^2), said so that rounding never makes it the root of a negative number
@@ -201,7 +162,7 @@ def ddim(
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
-        x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
+        x_0_hat, eps_hat = _predictions(p, x_t, t, config.clip)
         on_step(step, x_t, x_0_hat)
         # Eq. 12
         x_t = gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t) * x_0_hat + gather_at(direction, t, x_t) * eps_hat
@@ -211,7 +172,7 @@ def ddim(
 
 
 def dpm_solver(
-    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, clip: Clip
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
     """Sample by DPM-Solver++(2M): the ODE of x_0_hat, extrapolated from two steps (Lu et al. 2022b, Algorithm 2)."""
     schedule = p.schedule
@@ -220,7 +181,7 @@ def dpm_solver(
     x_t, before, h_before = x_T, x_T, 0.0
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
-        x_0_hat = p_mean_variance(p, x_t, t, clip=clip).x_0_hat
+        x_0_hat = p_mean_variance(p, x_t, t, clip=config.clip).x_0_hat
         on_step(step, x_t, x_0_hat)
         if step == 0:
             return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and h is infinite
@@ -236,14 +197,16 @@ def dpm_solver(
     raise AssertionError("a schedule has a step")
 
 
-def heun(p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, clip: Clip) -> Float[Tensor, "b c h w"]:
+def heun(
+    p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
+) -> Float[Tensor, "b c h w"]:
     """Sample by Heun's method on dy/ds = eps_hat, y = x_t / sqrt(alpha_bar), s = 1 / sqrt(SNR) (Karras et al. 2022, Alg. 1)."""
     schedule = p.schedule
     signal: list[bool] = (schedule.alpha_bar > 0).tolist()
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
-        x_0_hat, eps_hat = _predictions(p, x_t, t, clip)
+        x_0_hat, eps_hat = _predictions(p, x_t, t, config.clip)
         on_step(step, x_t, x_0_hat)
         # Euler's step of the ODE, said without the division by alpha_bar: it is ddim's
         root, deviation = (
@@ -255,10 +218,18 @@ def heun(p: ReverseProcess, x_T: Float[Tensor, "b c h w"], on_step: OnStep, *, c
         if step == 0 or not signal[step]:
             x_t = euler
             continue
-        _, eps_next = _predictions(p, euler, t - 1, clip)
+        _, eps_next = _predictions(p, euler, t - 1, config.clip)
         shrink = schedule.snr[step - 1].rsqrt() - schedule.snr[step].rsqrt()
         x_t = euler + 0.5 * shrink * root * (eps_next - eps_hat)
     return x_t
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "heun": heun,
+}
 
 
 def _predictions(

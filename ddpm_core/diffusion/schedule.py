@@ -6,10 +6,10 @@ Everything is float64 and cast where it is used.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -19,7 +19,6 @@ from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Tensor
 
 ScheduleName = Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"]
-Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
 
 _COSINE_OFFSET = 0.008
 _COSINE_MAX_BETA = 0.999
@@ -62,7 +61,7 @@ class ScheduleConfig:
     @property
     def reads_betas(self) -> bool:
         """Whether beta_start and beta_end mean anything to this schedule."""
-        return self.name not in ("jsd", "cosine")
+        return "start" in signature(SCHEDULES[self.name]).parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,33 +108,59 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
         InputError: if a rescaled beta is not less than 1.
     """
     T = config.num_timesteps
+    if not config.reads_betas:
+        return schedule_from_betas(SCHEDULES[config.name](T))
     scale = _RESCALED_FROM / T if config.rescale else 1.0
     start, end = scale * config.beta_start, scale * config.beta_end
-    if config.reads_betas and max(start, end) >= 1:
+    if max(start, end) >= 1:
         raise InputError(
             f"schedule.rescale makes betas up to {max(start, end):g} of {T} steps; expected less than 1: "
             "raise schedule.num-timesteps, or lower schedule.beta-end"
         )
-    match config.name:
-        case "linear":
-            betas = torch.linspace(start, end, T, dtype=torch.float64)
-        case "quadratic":
-            betas = torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
-        case "constant":
-            betas = torch.full((T,), end, dtype=torch.float64)
-        case "warmup10":
-            betas = _warmup_betas(start, end, T, rising=T // 10)
-        case "warmup50":
-            betas = _warmup_betas(start, end, T, rising=T // 2)
-        case "jsd":
-            betas = 1 / torch.arange(T, 0, -1, dtype=torch.float64)
-        case "cosine":
-            betas = _cosine_betas(T)
-        case "sigmoid":
-            # Xu et al. 2022 (GeoDiff), in the form that its users and the diffusers library share
-            betas = torch.linspace(-_SIGMOID_RANGE, _SIGMOID_RANGE, T, dtype=torch.float64).sigmoid()
-            betas = start + (end - start) * betas
-    return schedule_from_betas(betas)
+    return schedule_from_betas(SCHEDULES[config.name](T, start, end))
+
+
+def linear_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """The paper's."""
+    return torch.linspace(start, end, T, dtype=torch.float64)
+
+
+def quadratic_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """Linear in sqrt(beta)."""
+    return torch.linspace(math.sqrt(start), math.sqrt(end), T, dtype=torch.float64) ** 2
+
+
+def constant_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """beta_end throughout."""
+    return torch.full((T,), end, dtype=torch.float64)
+
+
+def warmup10_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """Rising over the first tenth of the steps."""
+    return _warmup_betas(start, end, T, rising=T // 10)
+
+
+def warmup50_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """Rising over the first half of the steps."""
+    return _warmup_betas(start, end, T, rising=T // 2)
+
+
+def jsd_betas(T: int) -> Float[Tensor, " T"]:
+    """1/T, 1/(T-1), ..., 1."""
+    return 1 / torch.arange(T, 0, -1, dtype=torch.float64)
+
+
+def cosine_betas(T: int) -> Float[Tensor, " T"]:
+    """Nichol and Dhariwal 2021, Eq. 17 and the clipping below it."""
+    times = torch.arange(T + 1, dtype=torch.float64) / T
+    f = torch.cos((times + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * (math.pi / 2)) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=_COSINE_MAX_BETA)
+
+
+def sigmoid_betas(T: int, start: float, end: float) -> Float[Tensor, " T"]:
+    """Xu et al. 2022 (GeoDiff), in the form that its users and the diffusers library share."""
+    rising = torch.linspace(-_SIGMOID_RANGE, _SIGMOID_RANGE, T, dtype=torch.float64).sigmoid()
+    return start + (end - start) * rising
 
 
 def _warmup_betas(start: float, end: float, T: int, *, rising: int) -> Float[Tensor, " T"]:
@@ -145,11 +170,17 @@ def _warmup_betas(start: float, end: float, T: int, *, rising: int) -> Float[Ten
     return betas
 
 
-def _cosine_betas(T: int) -> Float[Tensor, " T"]:
-    """Nichol and Dhariwal 2021, Eq. 17 and the clipping below it."""
-    times = torch.arange(T + 1, dtype=torch.float64) / T
-    f = torch.cos((times + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * (math.pi / 2)) ** 2
-    return (1 - f[1:] / f[:-1]).clamp(max=_COSINE_MAX_BETA)
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "linear": linear_betas,
+    "quadratic": quadratic_betas,
+    "constant": constant_betas,
+    "warmup10": warmup10_betas,
+    "warmup50": warmup50_betas,
+    "jsd": jsd_betas,
+    "cosine": cosine_betas,
+    "sigmoid": sigmoid_betas,
+}
+"""The betas of T steps by name, from T, and from the first and the last beta where they are read."""
 
 
 def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:
@@ -176,10 +207,10 @@ def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:
         raise InputError(
             f"alpha_bar is 0 before the last of {len(betas)} steps; expected smaller betas, or fewer steps"
         )
-    return _schedule(betas, alphas)
+    return schedule_of(betas, alphas)
 
 
-def _schedule(betas: Float[Tensor, " T"], alphas: Float[Tensor, " T"]) -> NoiseSchedule:
+def schedule_of(betas: Float[Tensor, " T"], alphas: Float[Tensor, " T"]) -> NoiseSchedule:
     """All that follows from the betas and 1 - beta; each may be too close to 1 to tell the other."""
     # Eq. 4
     alpha_bar = alphas.cumprod(dim=0)
@@ -200,54 +231,3 @@ def _schedule(betas: Float[Tensor, " T"], alphas: Float[Tensor, " T"]) -> NoiseS
         posterior_mean_coef_x_0=betas * alpha_bar_prev.sqrt() / (1 - alpha_bar),
         posterior_mean_coef_x_t=alphas.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar),
     )
-
-
-def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "linspace") -> list[int]:
-    """Which of the timesteps 0 to T-1 a sampler of fewer steps visits, ascending.
-
-    Args:
-        num_timesteps: T.
-        num_steps: S, how many.
-        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, k, 2k, ... with
-            k = T // S, as in DDIM's code; trailing counts down from T-1 in steps of T / S (Lin et al. 2024, Table 2);
-            quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are 1 apart.
-
-    Raises:
-        InputError: if S is not in 1 to T.
-    """
-    check_name(spacing, Spacing, "sampler.spacing")
-    T, S = num_timesteps, num_steps
-    if not 1 <= S <= T:
-        raise InputError(f"{S} sampling steps of a schedule of {T}; expected 1 to {T}")
-    gaps = max(1, S - 1)
-    match spacing:
-        case "linspace":
-            # (T-1) i / gaps to the nearest whole number, counted down from T-1
-            return sorted(T - 1 - (2 * (T - 1) * i + gaps) // (2 * gaps) for i in range(S))
-        case "leading":
-            return [i * (T // S) for i in range(S)]
-        case "trailing":
-            return sorted(round(T - i * T / S) - 1 for i in range(S))
-        case "quadratic":
-            # Song, Meng, Ermon 2021, Appendix D.2: 0.8 T (i / gaps)^2, rounded down
-            return [max(i, 4 * T * i**2 // (5 * gaps**2)) for i in range(S)]
-
-
-def respace(schedule: NoiseSchedule, timesteps: Sequence[int]) -> NoiseSchedule:
-    """The diffusion seen at some of its timesteps only (Nichol and Dhariwal 2021, Eq. 19).
-
-    Args:
-        timesteps: which of 0 to T-1, ascending.
-
-    Returns:
-        A schedule with a step for each of them, whose alpha_bar is the given one's there.
-
-    Raises:
-        InputError: if there are none, or they are not ascending in 0 to T-1.
-    """
-    steps, T = list(timesteps), schedule.num_timesteps
-    if not steps or steps[0] < 0 or steps[-1] >= T or any(a >= b for a, b in pairwise(steps)):
-        raise InputError(f"the timesteps are {steps}; expected one or more, strictly ascending, in 0 to {T - 1}")
-    alpha_bar = schedule.alpha_bar[torch.tensor(steps, device=schedule.betas.device)]
-    alphas = alpha_bar / torch.cat((torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]))
-    return _schedule(1 - alphas, alphas)

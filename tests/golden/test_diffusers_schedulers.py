@@ -18,9 +18,10 @@ from diffusers.schedulers.scheduling_repaint import RePaintScheduler
 
 from ddpm_core.diffusion.editing import inpaint
 from ddpm_core.diffusion.process import Prediction
+from ddpm_core.diffusion.respacing import Spacing, spaced_timesteps
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess, Variance, p_mean_variance
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
-from ddpm_core.diffusion.schedule import ScheduleConfig, Spacing, make_schedule, spaced_timesteps
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.types import Tensor
 
 # They hand tensors to numpy in a way that numpy 2 deprecates.

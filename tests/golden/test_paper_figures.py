@@ -7,7 +7,8 @@ import torch
 
 from ddpm_core.diffusion.gaussian import discretized_log_likelihood
 from ddpm_core.diffusion.losses import prior_term
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, spaced_timesteps
+from ddpm_core.diffusion.respacing import spaced_timesteps
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig
 
 

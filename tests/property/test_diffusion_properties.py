@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from ddpm_core.diffusion.gaussian import discretized_log_likelihood, normal_kl
 from ddpm_core.diffusion.losses import LossConfig, bound_term, loss_per_image, prior_term
 from ddpm_core.diffusion.process import Prediction, predict_eps, predict_x_0, q_posterior, q_sample, to_prediction
+from ddpm_core.diffusion.respacing import Spacing, respace, spaced_timesteps
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, Variance, clip_x_0, interpret
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
-from ddpm_core.diffusion.schedule import NoiseSchedule, Spacing, respace, schedule_from_betas, spaced_timesteps
+from ddpm_core.diffusion.schedule import NoiseSchedule, schedule_from_betas
 from ddpm_core.random import Purpose, dropout_mask, normals, random_bits
 
 fast = settings(max_examples=60, deadline=None)

@@ -4,7 +4,7 @@ The shapes and names in the signatures, which are checked while testing, are swi
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jaxtyping
 import pytest
@@ -12,10 +12,12 @@ import torch
 
 from ddpm_core.diffusion.checks import check_images, check_latents, check_levels, check_like, check_timesteps
 from ddpm_core.diffusion.likelihood import variational_bound
-from ddpm_core.diffusion.losses import LossConfig, loss_per_image, min_snr_weight
+from ddpm_core.diffusion.losses import OBJECTIVES, LossConfig, Objective, loss_per_image, min_snr_weight
 from ddpm_core.diffusion.process import predict_x_0, q_posterior, q_sample, to_prediction
+from ddpm_core.diffusion.respacing import spaced_timesteps
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, clip_x_0, p_mean_variance, split_output
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, spaced_timesteps
+from ddpm_core.diffusion.samplers import SAMPLERS, SamplerName
+from ddpm_core.diffusion.schedule import SCHEDULES, ScheduleConfig, ScheduleName, make_schedule
 from ddpm_core.types import Tensor
 
 T = 10
@@ -216,3 +218,9 @@ def test_the_checks_break_no_graph() -> None:
 
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(IMAGES, STEPS, EPS), loss(IMAGES, STEPS, EPS))
+
+
+def test_each_name_that_a_config_takes_is_registered() -> None:
+    assert get_args(SamplerName) == tuple(SAMPLERS)
+    assert get_args(ScheduleName) == tuple(SCHEDULES)
+    assert set(get_args(Objective)) == OBJECTIVES.keys()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ddpm_core.diffusion.process import predict_x_0, to_prediction
+from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, sample, spaced_process, steps_taken
+from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, sample, steps_taken
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor
@@ -445,7 +446,7 @@ def test_sampling_stays_on_the_device(name, num_steps: int | None) -> None:
     config = SamplerConfig(name=name, num_steps=num_steps, eta=0.5)
     assert sample(p, config, away, lambda t: away).is_meta
     # not respaced, the network is given t itself
-    ancestral(p, away, lambda t: away, lambda t, x_t, x_0_hat: None, clip="none")
+    ancestral(p, away, lambda t: away, lambda t, x_t, x_0_hat: None, SamplerConfig(clip="none"))
     assert set(devices) == {"meta"}
 
 

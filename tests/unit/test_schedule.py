@@ -12,16 +12,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ddpm_core.diffusion.schedule import (
-    NoiseSchedule,
-    ScheduleConfig,
-    ScheduleName,
-    Spacing,
-    make_schedule,
-    respace,
-    schedule_from_betas,
-    spaced_timesteps,
-)
+from ddpm_core.diffusion.respacing import Spacing, respace, spaced_timesteps
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, ScheduleName, make_schedule, schedule_from_betas
 
 NAMES = get_args(ScheduleName)
 START, END = mp.mpf("1e-4"), mp.mpf("0.02")

@@ -11,7 +11,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 	@echo "setting up .venv (a minute or two, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet -c infra/constraints.txt torch uv 2>.venv/pip.log || { cat .venv/pip.log; exit 1; }
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e .
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[pipelines]'
 	@touch $@
 
 .venv/.installed-test: .venv/.installed

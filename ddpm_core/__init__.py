@@ -5,6 +5,7 @@ import ddpm_core
 model = ddpm_core.load("STORE/runs/NAME")
 images = model.sample(seeds=range(16), sampler="dpm_solver", num_steps=20)    # uint8 [16, height, width, channels]
 bits = model.bits_per_dim(images)
+ddpm_core.schedule("cosine", num_timesteps=1000).plot()
 """
 
 from importlib import import_module
@@ -13,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm_core.api.loading import load
     from ddpm_core.api.model import Model
+    from ddpm_core.api.schedule import Schedule, schedule
     from ddpm_core.model.config import ModelConfig
 
 __version__ = "0.1.0"
-__all__ = ["Model", "ModelConfig", "load"]
+__all__ = ["Model", "ModelConfig", "Schedule", "load", "schedule"]
 
-_HOMES = {"Model": "ddpm_core.api.model", "ModelConfig": "ddpm_core.model.config", "load": "ddpm_core.api.loading"}
+_HOMES = {
+    "Model": "ddpm_core.api.model",
+    "ModelConfig": "ddpm_core.model.config",
+    "Schedule": "ddpm_core.api.schedule",
+    "load": "ddpm_core.api.loading",
+    "schedule": "ddpm_core.api.schedule",
+}
 
 
 def __getattr__(name: str) -> Any:

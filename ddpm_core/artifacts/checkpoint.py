@@ -15,16 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError, MissingError
+from ddpm_core.optional import late
 from ddpm_core.types import Tensor
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+else:
+    pa, pq = (late(name, "pyarrow", "a run's history") for name in ("pyarrow", "pyarrow.parquet"))
 
 FORMAT_VERSION = 3
 _SUFFIX = {"model": ".safetensors", "ema": ".safetensors", "optimizer": ".safetensors", "history": ".parquet"}
@@ -44,15 +49,13 @@ _FACTS = {
     "sha256": dict,
 }
 """What a state.json says at least, whichever code wrote it."""
-HISTORY = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("images_seen", pa.int64()),
-        ("loss", pa.float64()),
-        ("grad_norm", pa.float64()),
-        ("images_per_s", pa.float64()),
-    ]
-)
+_HISTORY = {
+    "step": "int64",
+    "images_seen": "int64",
+    "loss": "float64",
+    "grad_norm": "float64",
+    "images_per_s": "float64",
+}
 
 
 class NewerFormatError(InputError):
@@ -181,7 +184,8 @@ def _save_tensors(tensors: Tensors, path: Path) -> None:
 
 
 def _save_history(history: list[HistoryRow], path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(history, schema=HISTORY), path)
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _HISTORY.items()])
+    pq.write_table(pa.Table.from_pylist(history, schema=schema), path)
 
 
 def read_checkpoint(uri: str) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Charts as PNG bytes: the course of training, the variational bound term by term, the noise schedules."""
+"""Charts: the course of training and the variational bound term by term as PNG bytes; the noise schedules."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
     return _png(figure)
 
 
-def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> bytes:
+def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> Figure:
     """beta, alpha_bar and log SNR of some schedules over t, on white."""
     ink, _ = _LIGHT
     figure = _figure(11, 3.4)
@@ -66,11 +66,18 @@ def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> bytes:
     panels[0].set_yscale("log")
     panels[2].set_ylim(bottom=-16)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, labelcolor=ink)
-    return _png(figure, transparent=False)
+    return figure
+
+
+class _Shown(Figure):
+    """A notebook shows it without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self, transparent=False)
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    figure = _Shown(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -15,11 +15,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ddpm_core.errors import MissingError
-from ddpm_core.storage import local, s3, s3_file, s3_upload
+from ddpm_core.optional import late
+from ddpm_core.storage import local
 from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
+
+if TYPE_CHECKING:
+    from ddpm_core.storage import s3, s3_file, s3_upload
+else:
+    s3, s3_file, s3_upload = (
+        late(f"ddpm_core.storage.{name}", "boto3", "s3://") for name in ("s3", "s3_file", "s3_upload")
+    )
 
 __all__ = [
     "StorageError",

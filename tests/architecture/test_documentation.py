@@ -5,6 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import api_page
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,10 @@ def missing(text: str) -> list[str]:
             if not _NAME.fullmatch(name) or not any(name in names(path) for path in found(file))
         ]
     return absent
+
+
+def test_the_page_of_the_library_is_what_its_docstrings_say() -> None:
+    assert (ROOT / "docs/api.md").read_text() == api_page.page()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

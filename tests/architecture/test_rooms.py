@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ddpm_core import ModelConfig
+from ddpm_core.artifacts.checkpoint import Checkpoint, write_checkpoint
+from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.model.unet import UNetConfig
+from ddpm_core.serialization import to_json
+
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted((ROOT / "ddpm_core").rglob("*.py"))
 COMMANDS = ["shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule"]
@@ -20,6 +27,55 @@ def test_the_library_imports_where_ray_mlflow_and_webdataset_are_missing() -> No
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in LIBRARY if path.stem != "__init__"]
     blocked = "import sys\nfor name in ('ray', 'mlflow', 'webdataset'): sys.modules[name] = None\n"
     found = run(blocked + "\n".join(f"import {module}" for module in modules))
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_model_is_loaded_sampled_and_measured_with_five_packages_and_asks_for_others_in_a_line(
+    tmp_path: Path,
+) -> None:
+    """README's lines, where nothing but torch, numpy, safetensors, pillow and cattrs can be imported, and what these need."""
+    network = UNetConfig(base_channels=32, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
+    model = ModelConfig(
+        image_size=8, channels=1, unet=network, schedule=ScheduleConfig(num_timesteps=4), reverse=ReverseConfig()
+    )
+    tensors = {name: p.detach() for name, p in model.build_network().named_parameters()}
+    write_checkpoint(
+        str(tmp_path),
+        Checkpoint(
+            step=1,
+            images_seen=1,
+            seed=0,
+            dataset_digest="",
+            dataset_uri="",
+            config=to_json(model),
+            versions={},
+            model=tensors,
+            ema=tensors,
+            optimizer={},
+            history=[],
+        ),
+    )
+    absent = "jaxtyping boto3 botocore pyarrow matplotlib platformdirs imagecodecs sklearn webdataset ray mlflow scipy"
+    code = f"""
+import sys
+import torch
+for name in {absent.split()!r}:
+    sys.modules[name] = None
+import ddpm_core
+model = ddpm_core.load({str(tmp_path)!r})
+images = model.sample(seeds=range(2), sampler="dpm_solver", num_steps=2)
+assert images.shape == (2, 8, 8, 1) and model.bits_per_dim(images).shape == (2,)
+schedule = ddpm_core.schedule("cosine", num_timesteps=10)
+assert schedule.alpha_bar.shape == (10,)
+for ask, package in ((schedule.plot, "matplotlib"), (lambda: ddpm_core.load("s3://bucket/run"), "boto3")):
+    try:
+        ask()
+    except ValueError as error:
+        assert str(error).endswith(f"pip install {{package}}"), error
+    else:
+        raise AssertionError(package)
+"""
+    found = run(code)
     assert found.returncode == 0, found.stderr
 
 

@@ -1,0 +1,32 @@
+"""Libraries that only some of this one needs: imported when they are first used, asked for in one line where they are missing."""
+
+from importlib import import_module
+from typing import Any
+
+from ddpm_core.errors import InputError
+
+
+class _Late:
+    def __init__(self, module: str, package: str, purpose: str) -> None:
+        self._module, self._package, self._purpose = module, package, purpose
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            module = import_module(self._module)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.startswith(__package__):
+                raise
+            raise InputError(
+                f"{self._purpose} needs {self._package}; expected it installed: pip install {self._package}"
+            ) from None
+        return getattr(module, name)
+
+
+def late(module: str, package: str, purpose: str) -> Any:
+    """A module that is imported when something of it is first asked for.
+
+    Args:
+        package: what to install for it.
+        purpose: what needs it, for the message.
+    """
+    return _Late(module, package, purpose)

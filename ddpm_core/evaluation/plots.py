@@ -54,7 +54,7 @@ def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
 def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> Figure:
     """beta, alpha_bar and log SNR of some schedules over t, on white."""
     ink, _ = _LIGHT
-    figure = _figure(11, 3.4)
+    figure = _figure(11.0, 3.4)
     panels = figure.subplots(1, 3)
     for name, schedule in schedules.items():
         t = np.linspace(0, 1, schedule.num_timesteps)

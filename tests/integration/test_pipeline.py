@@ -94,6 +94,19 @@ def test_a_loaded_model_draws_what_the_sample_stage_drew(made: tuple[Recipe, dic
     assert np.array_equal(images, np.stack(drawn))
 
 
+def test_the_notebook_runs_on_any_run(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = {path.parents[1] for path in (Path(made[0].store) / "runs").glob("*/checkpoints/*")}
+    monkeypatch.setenv("DDPM_RUN", str(run))
+    cells = json.loads((Path(__file__).parents[2] / "examples/library.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["run"] == str(run)
+
+
 def test_a_second_run_computes_nothing_and_finds_the_same(
     made: tuple[Recipe, dict[str, str], dict[str, float]],
 ) -> None:

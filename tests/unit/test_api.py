@@ -14,7 +14,7 @@ import ddpm_core
 from ddpm_core.artifacts.checkpoint import Weights, sha256_of
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.samplers import SamplerConfig
-from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.bits_per_dim import measure_bound
 from ddpm_core.interop.diffusers import write_diffusers
 from ddpm_core.model.unet import UNetConfig, init_unet
@@ -142,3 +142,14 @@ def test_the_public_names_are_there_and_no_others() -> None:
     assert all(getattr(ddpm_core, name) is not None for name in ddpm_core.__all__)
     with pytest.raises(AttributeError, match=r"no attribute 'Modell'; it has .*Model"):
         ddpm_core.Modell  # noqa: B018
+
+
+def test_a_schedule_is_made_by_its_name_and_shown() -> None:
+    schedule = ddpm_core.schedule("cosine", num_timesteps=10)
+    wanted = make_schedule(ScheduleConfig(name="cosine", num_timesteps=10))
+    assert all(torch.equal(value, getattr(wanted, name)) for name, value in vars(schedule).items() if name != "name")
+    assert schedule.plot()._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"schedule.name is cosin; expected one of linear, .*, cosine, sigmoid"):
+        ddpm_core.schedule("cosin")
+    with pytest.raises(ValueError, match="a schedule has no T; expected beta_start, beta_end, num_timesteps, rescale"):
+        ddpm_core.schedule("linear", T=10)

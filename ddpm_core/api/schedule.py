@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm_core.diffusion.checks import check_name
+from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, ScheduleName, make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.optional import late
 
@@ -46,5 +47,6 @@ def schedule(name: str, **config: Any) -> Schedule:
     known = [field.name for field in fields(ScheduleConfig) if field.name != "name"]
     if unknown := sorted(config.keys() - set(known)):
         raise InputError(f"a schedule has no {', '.join(unknown)}; expected {', '.join(known)}")
+    check_name(name, ScheduleName, "schedule.name")
     made = make_schedule(ScheduleConfig(name=name, **config))  # type: ignore[arg-type]
     return Schedule(name=name, **vars(made))

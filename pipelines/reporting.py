@@ -1,7 +1,7 @@
 """From an evaluation to its report: pictures gathered by Ray tasks, the page rendered, the artifact written."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 from typing import Any
@@ -24,7 +24,7 @@ from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts
 from ddpm_core.serialization import from_json
 from ddpm_core.types import Tensor
 from pipelines.cluster.model_cache import loaded_model
-from pipelines.cluster.placement import for_a_cpu
+from pipelines.cluster.placement import for_a_cpu, for_sampling
 from pipelines.cluster.session import shard_cache, versions
 from pipelines.cluster.tasks import gather
 from pipelines.naming import code_version
@@ -85,9 +85,11 @@ def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: R
         starts.append(first)
         first += int(size)
     queries = generated[: config.num_rows]
-    # The strip is one of the parts, made beside the others.
-    arguments = (ray.put(weights),), _request(samples), seeds, index, queries, config.num_neighbours
-    (denoising, times), *near = gather(_part, [None, *enumerate(starts)], for_a_cpu("report"), *arguments)
+    request = _request(samples, recipe.sample)
+    ((denoising, times),) = gather(_strip, [seeds], for_sampling(request), (ray.put(weights),), request)
+    near = gather(
+        _shard_neighbours, list(enumerate(starts)), for_a_cpu("report"), index, queries, config.num_neighbours
+    )
     neighbours = reduce(lambda one, other: merge(one, other, config.num_neighbours), near)
     real = next(iter(ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(config.num_shown)))
     return Pictures(
@@ -186,10 +188,11 @@ def _bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
     )
 
 
-def _request(samples: SampleSet) -> SampleStage:
-    """The request that decides the images of a set, but for their number."""
+def _request(samples: SampleSet, where: SampleStage) -> SampleStage:
+    """The request that decides the images of a set, but for their number; done where samples are."""
     names = ("sampler", "labels", "guidance", "precision")
-    return from_json(SampleStage, {name: samples.identity[name] for name in names})
+    request = from_json(SampleStage, {name: samples.identity[name] for name in names})
+    return replace(request, threads=where.threads, use_gpu=where.use_gpu, node_labels=where.node_labels)
 
 
 def _noise(identity: dict[str, Any]) -> str:
@@ -213,21 +216,10 @@ def _history(weights: Weights) -> list[HistoryRow]:
         return []
 
 
-def _part(
-    shard: tuple[int, int] | None,
-    shared: tuple[ray.ObjectRef],
-    request: SampleStage,
-    seeds: list[int],
-    index: DatasetIndex,
-    queries: Tensor,
-    count: int,
-) -> Any:
-    """In a task: the neighbours in one shard, given with its first image's number; the strip, if it is none."""
+def _shard_neighbours(shard: tuple[int, int], index: DatasetIndex, queries: Tensor, count: int) -> Neighbours:
+    """In a task: the neighbours in one shard, given with its first image's number."""
     torch.set_num_threads(1)
-    return _strip(shared, request, seeds) if shard is None else _shard_neighbours(index, *shard, queries, count)
-
-
-def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, queries: Tensor, count: int) -> Neighbours:
+    number, first_index = shard
     found: Neighbours | None = None
     for images in ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(1024, range(number, number + 1)):
         near = nearest(queries, images, count, first_index=first_index)
@@ -237,6 +229,9 @@ def _shard_neighbours(index: DatasetIndex, number: int, first_index: int, querie
     return found
 
 
-def _strip(shared: tuple[ray.ObjectRef], request: SampleStage, seeds: list[int]) -> tuple[Tensor, list[int]]:
-    model = loaded_model(shared, torch.device("cpu"))
-    return model.denoising_strip(torch.tensor(seeds), request, _STRIP_FRAMES)
+def _strip(seeds: list[int], shared: tuple[ray.ObjectRef], request: SampleStage) -> tuple[Tensor, list[int]]:
+    """In a task, as samples are made."""
+    torch.set_num_threads(request.threads)
+    model = loaded_model(shared, torch.device("cuda" if request.use_gpu else "cpu"))
+    frames, times = model.denoising_strip(torch.tensor(seeds), request, _STRIP_FRAMES)
+    return frames.cpu(), times

@@ -45,10 +45,21 @@ class Model:
         Raises:
             InputError: if they are of another network than their config says.
         """
-        config = read_model_config(weights.config)
+        model = cls.from_tensors(read_model_config(weights.config), weights.tensors, device)
+        return replace(model, weights=weights)
+
+    @classmethod
+    def from_tensors(
+        cls, config: ModelConfig, tensors: dict[str, Tensor], device: torch.device | str = "cpu"
+    ) -> "Model":
+        """A model with these weights by name, on a device.
+
+        Raises:
+            InputError: if they are of another network.
+        """
         network = config.build_network()
-        load_network(network, weights.tensors)
-        return cls(config=config, network=network.eval().requires_grad_(False).to(device), weights=weights)
+        load_network(network, tensors)
+        return cls(config=config, network=network.eval().requires_grad_(False).to(device))
 
     @property
     def device(self) -> torch.device:

@@ -28,6 +28,8 @@ class Events:
     """Time for a grid of samples; of the first worker alone."""
     warned: Callable[[str], None]
     """Something that a person should know, in one line."""
+    saved: Callable[[TrainState], None] = lambda state: None
+    """A checkpoint of the state is under way; of the first worker alone."""
     doing: Callable[[int, str], None] = lambda step, what: None
     """What this worker does now, at which step: `reading` or `computing`."""
 
@@ -111,14 +113,24 @@ def train(
             clock, since = now, state.step
             if worker.is_first:
                 events.logged(state.history[-1])
-        if worker.is_first and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
-            checkpointer.save()
-        if worker.is_first and (state.step % config.preview_every == 0 or state.step == config.steps):
-            before = time.perf_counter()
-            events.preview(state)
-            clock += time.perf_counter() - before  # images/s is the training's alone
+        if worker.is_first:
+            clock += _save_and_show(state, config, events, checkpointer)  # images/s is the training's alone
         events.doing(state.step, "reading")
     checkpointer.finish(last=True)
+
+
+def _save_and_show(state: TrainState, config: TrainConfig, events: Events, checkpointer: Checkpointer) -> float:
+    """Where it is time; returns the seconds that went into looking at samples."""
+    is_last = state.step == config.steps
+    saves, shows = (is_last or state.step % every == 0 for every in (config.checkpoint_every, config.preview_every))
+    if saves:
+        checkpointer.save()
+    before = time.perf_counter()
+    if saves:
+        events.saved(state)
+    if shows:
+        events.preview(state)
+    return time.perf_counter() - before
 
 
 def _row(state: TrainState, found: Backward, steps_per_s: float, config: TrainConfig) -> HistoryRow:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ddpm_core import storage
-from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     HistoryRow,
@@ -25,11 +24,11 @@ from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import read_model_config
-from ddpm_core.model.weights import check_weights, load_network
+from ddpm_core.model.weights import check_weights
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.identity import check_continues, check_steps
-from ddpm_core.training.state import TrainState, ema_tensors
+from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
 from pipelines.cluster.session import versions
@@ -38,7 +37,7 @@ from pipelines.progress import Progress, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
 from pipelines.training.trainer import fit
-from pipelines.training.validation import Validator
+from pipelines.training.validation import Validator, averaged_model
 
 _PREVIEW_IMAGES, _PREVIEW_STEPS = 64, 25
 
@@ -124,7 +123,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 reporter = _ProgressReporter(run, shown, validator)
-                fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run))
+                fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
                 reporter.note(validator.found(wait=True))
     final = checkpoint_uri(run_uri, recipe.train.steps)
     rates = sorted(row["images_per_s"] for row in read_history(final))
@@ -185,6 +184,8 @@ class _ProgressReporter:
                 self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
             elif kind == "saved":
                 self._validator.saved(what)
+            elif kind == "validated":
+                self.note([what])
             elif kind == "warned":
                 self._shown.say(what)
         self.note(self._validator.found())
@@ -197,12 +198,8 @@ class _ProgressReporter:
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:
     """Images of the averaged weights as they are now, uint8 [n, c, h, w]; a few DDIM steps each."""
-    model = read_model_config(config)
-    network = model.build_network().eval().requires_grad_(False)
-    load_network(network, ema_tensors(state))
-    device = next(state.network.parameters()).device
-    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, model.schedule.num_timesteps))
-    averaged = Model(config=model, network=network.to(device))
+    averaged = averaged_model(state, config)
+    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, averaged.config.schedule.num_timesteps))
     return averaged.generate(torch.tensor(seeds), SampleConfig(sampler=sampler)).cpu()
 
 

@@ -46,13 +46,19 @@ Tell = Callable[[list[tuple[str, Any]]], None]
 
 
 def fit(
-    spec: WorkerSpec, hold: Hold, stage: TrainStage, tell: Tell, preview: Callable[[TrainState], dict[str, Any]]
+    spec: WorkerSpec,
+    hold: Hold,
+    stage: TrainStage,
+    tell: Tell,
+    preview: Callable[[TrainState], dict[str, Any]],
+    validate: Callable[[TrainState], dict[str, float] | None] | None = None,
 ) -> None:
     """Train to the last step.
 
     Args:
         hold: on the run.
         tell: shown what happens, in the driver's main thread, every half second.
+        preview, validate: done by the first worker; what they return is posted.
 
     Raises:
         UserError: if a worker refused to go on, in one line; HeldError if another job holds the run by now.
@@ -71,6 +77,7 @@ def fit(
         coordinator=coordinator,
         threads=stage.threads,
         preview=preview,
+        validate=validate,
     )
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:

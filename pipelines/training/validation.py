@@ -1,4 +1,5 @@
-"""Evaluation beside training: a checkpoint's samples and held-out likelihood, measured by a task while the workers train on.
+"""Evaluation beside training: a checkpoint's samples and held-out likelihood, measured by a task while the workers train on, or
+on a GPU by the first worker.
 
 A task of our own rather than Ray Train's asynchronous validation: that one belongs to a group of workers and to checkpoints
 that Ray keeps; this one reads a checkpoint at its URI, and outlives the group that wrote it.
@@ -6,7 +7,8 @@ that Ray keeps; this one reads a checkpoint at its URI, and outlives the group t
 
 import logging
 import time
-from functools import reduce
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import ray
@@ -19,7 +21,10 @@ from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_val
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
+from ddpm_core.model.config import read_model_config
 from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.training.checkpointing import Run
+from ddpm_core.training.state import TrainState, ema_tensors
 from pipelines.cluster.placement import SHARE
 from pipelines.measuring import group_bound, real_stats
 from pipelines.progress import say
@@ -43,10 +48,15 @@ class Validator:
         self._running: Any = None
         self._next: str | None = None
 
+    def here(self, run: Run) -> Callable[[TrainState], dict[str, float] | None] | None:
+        """What the first worker measures on its GPU, while the others wait: there is none to spare, and a CPU would take days."""
+        if self._reference is None or not self._recipe.train.use_gpu:
+            return None
+        return partial(_validate_state, run=run, index=self._index, recipe=self._recipe, reference=self._reference)
+
     def saved(self, uri: str) -> None:
         """A checkpoint stands."""
-        step = step_of(uri)
-        if self._every and step % self._every == 0 and step not in read_validations(self._run_uri):
+        if not self._recipe.train.use_gpu and _is_due(step_of(uri), self._recipe, self._run_uri):
             self._next = uri
         self._start()
 
@@ -54,7 +64,7 @@ class Validator:
         if self._next is not None and self._running is None:
             uri, self._next = self._next, None
             # Of the share that training leaves.
-            self._running = _measure.remote(uri, self._run_uri, self._index, self._recipe, self._reference)
+            self._running = _validate.remote(uri, self._run_uri, self._index, self._recipe, self._reference)
 
     def found(self, *, wait: bool = False) -> list[dict[str, float]]:
         """Figures that have come in: step, distance under its own name, bits_per_dim.
@@ -82,12 +92,11 @@ class Validator:
         return rows
 
 
-@ray.remote(num_cpus=SHARE)
-def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats) -> dict[str, float]:
-    """Figures of a checkpoint's averaged weights, written beside its run."""
-    torch.set_num_threads(1)
-    weights = read_weights(uri)
-    model, request = Model.from_weights(weights), SampleConfig(sampler=recipe.sample.sampler)
+def validate(
+    model: Model, step: int, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats
+) -> dict[str, float]:
+    """Figures of averaged weights, on the model's device; written beside its run, and returned as they are logged."""
+    request = SampleConfig(sampler=recipe.sample.sampler)
     seeds = torch.split(torch.arange(recipe.train.validate_images), request.batch_size)
     parts = [FeatureStats.from_features(extract(model.generate(some, request))) for some in seeds]
     metrics = {DISTANCE: frechet_distance(merge_all(parts), reference)}
@@ -97,6 +106,32 @@ def _measure(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, refere
         groups = (range(first, min(first + GROUP, num_heldout)) for first in range(0, num_heldout, GROUP))
         bounds = (group_bound(model, index, group, config.bits_per_dim_steps) for group in groups)
         metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
-    write_validation(run_uri, weights.step, metrics)
+    write_validation(run_uri, step, metrics)
     shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}
-    return {"step": weights.step, **{f"validation/{name}": value for name, value in shown.items()}}
+    return {"step": step, **{f"validation/{name}": value for name, value in shown.items()}}
+
+
+def _is_due(step: int, recipe: Recipe, run_uri: str) -> bool:
+    every = recipe.train.validate_every
+    return every > 0 and step % every == 0 and step not in read_validations(run_uri)
+
+
+def averaged_model(state: TrainState, config: dict[str, Any]) -> Model:
+    """The model with a state's averaged weights as they are now, on its device."""
+    device = next(state.network.parameters()).device
+    return Model.from_tensors(read_model_config(config), ema_tensors(state), device)
+
+
+def _validate_state(
+    state: TrainState, run: Run, index: DatasetIndex, recipe: Recipe, reference: FeatureStats
+) -> dict[str, float] | None:
+    if not _is_due(state.step, recipe, run.uri):
+        return None
+    return validate(averaged_model(state, run.config), state.step, run.uri, index, recipe, reference)
+
+
+@ray.remote(num_cpus=SHARE)
+def _validate(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats) -> dict[str, float]:
+    torch.set_num_threads(1)
+    weights = read_weights(uri)
+    return validate(Model.from_weights(weights), weights.step, run_uri, index, recipe, reference)

@@ -42,6 +42,8 @@ class RayWorkerSpec:
     """Of each worker, whatever their number: other threads add up in another order."""
     preview: Callable[[TrainState], dict[str, Any]]
     """Makes the grid of samples; returns what is posted."""
+    validate: Callable[[TrainState], dict[str, float] | None] | None
+    """Measures a state that is saved, on its own device, where it is time; None where a task beside training does it."""
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
@@ -80,10 +82,17 @@ def _may_pass(error: Exception, run_uri: str) -> bool:
 
 def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Events:
     post = ray_spec.coordinator.post.remote
+
+    def validate(state: TrainState) -> None:
+        doing(state.step, "validating")
+        if ray_spec.validate and (row := ray_spec.validate(state)):
+            post("validated", row)
+
     return Events(
         logged=lambda row: post("logged", row),
         preview=lambda state: post("preview", ray_spec.preview(state)),
         warned=lambda line: post("warned", line),
+        saved=validate,
         doing=doing,
     )
 

@@ -167,6 +167,7 @@ class Pipeline:
             "step": weights.step,
             "dataset_uri": weights.dataset_uri,
             "dataset_digest": weights.dataset_digest,
+            "recipe": weights.recipe,
         }
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.safetensors"

@@ -47,7 +47,7 @@ def read_registered(folder_uri: str) -> Weights:
     """The weights of a registered version, whose config says what they were trained on, where that is known."""
     file = storage.read_bytes(storage.join(folder_uri, REGISTERED_WEIGHTS))
     config = json.loads(storage.read_bytes(storage.join(folder_uri, REGISTERED_CONFIG)))
-    unknown = {"checkpoint_uri": folder_uri, "step": 0, "dataset_digest": "", "dataset_uri": ""}
+    unknown = {"checkpoint_uri": folder_uri, "step": 0, "dataset_digest": "", "dataset_uri": "", "recipe": ""}
     training = unknown | config.pop("training", {})
     return Weights(
         uri=training["checkpoint_uri"],
@@ -56,5 +56,6 @@ def read_registered(folder_uri: str) -> Weights:
         config=config,
         dataset_digest=training["dataset_digest"],
         dataset_uri=training["dataset_uri"],
+        recipe=training["recipe"],
         file=file,
     )

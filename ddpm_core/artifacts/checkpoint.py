@@ -93,6 +93,8 @@ class Weights:
     config: dict[str, Any]
     dataset_digest: str
     dataset_uri: str
+    recipe: str = ""
+    """The name of the recipe that it was trained by; empty if that is not known."""
     file: bytes = field(repr=False)
     """The safetensors file whose sha256 names the weights."""
 
@@ -226,8 +228,14 @@ def read_weights(uri: str) -> Weights:
         config=state["config"],
         dataset_digest=state["dataset_digest"],
         dataset_uri=state["dataset_uri"],
+        recipe=state["versions"].get("recipe", ""),
         file=data,
     )
+
+
+def recipe_of(uri: str) -> str:
+    """The name of the recipe that a checkpoint was trained by; empty if it does not say."""
+    return str(_read_state(uri)["versions"].get("recipe", ""))
 
 
 def read_history(uri: str) -> list[HistoryRow]:

@@ -23,9 +23,11 @@ from ddpm_core.storage import local
 from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
 
 if TYPE_CHECKING:
-    from ddpm_core.storage import s3, s3_file, s3_upload
+    from ddpm_core.storage import s3 as _s3
+    from ddpm_core.storage import s3_file as _s3_file
+    from ddpm_core.storage import s3_upload as _s3_upload
 else:
-    s3, s3_file, s3_upload = (
+    _s3, _s3_file, _s3_upload = (
         late(f"ddpm_core.storage.{name}", "boto3", "s3://") for name in ("s3", "s3_file", "s3_upload")
     )
 
@@ -56,17 +58,17 @@ __all__ = [
 
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
-    return s3.read_bytes(uri) if is_s3(uri) else local.read_bytes(local_path(uri))
+    return _s3.read_bytes(uri) if is_s3(uri) else local.read_bytes(local_path(uri))
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
     """The bytes [offset, offset + size); fewer where the file ends."""
-    return s3.read_range(uri, offset, size) if is_s3(uri) else local.read_range(local_path(uri), offset, size)
+    return _s3.read_range(uri, offset, size) if is_s3(uri) else local.read_range(local_path(uri), offset, size)
 
 
 def open_read(uri: str) -> BinaryIO:
     """The file as a seekable stream; on S3 only the ranges that are read are fetched, all of one version."""
-    return s3_file.open_read(uri) if is_s3(uri) else local.open_read(local_path(uri))
+    return _s3_file.open_read(uri) if is_s3(uri) else local.open_read(local_path(uri))
 
 
 def exists(uri: str) -> bool:
@@ -90,14 +92,14 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, replacing what stood there; readers see the old one or the new one."""
     if is_s3(uri):
-        s3.write_bytes(uri, data)
+        _s3.write_bytes(uri, data)
     else:
         local.write_bytes(local_path(uri), data)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
     """Write a file if none stands there. Of several writers at once exactly one gets True."""
-    return s3.create_bytes(uri, data) if is_s3(uri) else local.create_bytes(local_path(uri), data)
+    return _s3.create_bytes(uri, data) if is_s3(uri) else local.create_bytes(local_path(uri), data)
 
 
 def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
@@ -107,7 +109,7 @@ def replace_bytes(uri: str, data: bytes, expected: bytes) -> bool:
     should not come again (A, B, A): on S3 a swap whose answer was lost is tried again, and would then be done twice.
     """
     if is_s3(uri):
-        return s3.replace_bytes(uri, data, expected)
+        return _s3.replace_bytes(uri, data, expected)
     return local.replace_bytes(local_path(uri), data, expected)
 
 
@@ -122,13 +124,13 @@ def writing(uri: str) -> Iterator[Path]:
         path = Path(folder) / "file"
         with local.errors(path):
             yield path
-        s3_upload.upload(path, uri)
+        _s3_upload.upload(path, uri)
 
 
 def upload(path: Path | str, uri: str) -> None:
     """Copy a local file to a URI; large files go up in parts. It appears whole or not at all."""
     if is_s3(uri):
-        s3_upload.upload(Path(path), uri)
+        _s3_upload.upload(Path(path), uri)
     else:
         local.copy(Path(path), local_path(uri))
 
@@ -143,14 +145,14 @@ def download(uri: str, path: Path | str) -> None:
     with tempfile.TemporaryDirectory(prefix=local.TEMPORARY, dir=target.parent) as folder:
         aside = Path(folder) / "download"
         with open(aside, "wb") as file:
-            s3.download(uri, file)
+            _s3.download(uri, file)
         aside.replace(target)
 
 
 def move(uri: str, to: str) -> None:
     """Move a file within a store: it never passes through this machine. It appears whole, replacing what stood there."""
     if is_s3(uri):
-        s3_upload.move(uri, to)
+        _s3_upload.move(uri, to)
     else:
         local.move(local_path(uri), local_path(to))
 
@@ -158,7 +160,7 @@ def move(uri: str, to: str) -> None:
 def delete(uri: str) -> None:
     """Remove a file; none there is no error."""
     if is_s3(uri):
-        s3.delete(uri)
+        _s3.delete(uri)
     else:
         local.delete(local_path(uri))
 
@@ -166,7 +168,7 @@ def delete(uri: str) -> None:
 def delete_unfinished(uri: str) -> None:
     """Delete what writers that were killed left below a folder, of files that never appeared. None may be at work there."""
     if is_s3(uri):
-        s3_upload.delete_unfinished(uri)
+        _s3_upload.delete_unfinished(uri)
     else:
         local.delete_unfinished(local_path(uri))
 
@@ -178,7 +180,7 @@ def check_store(uri: str) -> None:
         InputError: one line: no such bucket, credentials missing or refused, server out of reach, not writable, a file.
     """
     if is_s3(uri):
-        s3.check_store(uri)
+        _s3.check_store(uri)
     else:
         local.check_store(local_path(uri))
 
@@ -200,8 +202,8 @@ def fingerprint(uri: str) -> str:
 
 
 def _describe(uri: str) -> tuple[int, str] | None:
-    return s3.describe(uri) if is_s3(uri) else local.describe(local_path(uri))
+    return _s3.describe(uri) if is_s3(uri) else local.describe(local_path(uri))
 
 
 def _list(uri: str) -> list[tuple[str, int, str]]:
-    return s3.list_files(uri) if is_s3(uri) else local.list_files(local_path(uri))
+    return _s3.list_files(uri) if is_s3(uri) else local.list_files(local_path(uri))

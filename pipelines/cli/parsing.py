@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import tyro
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import recipe_of
+from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError
 from pipelines.recipes.config import Recipe
@@ -35,10 +37,22 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
         raise InputError(
             f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}"
         )
-    recipe = make(name)
+    recipe = make(_recipe_of_model(argv) or name)
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     return parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+
+
+def _recipe_of_model(argv: list[str]) -> str | None:
+    """The recipe of the model that --model names: it says how its images are made, whichever recipe is typed."""
+    words = [word for each in argv for word in each.split("=", 1)]
+    model = words[words.index("--model") + 1] if "--model" in words[:-1] else ""
+    if registered := re.match(r"models:/ddpm-([^@/]+)[@/]", model):
+        name = registered[1]
+    else:
+        checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
+        name = recipe_of(checkpoint) if checkpoint else ""
+    return name if name in RECIPES else None
 
 
 def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, about: str) -> A:

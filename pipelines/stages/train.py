@@ -151,7 +151,7 @@ def worker_spec(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: We
         config=trajectory(recipe, index, _origin(init_from)),
         dataset_uri=index.uri,
         dataset_digest=index.digest,
-        versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads)},
+        versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads), "recipe": recipe.recipe},
     )
     return WorkerSpec(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
 

@@ -366,3 +366,38 @@ def test_a_file_follows_the_umask_whoever_wrote_it(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_is_moved_within_a_store(base: str) -> None:
+    old, new = storage.join(base, "a/file"), storage.join(base, "b/c/file")
+    storage.write_bytes(old, b"content")
+    storage.write_bytes(new, b"before")
+    storage.move(old, new)
+    assert storage.read_bytes(new) == b"content"
+    assert not storage.exists(old)
+    with pytest.raises(FileNotFoundError):
+        storage.move(old, new)
+    assert storage.read_bytes(new) == b"content"
+
+
+def test_what_killed_writers_left_is_deleted_below_a_folder_and_nothing_else(base: str) -> None:
+    kept = [storage.join(base, name) for name in ("run/file", "run-2/file")]
+    for uri in kept:
+        storage.write_bytes(uri, b"whole")
+    if storage.is_s3(base):
+        client, (bucket, prefix) = s3_client.client(), base.removeprefix("s3://").split("/", 1)
+        uploads = [
+            client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{name}/half") for name in ("run", "run-2")
+        ]
+        storage.delete_unfinished(storage.join(base, "run"))
+        left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+        assert [each["UploadId"] for each in left] == [uploads[1]["UploadId"]]
+        client.abort_multipart_upload(Bucket=bucket, Key=left[0]["Key"], UploadId=left[0]["UploadId"])
+    else:
+        left = [Path(base, name, ".tmp-half") for name in ("run", "run-2")]
+        for path in left:
+            path.write_bytes(b"half")
+        storage.delete_unfinished(storage.join(base, "run"))
+        assert [path.exists() for path in left] == [False, True]
+    storage.delete_unfinished(storage.join(base, "none"))
+    assert [storage.read_bytes(uri) for uri in kept] == [b"whole", b"whole"]

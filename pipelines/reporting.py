@@ -106,35 +106,13 @@ def _content(
     bound: BoundStats | None,
     pictures: Pictures,
 ) -> ReportContent:
-    name, sampler = recipe.recipe, samples.identity["sampler"]
-    history = _history(weights)
+    name, history = recipe.recipe, _history(weights)
     rates = sorted(row["images_per_s"] for row in history)
-    steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
-    words = f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}"
     return ReportContent(
         title=f"{name}: a DDPM after {weights.step:,} steps",
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        dataset=DatasetFacts(
-            name=name,
-            uri=index.uri,
-            digest=index.digest,
-            image_size=index.image_size,
-            channels=index.channels,
-            num_train=index.num_samples("train"),
-            num_heldout=index.num_samples("heldout"),
-            num_rejected=index.num_rejected,
-            class_names=index.class_names,
-        ),
-        model=ModelFacts(
-            checkpoint_uri=weights.uri,
-            weights_sha256=weights.sha256,
-            num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
-            step=weights.step,
-            images_seen=weights.step * weights.config["train"]["batch_size"],
-            sampler=words,
-            first_seed=samples.first_seed,
-            num_images=recipe.evaluate.num_images,
-        ),
+        dataset=_dataset_facts(name, index),
+        model=_model_facts(weights, samples, recipe.evaluate.num_images),
         metrics=(*_distance_rows(metrics, f"{index.num_samples('train'):,}"), *_bound_rows(bound)),
         bound=bound,
         extractor_digest=extractor_digest(),
@@ -149,6 +127,35 @@ def _content(
         sample_images_per_s=None,
         commands=(f"python pipelines/evaluate.py {name} --store {recipe.store} --model {weights.uri}",),
         versions={**versions(), "code": code_version()},
+    )
+
+
+def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
+    return DatasetFacts(
+        name=name,
+        uri=index.uri,
+        digest=index.digest,
+        image_size=index.image_size,
+        channels=index.channels,
+        num_train=index.num_samples("train"),
+        num_heldout=index.num_samples("heldout"),
+        num_rejected=index.num_rejected,
+        class_names=index.class_names,
+    )
+
+
+def _model_facts(weights: Weights, samples: SampleSet, num_images: int) -> ModelFacts:
+    sampler = samples.identity["sampler"]
+    steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
+    return ModelFacts(
+        checkpoint_uri=weights.uri,
+        weights_sha256=weights.sha256,
+        num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
+        step=weights.step,
+        images_seen=weights.step * weights.config["train"]["batch_size"],
+        sampler=f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}",
+        first_seed=samples.first_seed,
+        num_images=num_images,
     )
 
 

@@ -6,7 +6,8 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.api.model import Model
-from ddpm_core.artifacts.checkpoint import Weights, read_weights, sha256_of
+from ddpm_core.artifacts.checkpoint import Weights, read_weights
+from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers

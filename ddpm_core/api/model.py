@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.api.arrays import Images, to_images, to_keys, to_tensor
 from ddpm_core.artifacts.checkpoint import Weights
-from ddpm_core.data.pixels import to_uint8, to_unit
+from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
@@ -22,10 +23,7 @@ from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import frames_of, generate, seeded_noise
 from ddpm_core.sampling.labels import labelled, labels_of_seeds
-from ddpm_core.types import Float, Int, Tensor, UInt8
-
-Images = NDArray[np.uint8]
-"""[n, height, width, channels]."""
+from ddpm_core.types import Int, Tensor, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,7 @@ class Model:
             sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
         request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
-        images = self.generate(_keys(seeds), request)
+        images = self.generate(to_keys(seeds), request)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
     def progressive(
@@ -153,7 +151,7 @@ class Model:
         noise = seeded_noise(keys, self.config.image_shape)
         x_T = noise(p.schedule.num_timesteps)
         seen, x_0 = editing.progressive(p, sampler or SamplerConfig(), x_T, noise, timesteps)
-        return _pixels(seen), _pixels(x_0)
+        return to_images(seen), to_images(x_0)
 
     def interpolate(
         self, images: Images, others: Images, shares: Sequence[float], step: int, *, seed: int = 0
@@ -168,12 +166,12 @@ class Model:
         Returns:
             uint8 [n, shares, height, width, channels].
         """
-        x_0, x_0_other = (to_unit(self._tensor(some)) for some in (images, others))
+        x_0, x_0_other = (to_unit(self._on_device(some)) for some in (images, others))
         keys, p = self._edited([seed] * len(x_0))
         noise = seeded_noise(keys, self.config.image_shape)
         eps, sampler = noise(p.schedule.num_timesteps), SamplerConfig()
         ways = [editing.interpolate(p, sampler, x_0, x_0_other, share, step, eps, noise) for share in shares]
-        return _pixels(torch.stack(ways, dim=1))
+        return to_images(torch.stack(ways, dim=1))
 
     def inpaint(
         self, images: Images, known: NDArray[np.bool_], seeds: Sequence[int], *, resamplings: int = 10
@@ -185,7 +183,7 @@ class Model:
             seeds: one an image.
             resamplings: how often each step is done.
         """
-        x_0 = to_unit(self._tensor(images))
+        x_0 = to_unit(self._on_device(images))
         if known.ndim != 4:
             raise InputError(f"known has shape {known.shape}; expected four dimensions, as [1, height, width, 1]")
         keys, p = self._edited(seeds)
@@ -197,7 +195,7 @@ class Model:
             return noise(T + 1 + t * draws + number)  # none of them a step of `sample`
 
         mask = torch.from_numpy(known).permute(0, 3, 1, 2).to(x_0)
-        return _pixels(editing.inpaint(p, x_0, mask, noise(T), drawn, resamplings=resamplings))
+        return to_images(editing.inpaint(p, x_0, mask, noise(T), drawn, resamplings=resamplings))
 
     def bits_per_dim(
         self, images: Images, *, labels: Sequence[int] | None = None, num_steps: int | None = None
@@ -208,7 +206,7 @@ class Model:
             labels: of a model with classes; none: without one.
             num_steps: network passes an image: of an unbiased choice of steps; None for all T.
         """
-        pixels, given = self._tensor(images), labels or [-1] * len(images)
+        pixels, given = self._on_device(images), labels or [-1] * len(images)
         if len(given) != len(pixels):
             raise InputError(f"there are {len(given)} labels for {len(pixels)} images; expected one an image")
         found = []
@@ -218,18 +216,12 @@ class Model:
             found.append(bits_per_image(p, some, first, num_steps).cpu())
         return torch.cat(found).double().numpy()
 
-    def _tensor(self, images: Images) -> UInt8[Tensor, "n c h w"]:
-        """Images as the network sees them, on its device."""
-        channels, height, width = self.config.image_shape
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels):
-            raise InputError(
-                f"the images are {images.dtype} {list(images.shape)}; expected uint8 [n, {height}, {width}, {channels}]"
-            )
-        return torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+    def _on_device(self, images: Images) -> UInt8[Tensor, "n c h w"]:
+        return to_tensor(images, self.config.image_shape).to(self.device)
 
     def _edited(self, seeds: Sequence[int]) -> tuple[Int[Tensor, " n"], ReverseProcess]:
         """The noise's keys, and p_theta without classes."""
-        keys = _keys(seeds).to(self.device)
+        keys = to_keys(seeds).to(self.device)
         p = self.reverse_process(torch.full_like(keys, -1))
         return keys, replace(p, schedule=p.schedule.to(self.device))
 
@@ -241,18 +233,3 @@ class Model:
         """
         dropout = self.weights.config.get("train", {}).get("label_dropout") if self.weights else None
         check_request(self.config, request, label_dropout=dropout)
-
-
-def _keys(seeds: Sequence[int]) -> Int[Tensor, " n"]:
-    listed = list(seeds)
-    for seed in listed:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"a seed is {seed}; expected 0 to {2**63 - 1}")
-    if not listed:
-        raise InputError("there is no seed; expected one an image")
-    return torch.tensor(listed, dtype=torch.int64)
-
-
-def _pixels(x_0: Float[Tensor, "... c h w"]) -> NDArray[np.uint8]:
-    pixels = to_uint8(x_0.flatten(0, -4)).view(x_0.shape)
-    return pixels.movedim(-3, -1).cpu().numpy()

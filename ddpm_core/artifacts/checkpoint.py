@@ -21,6 +21,14 @@ import safetensors
 import safetensors.torch
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint_files import (
+    FORMAT_VERSION,
+    SUFFIX,
+    NewerFormatError,
+    parts_of,
+    read_part,
+    read_state,
+)
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.optional import late
 from ddpm_core.types import Tensor
@@ -31,24 +39,10 @@ if TYPE_CHECKING:
 else:
     pa, pq = (late(name, "pyarrow", "a run's history") for name in ("pyarrow", "pyarrow.parquet"))
 
-FORMAT_VERSION = 3
-_SUFFIX = {"model": ".safetensors", "ema": ".safetensors", "optimizer": ".safetensors", "history": ".parquet"}
 
 Tensors = dict[str, Tensor]
 HistoryRow = dict[str, int | float]
 """One logged point: step, images_seen, loss, grad_norm, images_per_s."""
-_FACTS = {
-    "format_version": int,
-    "step": int,
-    "images_seen": int,
-    "seed": int,
-    "dataset_digest": str,
-    "dataset_uri": str,
-    "config": dict,
-    "versions": dict,
-    "sha256": dict,
-}
-"""What a state.json says at least, whichever code wrote it."""
 _HISTORY = {
     "step": "int64",
     "images_seen": "int64",
@@ -56,10 +50,6 @@ _HISTORY = {
     "grad_norm": "float64",
     "images_per_s": "float64",
 }
-
-
-class NewerFormatError(InputError):
-    """A checkpoint that a later version of this code wrote: it is not damaged, and not to be replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +95,6 @@ class Weights:
         return tensors
 
 
-def sha256_of(file: bytes) -> str:
-    """By which weights are named: of their safetensors file, in hex."""
-    return hashlib.sha256(file).hexdigest()
-
-
 def checkpoint_uri(run_uri: str, step: int) -> str:
     """The folder of a run's checkpoint."""
     return storage.join(run_uri, "checkpoints", f"step-{step:08d}")
@@ -144,7 +129,7 @@ def _create(uri: str, checkpoint: Checkpoint) -> bool:
         "optimizer": partial(_save_tensors, checkpoint.optimizer),
         "history": partial(_save_history, checkpoint.history),
     }
-    files = {part: f"{part}-{writer}{_SUFFIX[part]}" for part in save}
+    files = {part: f"{part}-{writer}{SUFFIX[part]}" for part in save}
     with ThreadPoolExecutor(len(files), "checkpoint") as pool:  # a file's sum and its way to the store take turns
         sums = list(pool.map(lambda part: _write_file(storage.join(uri, files[part]), save[part]), files))
     state = {key: value for key, value in vars(checkpoint).items() if key not in save}
@@ -156,7 +141,7 @@ def _create(uri: str, checkpoint: Checkpoint) -> bool:
 
 def clear_checkpoint(uri: str) -> None:
     """Delete what a checkpoint's folder holds besides the checkpoint: of a save that was killed, or that came second."""
-    kept = {"state.json", *(name for name, _ in _parts(_read_state(uri)).values())}
+    kept = {"state.json", *(name for name, _ in parts_of(read_state(uri)).values())}
     for file, _ in storage.list_files(uri):
         if file.rpartition("/")[2] not in kept:
             storage.delete(file)
@@ -197,8 +182,8 @@ def read_checkpoint(uri: str) -> Checkpoint:
         MissingError: if no complete checkpoint is there.
         InputError: if a file does not have its recorded sha256, or the format is newer than this code.
     """
-    state = _read_state(uri)
-    tensors = {part: safetensors.torch.load(_read_part(uri, part, state)) for part in ("model", "ema", "optimizer")}
+    state = read_state(uri)
+    tensors = {part: safetensors.torch.load(read_part(uri, part, state)) for part in ("model", "ema", "optimizer")}
     history = _history_of(uri, state)
     facts = {key: value for key, value in state.items() if key not in ("format_version", "files", "sha256")}
     return Checkpoint(**facts, **tensors, history=history)
@@ -207,9 +192,9 @@ def read_checkpoint(uri: str) -> Checkpoint:
 def is_sound(uri: str) -> bool:
     """Whether a checkpoint stands whose files are all as they were written."""
     try:
-        state = _read_state(uri)
-        for part in _parts(state):
-            _read_part(uri, part, state)
+        state = read_state(uri)
+        for part in parts_of(state):
+            read_part(uri, part, state)
     except NewerFormatError:
         raise
     except (InputError, MissingError):
@@ -219,12 +204,12 @@ def is_sound(uri: str) -> bool:
 
 def read_weights(uri: str) -> Weights:
     """Read the averaged weights of a checkpoint. Errors as in `read_checkpoint`."""
-    state = _read_state(uri)
-    data = _read_part(uri, "ema", state)
+    state = read_state(uri)
+    data = read_part(uri, "ema", state)
     return Weights(
         uri=uri,
         step=state["step"],
-        sha256=_parts(state)["ema"][1],
+        sha256=parts_of(state)["ema"][1],
         config=state["config"],
         dataset_digest=state["dataset_digest"],
         dataset_uri=state["dataset_uri"],
@@ -235,50 +220,14 @@ def read_weights(uri: str) -> Weights:
 
 def recipe_of(uri: str) -> str:
     """The name of the recipe that a checkpoint was trained by; empty if it does not say."""
-    return str(_read_state(uri)["versions"].get("recipe", ""))
+    return str(read_state(uri)["versions"].get("recipe", ""))
 
 
 def read_history(uri: str) -> list[HistoryRow]:
     """The logged rows of a checkpoint: step, images_seen, loss, grad_norm, images_per_s."""
-    return _history_of(uri, _read_state(uri))
+    return _history_of(uri, read_state(uri))
 
 
 def _history_of(uri: str, state: dict[str, Any]) -> list[HistoryRow]:
-    rows: list[HistoryRow] = pq.read_table(io.BytesIO(_read_part(uri, "history", state))).to_pylist()
+    rows: list[HistoryRow] = pq.read_table(io.BytesIO(read_part(uri, "history", state))).to_pylist()
     return rows
-
-
-def _read_state(uri: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "state.json")))
-    except FileNotFoundError:
-        raise MissingError(f"no checkpoint at {uri}; expected a folder with state.json") from None
-    except ValueError as error:  # bytes that are no text are one too
-        raise InputError(f"{uri}/state.json is not JSON ({error})") from None
-    missing = {fact for fact in _FACTS if not isinstance(state, dict) or not isinstance(state.get(fact), _FACTS[fact])}
-    if missing:
-        raise InputError(
-            f"{uri}/state.json does not say {', '.join(sorted(missing))}; it is damaged, or of something else"
-        )
-    if state["format_version"] > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{uri} has format_version {state['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
-        )
-    return state
-
-
-def _parts(state: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Of each part the file and its sha256. Up to format 2 the files had no writer in their names, and the sums went by file."""
-    sums = state["sha256"]
-    if "files" in state:
-        return {part: (name, sums[part]) for part, name in state["files"].items()}
-    return {part: (part + suffix, sums[part + suffix]) for part, suffix in _SUFFIX.items()}
-
-
-def _read_part(uri: str, part: str, state: dict[str, Any]) -> bytes:
-    name, expected = _parts(state)[part]
-    data = storage.read_bytes(storage.join(uri, name))
-    found = sha256_of(data)
-    if found != expected:
-        raise InputError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
-    return data

@@ -13,13 +13,13 @@ from dataclasses import replace
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
-    NewerFormatError,
     checkpoint_uri,
     clear_checkpoint,
     delete_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
+from ddpm_core.artifacts.checkpoint_files import NewerFormatError
 from ddpm_core.artifacts.run_record import Hold, RunRecord, Say, hold, read_record
 from ddpm_core.errors import InputError, MissingError
 

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Tensors, Weights, sha256_of
+from ddpm_core.artifacts.checkpoint import Tensors, Weights
+from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError

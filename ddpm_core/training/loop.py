@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, HistoryRow
 from ddpm_core.data.loader import Batch, StreamConfig, TrainingStream
@@ -77,7 +78,6 @@ def train(
         return
     check_agreement(state.step, worker)
     forward = in_parallel(state.network, worker, read_model_config(run.config).image_shape)
-    autocast = autocast_for(config, worker.device)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
     fits = memory_for(state, worker.device, config)
@@ -86,19 +86,7 @@ def train(
     for on_host in stream.read_ahead(state.step, config.steps):
         events.doing(state.step, "computing")
         with fits(len(on_host.positions)):
-            batch = Batch(*(part.to(worker.device, non_blocking=True) for part in on_host))
-            draws = draw(state, batch.images, batch.labels, batch.positions, config, objective.schedule.num_timesteps)
-            found = backward(
-                state,
-                forward,
-                draws,
-                batch.positions,
-                batch.weights,
-                objective,
-                config,
-                num_workers=worker.num_workers,
-                autocast=autocast,
-            )
+            batch, draws, found = _gradient(state, forward, on_host, objective, config, worker)
         update = watch.allows(state.step, batch, draws, found)
         seen = _whole_batch(batch, draws, found) if state.timesteps is not None and update else None
         is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
@@ -117,6 +105,31 @@ def train(
             clock += _save_and_show(state, config, events, checkpointer)  # images/s is the training's alone
         events.doing(state.step, "reading")
     checkpointer.finish(last=True)
+
+
+def _gradient(
+    state: TrainState,
+    forward: nn.Module,
+    on_host: Batch,
+    objective: Objective,
+    config: TrainConfig,
+    worker: Worker,
+) -> tuple[Batch, Draws, Backward]:
+    """The batch on the worker's device, what was drawn for it, and the gradient."""
+    batch = Batch(*(part.to(worker.device, non_blocking=True) for part in on_host))
+    draws = draw(state, batch.images, batch.labels, batch.positions, config, objective.schedule.num_timesteps)
+    found = backward(
+        state,
+        forward,
+        draws,
+        batch.positions,
+        batch.weights,
+        objective,
+        config,
+        num_workers=worker.num_workers,
+        autocast=autocast_for(config, worker.device),
+    )
+    return batch, draws, found
 
 
 def _save_and_show(state: TrainState, config: TrainConfig, events: Events, checkpointer: Checkpointer) -> float:

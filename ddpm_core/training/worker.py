@@ -10,7 +10,8 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.loader import TrainingStream
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.model.config import read_model_config
-from ddpm_core.model.unet import init_unet, recompute_activations
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import recompute_activations
 from ddpm_core.model.weights import load_network
 from ddpm_core.precision import whole_float32
 from ddpm_core.training.checkpointing import Checkpointer, Run

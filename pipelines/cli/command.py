@@ -86,8 +86,16 @@ def run_command(
         print(json.dumps(to_json(args), indent=None if as_json else 2))
         print("" if as_json else "\n".join(lines), end="" if as_json else "\n")
         return
+    outcome = _ended_in_a_line(lambda: run(args))
+    _show(outcome, as_json)
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
+def _ended_in_a_line(work: Callable[[], Outcome]) -> Outcome:
+    """What a command made; where it could not, the process ends in one line if there is one for it."""
     try:
-        outcome = run(args)
+        return work()
     except UserError as error:
         if os.environ.get("DDPM_TRACEBACK"):
             raise
@@ -101,9 +109,6 @@ def run_command(
             raise
         print(f"error: {shown(line)}", file=sys.stderr)
         sys.exit(1)
-    _show(outcome, as_json)
-    if outcome.exit_code:
-        sys.exit(outcome.exit_code)
 
 
 def _check_store(store: str) -> None:

@@ -27,7 +27,8 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, normals
 from ddpm_core.sampling.generate import generate

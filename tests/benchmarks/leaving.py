@@ -18,7 +18,8 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddpm_core.model.blocks import DropoutKey, ResBlock
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 
 ROOT = Path(__file__).parents[2]
 COUNT, PORT = 2048, 6398

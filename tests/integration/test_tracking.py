@@ -39,7 +39,8 @@ from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.sampling.generate import generate
 from pipelines import pipeline as pipeline
 from pipelines import tracking, workflow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.random import Purpose, normals, uniforms
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import check_labels, labelled, labels_in_turn, labels_of_seeds

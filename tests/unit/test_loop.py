@@ -28,7 +28,8 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.config import ModelConfig
-from ddpm_core.model.unet import UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import to_json
 from ddpm_core.training import loop
 from ddpm_core.training.checkpointing import Checkpointer, Run

@@ -13,7 +13,8 @@ from ddpm_core.diffusion.losses import LossConfig, check_objective
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.reverse import ReverseConfig, Variance
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import load_network
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import (

@@ -12,7 +12,8 @@ from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.model.blocks import Downsample
-from ddpm_core.model.unet import UNet, UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state
 from ddpm_core.training.step import Objective, advance, backward, draw

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ddpm_core.model import blocks, unet
 from ddpm_core.model.blocks import Attention, Downsample, KeyedDropout, ResBlock, Upsample, group_norm, time_embedding
-from ddpm_core.model.unet import DropoutKey, UNet, UNetConfig, init_unet, recompute_activations
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import DropoutKey, UNet, UNetConfig, recompute_activations
 
 SMALL = UNetConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
 

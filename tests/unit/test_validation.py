@@ -16,7 +16,8 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import extract
 from ddpm_core.evaluation.frechet import FeatureStats
 from ddpm_core.model.config import ModelConfig
-from ddpm_core.model.unet import UNetConfig, init_unet
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import to_json
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.state import new_state

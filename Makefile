@@ -23,9 +23,9 @@ install: .venv/.installed  ## what the commands need, in .venv
 demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits
 
-# Those that need no Ray run side by side; the others share one Ray.
+# Those that need no Ray run side by side, the longest first; the others share one Ray.
 test: .venv/.installed-test lint  ## every test that this machine can run
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=10 $(filter-out tests/integration tests/benchmarks,$(wildcard tests/*))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks,$(wildcard tests/*))
 	@$(BIN)/python -m pytest --durations=10 tests/integration
 
 lint: .venv/.installed-test

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,11 +116,13 @@ def test_driver_coordinator_worker_and_controller_killed_and_the_same_bits(tmp_p
     titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::TrainController")
     blows = [(title, rng.uniform(0, 1)) for title in titles]
     wanted = parse(Recipe, ["digits", *flags], "", "")
-    with killing(blows, store), open_pipeline(wanted) as pipeline:
-        dataset = pipeline.shard()
-        trained = pipeline.train(dataset)
     unbroken = str(tmp_path / "unbroken")
-    train_without_ray(wanted, dataset.uri, unbroken, tmp_path)
+    # Side by side: the one mostly waits for processes to start.
+    with ThreadPoolExecutor(1) as beside, killing(blows, store), open_pipeline(wanted) as pipeline:
+        dataset = pipeline.shard()
+        trained_beside = beside.submit(train_without_ray, wanted, dataset.uri, unbroken, tmp_path)
+        trained = pipeline.train(dataset)
+        trained_beside.result()
     found, expected = ends_with(trained.run_uri), ends_with(unbroken)
     assert found.keys() == expected.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []

@@ -62,7 +62,7 @@ def run(args: EvaluateArgs) -> Outcome:
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample), for_a_cpu("evaluate")) as pipeline:
         weights = pipeline.find_weights(args.model)
-        index = find_dataset(args.dataset, args.store) if args.dataset else dataset_of(weights)
+        index = find_dataset(args.dataset, args.store) if args.dataset else dataset_of(weights, args.store)
         evaluated = pipeline.evaluate(weights, pipeline.sample(weights), index)
     return Outcome(
         made={"figure": evaluated.summary, "report": evaluated.page_uri},

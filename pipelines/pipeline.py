@@ -150,10 +150,10 @@ class Pipeline:
         key = digest(["sweep", self.recipe.store, name])
         with (
             self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run,
-            hold(sweep_folder(self.recipe.store, name), say=say),
+            hold(sweep_folder(self.recipe.store, name), say=say) as held,
         ):
             self._log_dataset(run, index)
-            swept = run_sweep(self.recipe, config, index, name, self.tracker, run)
+            swept = run_sweep(self.recipe, config, index, held, self.tracker, run)
             run.log_text(storage.read_bytes(swept.uri).decode(), "sweep.json")
         return swept
 

@@ -21,6 +21,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.features import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
@@ -33,7 +34,7 @@ from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.placement import Ask, Waiting, for_trials
 from pipelines.cluster.session import shard_cache
 from pipelines.measuring import real_stats
-from pipelines.naming import run_folder, sweep_folder
+from pipelines.naming import run_folder
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.stages.train import preview_images, run_name, worker_spec
@@ -53,10 +54,17 @@ class Swept:
 
 
 def run_sweep(
-    recipe: Recipe, config: SweepStage, index: DatasetIndex, name: str, tracker: Tracker, parent: RunHandle
+    recipe: Recipe, config: SweepStage, index: DatasetIndex, hold: Hold, tracker: Tracker, parent: RunHandle
 ) -> Swept:
-    """Try schedules and rank them; run again, it goes on where it was."""
-    folder = sweep_folder(recipe.store, name)
+    """Try schedules and rank them; run again, it goes on where it was.
+
+    Args:
+        hold: on the sweep's folder.
+
+    Raises:
+        HeldError: if another job took the sweep over.
+    """
+    folder, name = hold.folder, hold.folder.rpartition("/")[2]
     reference = real_stats(index, "train", recipe.evaluate, recipe.store)
     runs = _ChildRuns(tracker, parent, name)
     tuner = _tuner(recipe, config, index, reference, folder, runs)
@@ -66,6 +74,7 @@ def run_sweep(
     if len(failed) == config.num_trials:
         raise RuntimeError(f"all {config.num_trials} trials failed; the first: {failed[0]}")
     ranking = sorted((_row(result) for result in results if result.metrics and NAME in result.metrics), key=_rank)
+    hold.change()  # who lost the sweep says so here, and writes nothing
     uri = storage.join(folder, "sweep.json")
     facts = {"metric": NAME, "dataset": index.digest, "sweep": to_json(config), "ranking": ranking, "failed": failed}
     storage.write_bytes(uri, json.dumps(facts, indent=2).encode())

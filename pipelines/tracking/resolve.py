@@ -11,7 +11,7 @@ from pipelines.tracking import Tracker, resolve_model
 
 
 def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
-    """The averaged weights of a model. What they say of other artifacts is true of this store, also if it was moved or copied.
+    """The averaged weights of a model.
 
     Args:
         model: the URI of a checkpoint, or of a run (its newest checkpoint), or of a folder that diffusers wrote; or
@@ -21,25 +21,21 @@ def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
         InputError: if there is none, in one line.
     """
     if model.startswith("models:/"):
-        weights: Weights | None = loading.read_registered(str(resolve_model(tracker, model).weights.parent))
-    else:
-        weights = loading.find_weights(model)
+        registered = loading.read_registered(str(resolve_model(tracker, model).weights.parent))
+        return replace(registered, uri=_here(store, registered.uri))
+    weights = loading.find_weights(model)
     if weights is None:
         raise InputError(
             f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"
         )
-    return replace(
-        weights,
-        uri=_here(store, "runs", weights.uri, "state.json"),
-        dataset_uri=_here(store, "datasets", weights.dataset_uri, INDEX_NAME),
-    )
+    return weights
 
 
-def _here(store: str, kind: str, uri: str, commit: str) -> str:
-    """Where what a store held at a URI lies in this store; the URI itself, if it does not lie there."""
-    _, found, below = uri.rpartition(f"/{kind}/")
-    own = storage.join(storage.absolute(store), kind, below)
-    return own if found and storage.exists(storage.join(own, commit)) else uri
+def _here(store: str, checkpoint: str) -> str:
+    """Where a registered version's checkpoint lies, if the store was moved or copied since."""
+    _, found, below = checkpoint.rpartition("/runs/")
+    own = storage.join(storage.absolute(store), "runs", below)
+    return own if found and storage.exists(storage.join(own, "state.json")) else checkpoint
 
 
 def find_dataset(named: str, store: str) -> DatasetIndex:
@@ -60,21 +56,27 @@ def find_dataset(named: str, store: str) -> DatasetIndex:
     )
 
 
-def dataset_of(weights: Weights) -> DatasetIndex:
-    """The dataset that a model was trained on.
+def dataset_of(weights: Weights, store: str) -> DatasetIndex:
+    """The dataset that a model was trained on: in this store, in the one where the model lies, or where it was then.
 
     Raises:
-        InputError: if that is not known, as of a model that was trained elsewhere, or another one lies there.
+        InputError: if that is not known, as of a model that was trained elsewhere, or it lies at none of these places.
     """
     if not weights.dataset_uri:
         raise InputError(
             f"the model at {weights.uri} does not say what it was trained on, so there is nothing to judge it against; "
             "expected --dataset, or a model that was trained here"
         )
-    index = read_index(weights.dataset_uri)
-    if index.digest != weights.dataset_digest:
-        raise InputError(
-            f"the model at {weights.uri} was trained on dataset {weights.dataset_digest[:12]}, at {index.uri} lies "
-            f"{index.digest[:12]}; expected --dataset, to judge it against another one"
-        )
-    return index
+    name = weights.dataset_uri.rpartition("/")[2]
+    stores = [storage.absolute(store), weights.uri.rpartition("/runs/")[0]]
+    places = [*(storage.join(each, "datasets", name) for each in stores if each), weights.dataset_uri]
+    for uri in places:
+        if (
+            storage.exists(storage.join(uri, INDEX_NAME))
+            and (index := read_index(uri)).digest == weights.dataset_digest
+        ):
+            return index
+    raise InputError(
+        f"the model at {weights.uri} was trained on dataset {weights.dataset_digest[:12]}, which does not lie at "
+        f"{' or '.join(dict.fromkeys(places))}; expected --dataset, to judge it against another one"
+    )

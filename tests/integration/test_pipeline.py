@@ -137,7 +137,7 @@ def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict
             with open_pipeline(moved) as pipeline:
                 weights = pipeline.find_weights(f"models:/ddpm-digits@{alias}")
             assert Path(weights.uri).is_relative_to(new)
-            assert Path(dataset_of(weights).uri).is_relative_to(new)
+            assert Path(dataset_of(weights, str(new)).uri).is_relative_to(new)
         assert not old.exists()
     finally:
         hidden.rename(old)

@@ -656,7 +656,7 @@ def test_the_doors_find_a_diffusers_folder(exported: Path, tmp_path: Path, monke
     network = UNet(SMALL, image_size=SIZE, channels=3)
     load_network(network, weights.tensors)
     with pytest.raises(ValueError, match="does not say what it was trained on"):
-        dataset_of(weights)
+        dataset_of(weights, "/nowhere")
     assert not is_diffusers(str(tmp_path))
     with pytest.raises(
         ValueError, match="expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffus"

@@ -1,0 +1,41 @@
+"""What a model says of its dataset, resolved to where that lies now."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sources.base import ArraySource
+from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
+from pipelines.tracking.resolve import dataset_of
+
+
+def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> None:
+    """In the store that is open, in the model's own, where it was when the model was trained; never another one of that name."""
+    config = DataConfig(image_size=4, channels=1, samples_per_shard=8)
+    digests = {}
+    for number, place in enumerate(("a/datasets/d", "b/datasets/d", "c/d")):
+        source = ArraySource(
+            images=np.full((9, 4, 4), number, dtype=np.uint8), labels=None, class_names=(), stem="image"
+        )
+        uri = str(tmp_path / place)
+        results = [write_shard(plan, source, config, uri) for plan in plan_dataset(9, config)]
+        digests[place] = commit_dataset(uri, results, config, ()).digest
+    for place, digest in digests.items():
+        weights = Weights(
+            uri=str(tmp_path / "b/runs/x/checkpoints/step-00000001"),
+            step=1,
+            sha256="",
+            config={},
+            dataset_digest=digest,
+            dataset_uri=str(tmp_path / ("c/d" if place == "c/d" else "gone/datasets/d")),
+            file=b"",
+        )
+        assert dataset_of(weights, str(tmp_path / "a")).uri == str(tmp_path / place)
+    with pytest.raises(
+        ValueError, match=r"was trained on dataset 0000, which does not lie at .*/a/datasets/d or .*--dataset"
+    ):
+        dataset_of(replace(weights, dataset_digest="0000"), str(tmp_path / "a"))

@@ -2,7 +2,7 @@
 
 import difflib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ddpm_core import storage
@@ -102,17 +102,10 @@ def _open_members(files: FileSet) -> Source | None:
 
 def _open_file(uri: str) -> Source:
     path = fetched(uri)
-    head = _head(path)
-    if head.startswith(b"PAR1"):
-        return open_parquet([path])
-    if head.startswith(b"PK"):
-        return open_npz(path) if _is_npz(path) else _open_archive(uri, list_zip(path))
-    plain = _head(unpacked(path))
-    if is_idx(plain):
-        return open_idx([_with_labels(uri)])
-    if plain[257:262] == b"ustar" or (len(plain) == 512 and not any(plain)):
-        return _open_archive(uri, list_tar(path))
-    raise InputError(f"{uri} is of no kind that is known here (it starts with {head[:8].hex()}); {_EXPECTED}")
+    for fits, opened in FILE_KINDS.values():
+        if fits(path):
+            return opened(uri, path)
+    raise InputError(f"{uri} is of no kind that is known here (it starts with {_head(path)[:8].hex()}); {_EXPECTED}")
 
 
 def _open_archive(uri: str, files: FileSet) -> Source:
@@ -123,11 +116,28 @@ def _open_archive(uri: str, files: FileSet) -> Source:
     return source
 
 
+def _is_parquet(path: Path) -> bool:
+    return _head(path).startswith(b"PAR1")
+
+
+def _is_zip(path: Path) -> bool:
+    return _head(path).startswith(b"PK")
+
+
 def _is_npz(path: Path) -> bool:
     try:
-        return is_npz(path)
+        return _is_zip(path) and is_npz(path)
     except zipfile.BadZipFile as error:
         raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
+
+
+def _is_idx(path: Path) -> bool:
+    return is_idx(_head(unpacked(path)))
+
+
+def _is_tar(path: Path) -> bool:
+    plain = _head(unpacked(path))
+    return plain[257:262] == b"ustar" or (len(plain) == 512 and not any(plain))
 
 
 def _with_labels(uri: str) -> Path:
@@ -147,3 +157,13 @@ def _nearest(path: Path) -> str:
     siblings: Sequence[str] = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     return f" (nearest: {path.parent / close[0]})" if close else ""
+
+
+FILE_KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[str, Path], Source]]] = {
+    "parquet": (_is_parquet, lambda uri, path: open_parquet([path])),
+    "npz": (_is_npz, lambda uri, path: open_npz(path)),
+    "zip": (_is_zip, lambda uri, path: _open_archive(uri, list_zip(path))),
+    "idx": (_is_idx, lambda uri, path: open_idx([_with_labels(uri)])),
+    "tar": (_is_tar, lambda uri, path: _open_archive(uri, list_tar(path))),
+}
+"""Whether a file is of a kind, by its content, and how it is opened by its URI and its local copy; the first that fits."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -91,7 +91,7 @@ def loss_per_image(
     check_like(eps, x_0, "eps", "x_0")
     x_t = q_sample(x_0, t, eps, p.schedule)
     output = p.denoiser(x_t, t).to(x_t.dtype)  # under autocast the network speaks bfloat16
-    return OBJECTIVES[config.objective](output, x_0, x_t, t, eps, p, config)
+    return OBJECTIVES[config.objective](Seen(output, x_0, x_t, t, eps), p, config)
 
 
 def squared_error(
@@ -101,7 +101,6 @@ def squared_error(
     t: Int[Tensor, " b"],
     eps: Float[Tensor, "b c h w"],
     p: ReverseProcess,
-    config: LossConfig | None = None,
 ) -> Float[Tensor, " b"]:
     """Of the prediction, whatever it predicts (Eq. 14, where that is eps)."""
     value, _ = split_output(output, x_t, p.config)
@@ -125,57 +124,47 @@ def min_snr_weight(prediction: Prediction, schedule: NoiseSchedule, gamma: float
             return capped / schedule.posterior_mean_coef_x_0**2
 
 
-def _min_snr(
-    output: Float[Tensor, "b o h w"],
-    x_0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    eps: Float[Tensor, "b c h w"],
-    p: ReverseProcess,
-    config: LossConfig,
-) -> Float[Tensor, " b"]:
-    weight = min_snr_weight(p.config.prediction, p.schedule, config.min_snr_gamma)[t]
-    return weight.to(x_t.dtype) * squared_error(output, x_0, x_t, t, eps, p)
+class Seen(NamedTuple):
+    """What an objective is told of a batch."""
+
+    output: Float[Tensor, "b o h w"]
+    x_0: Float[Tensor, "b c h w"]
+    x_t: Float[Tensor, "b c h w"]
+    t: Int[Tensor, " b"]
+    eps: Float[Tensor, "b c h w"]
 
 
-def _bound(
-    output: Float[Tensor, "b o h w"],
-    x_0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    eps: Float[Tensor, "b c h w"],
-    p: ReverseProcess,
-    config: LossConfig,
-) -> Float[Tensor, " b"]:
+def _simple(seen: Seen, p: ReverseProcess, config: LossConfig) -> Float[Tensor, " b"]:
+    return squared_error(*seen, p)
+
+
+def _min_snr(seen: Seen, p: ReverseProcess, config: LossConfig) -> Float[Tensor, " b"]:
+    weight = min_snr_weight(p.config.prediction, p.schedule, config.min_snr_gamma)[seen.t]
+    return weight.to(seen.x_t.dtype) * squared_error(*seen, p)
+
+
+def _bound(seen: Seen, p: ReverseProcess, config: LossConfig) -> Float[Tensor, " b"]:
     """T times the term of t: with t uniform, an unbiased estimate of the sum. Training does not clip x_0_hat."""
-    step = interpret(output, x_t, t, p.schedule, p.config, clip="none")
-    return p.schedule.num_timesteps * bound_term(step, x_0, x_t, t, p.schedule)
+    step = interpret(seen.output, seen.x_t, seen.t, p.schedule, p.config, clip="none")
+    return p.schedule.num_timesteps * bound_term(step, seen.x_0, seen.x_t, seen.t, p.schedule)
 
 
-def _hybrid(
-    output: Float[Tensor, "b o h w"],
-    x_0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    eps: Float[Tensor, "b c h w"],
-    p: ReverseProcess,
-    config: LossConfig,
-) -> Float[Tensor, " b"]:
-    value, second = split_output(output, x_t, p.config)
+def _hybrid(seen: Seen, p: ReverseProcess, config: LossConfig) -> Float[Tensor, " b"]:
+    value, second = split_output(seen.output, seen.x_t, p.config)
     assert second is not None
     # Nichol and Dhariwal 2021, Section 3.1: the bound moves the variance alone
     variance_alone = torch.cat((value.detach(), second), dim=1)
-    bound = _bound(variance_alone, x_0, x_t, t, eps, p, config)
-    return squared_error(output, x_0, x_t, t, eps, p) + config.hybrid_weight * bound
+    bound = _bound(seen._replace(output=variance_alone), p, config)
+    return squared_error(*seen, p) + config.hybrid_weight * bound
 
 
-OBJECTIVES: dict[Objective, Callable[..., Tensor]] = {
-    "simple": squared_error,
+OBJECTIVES: dict[Objective, Callable[[Seen, ReverseProcess, LossConfig], Tensor]] = {
+    "simple": _simple,
     "bound": _bound,
     "hybrid": _hybrid,
     "min_snr": _min_snr,
 }
-"""The loss of each image, from the network's output, x_0, x_t, t, eps, p and what is configured."""
+"""The loss of each image by name."""
 
 
 def bound_term(

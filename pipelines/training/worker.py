@@ -84,9 +84,10 @@ def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Event
     post = ray_spec.coordinator.post.remote
 
     def validate(state: TrainState) -> None:
-        doing(state.step, "validating")
-        if ray_spec.validate and (row := ray_spec.validate(state)):
-            post("validated", row)
+        if ray_spec.validate is not None:
+            doing(state.step, "validating")
+            if row := ray_spec.validate(state):
+                post("validated", row)
 
     return Events(
         logged=lambda row: post("logged", row),

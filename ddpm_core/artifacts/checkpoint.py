@@ -9,6 +9,7 @@ yet, and names the files that it stands for, each with its sha256: no state.json
 import hashlib
 import io
 import json
+import re
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,10 @@ class Weights:
         return tensors
 
 
+_SAVED = re.compile(r"(model|ema|optimizer|history)(-[0-9a-f]{12})?\.(safetensors|parquet)")
+"""The files that a save writes."""
+
+
 def checkpoint_uri(run_uri: str, step: int) -> str:
     """The folder of a run's checkpoint."""
     return storage.join(run_uri, "checkpoints", f"step-{step:08d}")
@@ -112,16 +117,19 @@ def write_checkpoint(run_uri: str, checkpoint: Checkpoint) -> str:
         its URI. A checkpoint of that step that already stands is left as it is if it is sound, and replaced if it is damaged.
     """
     uri = checkpoint_uri(run_uri, checkpoint.step)
-    state = storage.join(uri, "state.json")
-    while not (storage.exists(state) and is_sound(uri)):
-        storage.delete(state)
-        if _create(uri, checkpoint):
+    state, written = storage.join(uri, "state.json"), False
+    while not written:
+        stands = storage.read_bytes(state) if storage.exists(state) else None
+        if stands is not None and is_sound(uri):
             break
+        data = _write_files(uri, checkpoint)
+        # What stands is never deleted: whoever was paused here, and wakes, would delete another's.
+        written = storage.create_bytes(state, data) if stands is None else storage.replace_bytes(state, data, stands)
     return uri
 
 
-def _create(uri: str, checkpoint: Checkpoint) -> bool:
-    """Write the files, then state.json; False if another writer's stood there first."""
+def _write_files(uri: str, checkpoint: Checkpoint) -> bytes:
+    """Write the files; returns what state.json is to say of them."""
     writer = uuid.uuid4().hex[:12]
     save: dict[str, Callable[[Path], None]] = {
         "model": partial(_save_tensors, checkpoint.model),
@@ -136,22 +144,23 @@ def _create(uri: str, checkpoint: Checkpoint) -> bool:
     state["format_version"] = FORMAT_VERSION
     state["files"] = files
     state["sha256"] = dict(zip(files, sums, strict=True))
-    return storage.create_bytes(storage.join(uri, "state.json"), json.dumps(state, indent=2).encode())
+    return json.dumps(state, indent=2).encode()
 
 
 def clear_checkpoint(uri: str) -> None:
-    """Delete what a checkpoint's folder holds besides the checkpoint: of a save that was killed, or that came second."""
-    kept = {"state.json", *(name for name, _ in parts_of(read_state(uri)).values())}
+    """Delete the files of saves to a checkpoint's folder that were killed, or came second; a person's own files stay."""
+    state = storage.join(uri, "state.json")
+    kept = {name for name, _ in parts_of(read_state(uri)).values()} if storage.exists(state) else set()
     for file, _ in storage.list_files(uri):
-        if file.rpartition("/")[2] not in kept:
+        name = file.rpartition("/")[2]
+        if _SAVED.fullmatch(name) and name not in kept:
             storage.delete(file)
 
 
 def delete_checkpoint(uri: str) -> None:
     """state.json goes first: what is half deleted is no checkpoint."""
     storage.delete(storage.join(uri, "state.json"))
-    for file, _ in storage.list_files(uri):
-        storage.delete(file)
+    clear_checkpoint(uri)
 
 
 def _write_file(uri: str, save: Callable[[Path], None]) -> str:

@@ -24,6 +24,7 @@ from ddpm_core.artifacts.run_record import Hold, RunRecord, Say, hold, read_reco
 from ddpm_core.errors import InputError, MissingError
 
 _FOLDER = "checkpoints"
+_STEP = re.compile(rf"/{_FOLDER}/step-(\d{{8,}})$")
 logger = logging.getLogger(__name__)
 
 
@@ -105,10 +106,9 @@ def hold_run(run_uri: str, *, say: Say, until_free: bool = False) -> Iterator[Ho
     """Hold a run as long as the block runs; what killed saves left there is deleted. Arguments and errors as `run_record.hold`."""
     with hold(run_uri, say=say, standing=lambda: tuple(_standing(run_uri)), until_free=until_free) as held:
         storage.delete_unfinished(storage.join(run_uri, _FOLDER))
-        whole = {checkpoint_uri(run_uri, step) for step in _standing(run_uri)}
-        for file, _ in storage.list_files(storage.join(run_uri, _FOLDER)):
-            if file.rpartition("/")[0] not in whole:
-                storage.delete(file)
+        for uri in {file.rpartition("/")[0] for file, _ in storage.list_files(storage.join(run_uri, _FOLDER))}:
+            if _STEP.search(uri) and not storage.exists(storage.join(uri, "state.json")):
+                clear_checkpoint(uri)
         yield held
 
 
@@ -119,6 +119,6 @@ def find_checkpoint(uri: str) -> str | None:
 
 
 def _standing(run_uri: str) -> list[int]:
-    pattern = re.compile(r"/step-(\d{8,})/state\.json$")
-    found = (pattern.search(uri) for uri, _ in storage.list_files(storage.join(run_uri, _FOLDER)))
-    return sorted(int(match[1]) for match in found if match)
+    files = (file for file, _ in storage.list_files(storage.join(run_uri, _FOLDER)))
+    folders = (folder for folder, _, name in (file.rpartition("/") for file in files) if name == "state.json")
+    return sorted(int(match[1]) for match in map(_STEP.search, folders) if match)

@@ -104,18 +104,23 @@ def test_what_killed_saves_left_is_cleaned_by_the_next_job_and_nothing_else(tmp_
     whole = Path(write_checkpoint(str(tmp_path), checkpoint(10)))
     files = sorted(whole.iterdir())
     left = [
-        tmp_path / "checkpoints/step-00000020/model-killed.safetensors",
+        tmp_path / "checkpoints/step-00000020/model-0123456789ab.safetensors",
         tmp_path / "checkpoints/step-00000020/.tmp-half",
         whole / ".tmp-half",
     ]
-    other = tmp_path / "samples/.tmp-under-way"
-    for path in [*left, other]:
+    kept = [
+        tmp_path / "samples/.tmp-under-way",
+        tmp_path / "checkpoints/notes.txt",
+        tmp_path / "checkpoints/step-00000020/why.txt",
+        tmp_path / "checkpoints/step-00000030.bak/model-0123456789ab.safetensors",
+    ]
+    for path in [*left, *kept]:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
     with hold_run(str(tmp_path), say=print):
         assert not [path for path in left if path.exists()]
         assert sorted(whole.iterdir()) == files
-        assert other.exists()
+        assert all(path.exists() for path in kept)
 
 
 def test_two_of_one_job_that_write_one_step_leave_one_sound_checkpoint(
@@ -136,4 +141,25 @@ def test_two_of_one_job_that_write_one_step_leave_one_sound_checkpoint(
     assert len(waiting) == 2
     assert is_sound(uri)
     assert torch.equal(read_checkpoint(uri).ema["a"], second.ema["a"])
+    assert len(list(Path(uri).iterdir())) == 5
+
+
+def test_who_wakes_while_repairing_does_not_undo_anothers_repair(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found the checkpoint damaged, slept, and meanwhile another one replaced it."""
+    uri, replaced = store.commit(checkpoint(3)), []
+    spoil(uri)
+    swap = storage.replace_bytes
+
+    def slow(to: str, data: bytes, expected: bytes) -> bool:
+        if to.endswith("state.json") and not replaced:
+            replaced.append(to)
+            store.commit(replace(checkpoint(3), skipped=7))
+        return swap(to, data, expected)
+
+    monkeypatch.setattr(storage, "replace_bytes", slow)
+    store.commit(checkpoint(3))
+    assert replaced
+    assert read_checkpoint(uri).skipped == 7
     assert len(list(Path(uri).iterdir())) == 5

@@ -7,7 +7,6 @@ A job that finds the folder held watches the record by its own clock: one that c
 for a minute is taken over. Clocks of two machines are never compared.
 """
 
-import json
 import math
 import os
 import socket
@@ -21,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ddpm_core import storage
-from ddpm_core.errors import HeldError, InputError
-from ddpm_core.serialization import from_json, to_json
+from ddpm_core.artifacts import records
+from ddpm_core.errors import HeldError
 
 FORMAT_VERSION = 1
 RECORD = "run.json"
@@ -95,7 +94,7 @@ class Hold:
                 raise self._lost
             record, stands = found
             changed = replace(how(record), changes=record.changes + 1)
-            if storage.replace_bytes(storage.join(self.folder, RECORD), _encode(changed), stands):
+            if storage.replace_bytes(storage.join(self.folder, RECORD), records.record_bytes(changed), stands):
                 return changed
 
     def release(self) -> None:
@@ -162,7 +161,7 @@ def _acquire(folder: str, say: Say, standing: Callable[[], tuple[int, ...]], unt
             taken = replace(
                 record, attempt=record.attempt + 1, holder=mine, changes=record.changes + 1, checkpoints=standing()
             )
-            data = _encode(taken)
+            data = records.record_bytes(taken)
             if storage.replace_bytes(uri, data, stands) if stands is not None else storage.create_bytes(uri, data):
                 return mine
             continue
@@ -209,19 +208,4 @@ def _process(pid: int) -> str | None:
 
 def _read(folder: str) -> tuple[RunRecord, bytes] | None:
     uri = storage.join(folder, RECORD)
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError:
-        return None
-    try:
-        plain = json.loads(data)
-    except ValueError:
-        raise InputError(f"{uri} is not JSON; delete it, if no job writes there") from None
-    version = plain.get("format_version") if isinstance(plain, dict) else None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise InputError(f"{uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it")
-    return from_json(RunRecord, plain), data
-
-
-def _encode(record: RunRecord) -> bytes:
-    return json.dumps(to_json(record), indent=2).encode() + b"\n"
+    return records.read_record(RunRecord, uri, FORMAT_VERSION, remedy="delete it, if no job writes there")

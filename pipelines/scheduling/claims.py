@@ -5,7 +5,6 @@ expired lease may be taken over by anyone. <tick>.done.json is created once, who
 machines may differ by less than the lease.
 """
 
-import json
 import os
 import socket
 import uuid
@@ -14,8 +13,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from ddpm_core import storage
-from ddpm_core.errors import InputError
-from ddpm_core.serialization import from_json, to_json
+from ddpm_core.artifacts.records import read_record, record_bytes
 
 FORMAT_VERSION = 1
 _CLAIM, _DONE = ".claim.json", ".done.json"
@@ -106,13 +104,13 @@ def read_claim(folder: str, tick: str) -> tuple[Claim, bytes] | None:
 
 def create_claim(folder: str, claim: Claim) -> bytes | None:
     """Claim a tick; the bytes that now stand, or None if it was claimed already."""
-    data = _encode(claim)
+    data = record_bytes(claim)
     return data if storage.create_bytes(storage.join(folder, claim.tick + _CLAIM), data) else None
 
 
 def swap_claim(folder: str, claim: Claim, expected: bytes) -> bytes | None:
     """Replace a claim that still stands as it was read; the bytes that now stand, or None if it does not."""
-    data = _encode(claim)
+    data = record_bytes(claim)
     return data if storage.replace_bytes(storage.join(folder, claim.tick + _CLAIM), data, expected) else None
 
 
@@ -124,23 +122,8 @@ def read_done(folder: str, tick: str) -> Done | None:
 
 def create_done(folder: str, done: Done) -> bool:
     """Record the end of a tick; False if that was recorded already."""
-    return storage.create_bytes(storage.join(folder, done.tick + _DONE), _encode(done))
+    return storage.create_bytes(storage.join(folder, done.tick + _DONE), record_bytes(done))
 
 
 def _read(kind: type[R], uri: str) -> tuple[R, bytes] | None:
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError:
-        return None
-    try:
-        plain = json.loads(data)
-    except ValueError:
-        raise InputError(f"{uri} is no JSON; delete it, and the tick will be done anew") from None
-    version = plain.get("format_version") if isinstance(plain, dict) else None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise InputError(f"{uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it")
-    return from_json(kind, plain), data
-
-
-def _encode(record: Claim | Done) -> bytes:
-    return json.dumps(to_json(record), indent=2).encode() + b"\n"
+    return read_record(kind, uri, FORMAT_VERSION, remedy="delete it, and the tick will be done anew")

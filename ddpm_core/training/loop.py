@@ -32,7 +32,7 @@ class Events:
     saved: Callable[[TrainState], None] = lambda state: None
     """A checkpoint of the state is under way; of the first worker alone."""
     doing: Callable[[int, str], None] = lambda step, what: None
-    """What this worker does now, at which step: `reading` or `computing`."""
+    """What this worker does now, at which step: `reading`, `computing` or `validating`."""
 
 
 def stream_config(config: TrainConfig) -> StreamConfig:

@@ -117,8 +117,8 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     """
     name = run_name(recipe, index, init_from)
     run_uri = run_folder(recipe.store, name)
-    if _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri)), run) < recipe.train.steps:
-        with hold_run(run_uri, say=say) as hold:  # which may have taken a while
+    if not _is_done(recipe, index, init_from, run_uri, run):
+        with hold_run(run_uri, say=say) as hold:
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
@@ -134,6 +134,14 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         step=recipe.train.steps,
         images_per_s=rates[len(rates) // 2] if rates else 0.0,
     )
+
+
+def _is_done(recipe: Recipe, index: DatasetIndex, init_from: Weights | None, run_uri: str, run: RunHandle) -> bool:
+    """Whether the run has come to its last step; it is left alone then."""
+    store = CheckpointStore(run_uri)
+    if store.steps()[-1:] != [recipe.train.steps]:
+        return False
+    return _steps_done(check_run(recipe, index, init_from, store), run) == recipe.train.steps
 
 
 def _steps_done(checkpoint: Checkpoint | None, run: RunHandle) -> int:

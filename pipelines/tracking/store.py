@@ -69,24 +69,22 @@ def artifact_location(store: str, uri: str) -> str | None:
     return None if is_server(uri) else (Path(storage.absolute(store)) / "mlflow").as_uri()
 
 
-def follow_move(store: str, uri: str, before: str | None) -> None:
+def follow_move(store: str, uri: str) -> None:
     """Have the records of a store's own SQLite point into the store, where it was moved or copied since.
 
     MLflow records absolute places, and has no call that changes them.
-
-    Args:
-        before: where an experiment's artifacts are said to go.
     """
-    now = artifact_location(store, uri)
-    own = f"{_SQLITE}{Path(storage.absolute(store)) / 'mlflow.db'}" if not storage.is_s3(store) else None
-    if uri != own or before is None or now is None or before == now or not before.endswith("/mlflow"):
+    if storage.is_s3(store) or uri != f"{_SQLITE}{Path(storage.absolute(store)) / 'mlflow.db'}":
         return
-    with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database, database:
-        for table, column in _PLACES:
-            database.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                (now, len(before) + 1, len(before), before),
-            )
+    now = artifact_location(store, uri)
+    with lock(uri), closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database, database:
+        ours = "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'ddpm-%' AND artifact_location LIKE '%/mlflow'"
+        for (before,) in database.execute(ours).fetchall():
+            for table, column in _PLACES if before != now else ():
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+                )
 
 
 def is_server(uri: str) -> bool:

@@ -132,6 +132,7 @@ def open_tracking(store: str, experiment: str) -> Tracker:
         tracker = Tracker(new_client(uri), uri, experiment, storage.read_bytes(record).decode())
         tracker.outages.failed(str(error))
     else:
+        follow_move(store, uri)
         tracker = Tracker(client, uri, experiment, _open_experiment(client, store, uri, experiment))
         if is_server(uri):
             storage.write_bytes(record, tracker.experiment_id.encode())
@@ -150,7 +151,6 @@ def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             made: str = client.create_experiment(experiment, artifact_location(store, uri), tags)
             return made
-        follow_move(store, uri, found.artifact_location)
     if found.lifecycle_stage != "active":
         raise InputError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "

@@ -9,7 +9,7 @@ import sys
 import time
 
 from ddpm_core.errors import InputError
-from pipelines.tracking.store import is_server, open_client, tracking_uri
+from pipelines.tracking.store import follow_move, is_server, open_client, tracking_uri
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
@@ -36,6 +36,7 @@ def serve(store: str) -> int:
         print(f"MLflow runs already: {uri} (MLFLOW_TRACKING_URI)")
         return 0
     open_client(uri)  # creates a new store before the server's processes could do so at once
+    follow_move(store, uri)
     port = free_port(os.environ.get("PORT"))
     # Its errors are shown; what it says of its own defaults and dependencies is not.
     server = subprocess.Popen(server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL)

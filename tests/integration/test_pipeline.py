@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from pipelines.stages.sample import run_sample
 from pipelines.stages.shard import run_shard
 from pipelines.tracking import resolve_model
 from pipelines.tracking.resolve import dataset_of, find_dataset
+from pipelines.tracking.store import _PLACES
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -139,6 +142,12 @@ def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict
             assert Path(weights.uri).is_relative_to(new)
             assert Path(dataset_of(weights, str(new)).uri).is_relative_to(new)
         assert not old.exists()
+        with closing(sqlite3.connect(new / "mlflow.db")) as database:
+            assert str(old) in "".join(database.iterdump())  # in tags, as it was told then
+            places = [database.execute(f"SELECT {column} FROM {table}").fetchall() for table, column in _PLACES]
+        said = [place for rows in places for (place,) in rows if place and "mlruns" not in place]
+        assert said
+        assert [place for place in said if not place.startswith(f"{new.as_uri()}/mlflow")] == []
     finally:
         hidden.rename(old)
 

@@ -3,7 +3,8 @@
     <run>/checkpoints/step-00001000/model-W.safetensors ema-W.safetensors optimizer-W.safetensors history-W.parquet state.json
 
 W names who wrote them: two that write the same step never write into each other's files. state.json goes last, if none stands
-yet, and names the files that it stands for, each with its sha256: no state.json, no checkpoint.
+yet, and names the files that it stands for, each with its sha256: no state.json, no checkpoint. Whether a checkpoint counts
+in its run is said by `checkpoint_store.py`.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""From noise to images: an algorithm is a function, and a line in SAMPLERS."""
+"""From noise to images: a sampler is a function, a name in SamplerName, and a line in SAMPLERS."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What waits for a place on the cluster, and what its autoscaler says, of either of Ray's two versions."""
+"""Read from Ray: what waits for a place on the cluster, and what its autoscaler says, of either of Ray's two versions."""
 
 import json
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """What a command asks of single nodes: whether any can hold it, how much fits at once, and what is waited for.
 
-A request is held by one node or by none; what all nodes have together says little. Every worker and task asks by this module.
+A request is held by one node or by none; what all nodes have together says little. Every worker, trial and task of a stage asks by
+this module; `training/trainer.py`, `cluster/tasks.py` and `stages/sweep.py` hand what is asked to Ray.
 """
 
 import math

@@ -69,7 +69,7 @@ class RunHandle:
         self._log(_tags(tags))
 
     def log_metrics(self, rows: Iterable[Mapping[str, float]], *, model_id: str | None = None) -> None:
-        """Log points, each row a `step` (0 if it has none) and values by name.
+        """Log points, each row a `step` (0 if it has none) and values by name; `delivery.write` brings them to MLflow.
 
         A metric has one point a step: the first that was logged.
 

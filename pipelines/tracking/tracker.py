@@ -1,4 +1,4 @@
-"""An opened tracking store and experiment, in which every stage is a run."""
+"""An opened tracking store and experiment: every stage is a run in it. A stage logs to `runs.py`, `delivery.py` sends it."""
 
 import logging
 from collections.abc import Iterator, Mapping

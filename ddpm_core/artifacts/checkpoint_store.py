@@ -1,7 +1,7 @@
 """A run's checkpoints: found by anyone, written by the one job that holds the run.
 
-A checkpoint counts once the run's record lists its step. What a job that lost the run may still write there does not. In a
-run without a record, of older code, every checkpoint that stands counts.
+A checkpoint counts once the run's record lists its step. What a job that lost the run may still write there does not. A job
+that takes the run lists those that stand whole; in a run without a record, of older code, each of them counts.
 """
 
 import logging

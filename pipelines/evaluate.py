@@ -20,6 +20,7 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
+from pipelines.feature_weights import find_features
 from pipelines.recipes.config import SampleStage, default_store
 from pipelines.tracking.resolve import dataset_of, find_dataset
 
@@ -41,8 +42,9 @@ class EvaluateArgs:
 
 
 def check(args: EvaluateArgs) -> None:
-    """That a block fits somewhere, and the dataset."""
+    """That a block fits somewhere, the features' weights, and the dataset."""
     check_sampling(args.sample)
+    find_features(args.evaluate, args.store)
     if args.dataset is not None:
         find_dataset(args.dataset, args.store)
 

@@ -16,7 +16,7 @@ from ddpm_core.data.images import decode_pngs
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.features import extract, extractor_digest
+from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.frechet import FeatureStats, merge_all
 from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import Ask, for_a_cpu, for_sampling
@@ -29,14 +29,21 @@ R = TypeVar("R")
 
 
 _ONE_CPU = for_a_cpu("evaluate")
+RANDOM_CONV = Features()
+"""What validation and sweeps rank by: cheap at every checkpoint, and nothing to fetch."""
 
 
 def real_stats(
-    index: DatasetIndex, split: Split, config: EvaluateConfig, store: str, count: int | None = None
+    index: DatasetIndex,
+    split: Split,
+    config: EvaluateConfig,
+    store: str,
+    count: int | None = None,
+    features: Features = RANDOM_CONV,
 ) -> FeatureStats:
     """The features' stats of a split, or of its first `count` images (they lie in random order); measured once and kept."""
     count = index.num_samples(split) if count is None else count
-    kept = storage.join(store, "reference", f"{index.digest[:16]}-{split}-{count}-{extractor_digest()}.npz")
+    kept = storage.join(store, "reference", f"{index.digest[:16]}-{split}-{count}-{features.digest}.npz")
     if storage.exists(kept):
         return FeatureStats.from_bytes(storage.read_bytes(kept))
     parts, left = [], count
@@ -44,16 +51,18 @@ def real_stats(
         if left > 0:
             parts.append((number, min(int(size), left)))
         left -= int(size)
-    stats = merge_all(_gather(f"measure {split}", _shard_stats, parts, _ONE_CPU, index, split, config.batch_size))
+    stats = merge_all(
+        _gather(f"measure {split}", _shard_stats, parts, _ONE_CPU, index, split, config.batch_size, features)
+    )
     storage.write_bytes(kept, stats.to_bytes())
     return stats
 
 
-def generated_stats(samples: SampleSet, count: int, batch_size: int) -> FeatureStats:
+def generated_stats(samples: SampleSet, count: int, batch_size: int, features: Features) -> FeatureStats:
     """The features' stats of the set's first `count` images."""
     stop = samples.first_seed + count
     blocks = [first for first in samples.blocks if first < stop]
-    return merge_all(_gather("measure samples", _block_stats, blocks, _ONE_CPU, samples, stop, batch_size))
+    return merge_all(_gather("measure samples", _block_stats, blocks, _ONE_CPU, samples, stop, batch_size, features))
 
 
 def heldout_bound(
@@ -77,24 +86,26 @@ def _gather(what: str, work: Callable[..., R], items: list[Any], ask: Ask, *args
         return gather(work, items, ask, *args, on_done=shown.set)
 
 
-def _shard_stats(part: tuple[int, int], index: DatasetIndex, split: Split, batch_size: int) -> FeatureStats:
+def _shard_stats(
+    part: tuple[int, int], index: DatasetIndex, split: Split, batch_size: int, features: Features
+) -> FeatureStats:
     torch.set_num_threads(1)
     number, count = part
     batches = ImageReader(index, split, shard_cache(), keep_bytes=0).in_order(batch_size, range(number, number + 1))
     parts, left = [], count
     for images in batches:
-        parts.append(FeatureStats.from_features(extract(images[:left])))
+        parts.append(FeatureStats.from_features(features.extract(images[:left])))
         left -= len(images)
         if left <= 0:
             break
     return merge_all(parts)
 
 
-def _block_stats(first_seed: int, samples: SampleSet, stop: int, batch_size: int) -> FeatureStats:
+def _block_stats(first_seed: int, samples: SampleSet, stop: int, batch_size: int, features: Features) -> FeatureStats:
     torch.set_num_threads(1)
     pngs = [png for seed, png in read_images(samples, range(first_seed, first_seed + 1)) if seed < stop]
     batches = (pngs[start : start + batch_size] for start in range(0, len(pngs), batch_size))
-    return merge_all(FeatureStats.from_features(extract(decode_pngs(batch))) for batch in batches)
+    return merge_all(FeatureStats.from_features(features.extract(decode_pngs(batch))) for batch in batches)
 
 
 def _group_bound(

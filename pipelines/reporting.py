@@ -17,7 +17,7 @@ from ddpm_core.data.images import decode_pngs
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation import pictures as draw
 from ddpm_core.evaluation.bits_per_dim import BoundStats
-from ddpm_core.evaluation.features import NAME, extractor_digest
+from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.plots import bound_curves, loss_curve
 from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
@@ -54,11 +54,12 @@ def write(
     metrics: dict[str, float],
     bound: BoundStats | None,
     reference: str,
+    features: Features,
 ) -> None:
     """Write the report of an evaluation."""
     pictures = _gather(weights, samples, index, recipe)
     rows = recipe.evaluate.num_rows
-    content = _content(weights, samples, index, recipe, metrics, bound, pictures)
+    content = _content(weights, samples, index, recipe, metrics, bound, pictures, features)
     near = pictures.neighbours
     pngs = {
         "real.png": draw.image_grid(pictures.real),
@@ -105,6 +106,7 @@ def _content(
     metrics: dict[str, float],
     bound: BoundStats | None,
     pictures: Pictures,
+    features: Features,
 ) -> ReportContent:
     name, history = recipe.recipe, _history(weights)
     rates = sorted(row["images_per_s"] for row in history)
@@ -113,9 +115,13 @@ def _content(
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         dataset=_dataset_facts(name, index),
         model=_model_facts(weights, samples, recipe.evaluate.num_images),
-        metrics=(*_distance_rows(metrics, f"{index.num_samples('train'):,}"), *_bound_rows(bound)),
+        metrics=(
+            *_distance_rows(features.figure(recipe.evaluate.num_images), metrics, f"{index.num_samples('train'):,}"),
+            *_bound_rows(bound),
+        ),
         bound=bound,
-        extractor_digest=extractor_digest(),
+        protocol=features.protocol,
+        extractor_digest=features.digest,
         real=pictures.real,
         generated=pictures.generated,
         denoising=pictures.denoising,
@@ -159,14 +165,17 @@ def _model_facts(weights: Weights, samples: SampleSet, num_images: int) -> Model
     )
 
 
-def _distance_rows(metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
+def _distance_rows(name: str, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
     """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
 
     def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
         of = f"{count:,.0f} {what} against {num_train} training images"
-        return MetricRow(name=NAME, of=of, value=value, note=note, headline=headline)
+        if count <= metrics["num_dimensions"]:
+            few = f"fewer images than the features' {metrics['num_dimensions']:,.0f} dimensions: much of it is bias"
+            note = f"{note}; {few}" if note else few
+        return MetricRow(name=name, of=of, value=value, note=note, headline=headline)
 
-    rows = [row(metrics["num_generated"], "generated images", metrics[NAME])]
+    rows = [row(metrics["num_generated"], "generated images", metrics[name])]
     if "floor" in metrics:
         if metrics["num_floor"] < metrics["num_generated"]:
             note = "as many as are held out: fewer images raise the figure"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.evaluation.features import NAME
+from ddpm_core.evaluation.features.random_conv import NAME
 from ddpm_core.serialization import to_json
 from pipelines.cli.checks import check_data, check_training, data_summary
 from pipelines.cli.command import Outcome, named_source, run_command, typed

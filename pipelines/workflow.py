@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pipelines.cli.checks import check_data, check_sampling, check_training, data_summary
 from pipelines.cli.command import Outcome, run_command, typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
+from pipelines.feature_weights import find_features
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import TrackingError
 
@@ -31,6 +32,7 @@ def check(recipe: Recipe) -> None:
     check_data(recipe)
     check_training(recipe)
     check_sampling(recipe.sample)
+    find_features(recipe.evaluate, recipe.store)
 
 
 def plan(recipe: Recipe) -> list[str]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from ddpm_core.diffusion.checks import check_name
 from ddpm_core.errors import InputError
+from ddpm_core.evaluation.features.networks import FeatureName
+from ddpm_core.evaluation.features.resize import ResizeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,12 @@ class EvaluateConfig:
 
     num_images: int = 1_000
     """Generated images that are measured. Figures compare only at the same number."""
+    features: FeatureName = "random_conv"
+    """What images are compared by: random_conv (nothing to fetch, no FID), pixels, or inception (FID)."""
+    resize: ResizeName = "tensorflow"
+    """How inception's images come to 299x299; figures of different resizes do not compare."""
+    weights: str | None = None
+    """Of inception: a path or URL of a .pth or .safetensors. Default: the published file, fetched once."""
     num_shown: int = 64
     """Images in the grid of real and in the grid of generated images."""
     num_rows: int = 8
@@ -31,6 +40,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise InputError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
+        check_name(self.features, FeatureName, "evaluate.features")
+        check_name(self.resize, ResizeName, "evaluate.resize")
         if self.bits_per_dim_images < 0:
             raise InputError(f"evaluate.bits-per-dim-images is {self.bits_per_dim_images}; expected 0 or more")
         if self.bits_per_dim_steps is not None and self.bits_per_dim_steps < 3:

@@ -82,6 +82,8 @@ class ReportContent:
     model: ModelFacts
     metrics: tuple[MetricRow, ...]
     """The figure that matters first, then its reference floor."""
+    protocol: str
+    """What the distance is measured by, in words."""
     extractor_digest: str
     real: UInt8[Tensor, "n_real c h w"]
     generated: UInt8[Tensor, "n_generated c h w"]

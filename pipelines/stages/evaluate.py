@@ -1,6 +1,6 @@
 """The evaluate stage: features measured by parallel tasks and merged, neighbours searched, a report written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights
@@ -9,10 +9,11 @@ from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_metrics
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.features import NAME, extractor_digest
+from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.frechet import frechet_distance
 from ddpm_core.serialization import to_json
 from pipelines import reporting
+from pipelines.feature_weights import find_features
 from pipelines.measuring import generated_stats, heldout_bound, real_stats
 from pipelines.naming import digest
 from pipelines.recipes.config import Recipe
@@ -45,7 +46,7 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
     """Measure a sample set against the training images and write its report; one that is there is read.
 
     Raises:
-        InputError: if the set has fewer images than are to be measured.
+        InputError: if the set has fewer images than are to be measured, or the features' weights cannot be had.
     """
     config = recipe.evaluate
     if samples.num_images < config.num_images:
@@ -53,20 +54,21 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
             f"evaluate.num-images is {config.num_images}, the sample set has {samples.num_images}; "
             "lower it, or raise --sample.num-images"
         )
+    features = find_features(config, recipe.store)
     inputs = [
         samples.identity,
         samples.first_seed,
         samples.block_size,
         index.digest,
-        to_json(config),
-        extractor_digest(),
+        to_json(replace(config, weights=None)),
+        features.digest,
     ]
     uri = storage.join(recipe.store, "reports", f"{recipe.recipe}-{digest(inputs)}")
-    reference = f"dataset {index.digest[:16]} train, {extractor_digest()}, {config.num_images} images"
+    reference = f"dataset {index.digest[:16]} train, {features.digest}, {config.num_images} images"
     if storage.exists(storage.join(uri, MARKER_NAME)):
         metrics = {name: value for name, value in read_metrics(uri).items() if isinstance(value, float)}
     else:
-        metrics = _measure(samples, index, config, recipe.store)
+        metrics = _measure(samples, index, config, recipe.store, features)
         bound = heldout_bound(weights, index, config, recipe.sample)
         if bound is not None:
             metrics |= {
@@ -76,30 +78,35 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
                 "distortion": bound.distortion,
                 "rmse": float(bound.rmse[0]),
             }
-        reporting.write(uri, weights, samples, index, recipe, metrics, bound, reference)
+        reporting.write(uri, weights, samples, index, recipe, metrics, bound, reference, features)
     return Evaluated(
         report_uri=uri,
         page_uri=storage.join(uri, PAGE_NAME),
-        metric=NAME,
+        metric=features.figure(config.num_images),
         metrics=metrics,
         reference=reference,
     )
 
 
-def _measure(samples: SampleSet, index: DatasetIndex, config: EvaluateConfig, store: str) -> dict[str, float]:
-    train = real_stats(index, "train", config, store)
-    generated = generated_stats(samples, config.num_images, config.batch_size)
+def _measure(
+    samples: SampleSet, index: DatasetIndex, config: EvaluateConfig, store: str, features: Features
+) -> dict[str, float]:
+    train = real_stats(index, "train", config, store, features=features)
+    generated = generated_stats(samples, config.num_images, config.batch_size, features)
     metrics = {
-        NAME: frechet_distance(generated, train),
+        features.figure(config.num_images): frechet_distance(generated, train),
         "num_generated": float(generated.count),
         "num_train": float(train.count),
+        "num_dimensions": float(len(train.mean)),
     }
     # Fewer images raise the distance: the floor is a floor for as many generated images as there are held-out ones.
     num_floor = min(index.num_samples("heldout"), config.num_images)
     if num_floor < 2:  # no covariance
         return metrics
-    heldout = real_stats(index, "heldout", config, store, num_floor)
-    same_n = generated if num_floor == generated.count else generated_stats(samples, num_floor, config.batch_size)
+    heldout = real_stats(index, "heldout", config, store, num_floor, features)
+    same_n = (
+        generated if num_floor == generated.count else generated_stats(samples, num_floor, config.batch_size, features)
+    )
     return {
         **metrics,
         "floor": frechet_distance(heldout, train),

@@ -23,7 +23,7 @@ from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.diffusion.schedule import ScheduleConfig
-from ddpm_core.evaluation.features import NAME, extract
+from ddpm_core.evaluation.features.random_conv import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 from ddpm_core.serialization import to_json
 from ddpm_core.training.checkpointing import Checkpointer

@@ -16,7 +16,7 @@ from ddpm_core.api.loading import REGISTERED_CONFIG, REGISTERED_WEIGHTS
 from ddpm_core.errors import InputError
 from pipelines.tracking.outage import TrackingError, refused
 from pipelines.tracking.packaging import log_model
-from pipelines.tracking.runs import RunHandle
+from pipelines.tracking.runs import RunHandle, tracked_name
 from pipelines.tracking.tracker import Tracker
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -96,10 +96,10 @@ def promote(tracker: Tracker, name: str, version: int, *, metric: str, value: fl
     Figures against different references are never compared; a champion without a figure of this metric gives way.
 
     Args:
-        metric: name of a distance, as `fd_inception`.
+        metric: name of a distance, as `fid`.
         reference: what the figure was measured against and how: reference set, extractor, number of images.
     """
-    client = tracker.client
+    client, metric = tracker.client, tracked_name(metric)
     with refused(f"promoting {name} version {version}"):
         champion = _champion(client, name)
         theirs = dict(champion.tags) if champion else {}

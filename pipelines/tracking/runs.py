@@ -28,7 +28,7 @@ KEY_TAG = "ddpm.key"
 _PARENT_TAG = "mlflow.parentRunId"
 # MLflow's limits: characters of a param's value, of a dataset's digest.
 MAX_VALUE, MAX_DIGEST = 6000, 36
-_NAME = re.compile(r"[\w\-. :/]+")
+_NAME = re.compile(r"[\w\-. :/@]+")
 
 
 class RunHandle:
@@ -80,7 +80,7 @@ class RunHandle:
         now = _now()
         self._log(
             [
-                ["metric", _checked(name), float(value), int(row.get("step", 0)), now, model_id]
+                ["metric", tracked_name(name), float(value), int(row.get("step", 0)), now, model_id]
                 for row in sorted(rows, key=lambda row: row.get("step", 0))
                 for name, value in row.items()
                 if name != "step"
@@ -207,19 +207,19 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _checked(name: str) -> str:
-    """The name, if MLflow takes it: what it would refuse must not reach the journal."""
+def tracked_name(name: str) -> str:
+    """The name as MLflow takes it, `fid at 2048` for `fid@2048`: what it would refuse must not reach the journal."""
     if not _NAME.fullmatch(name):
         raise InputError(f"the name of a metric, param or tag is {name!r}; expected letters, digits and _-. :/")
-    return name
+    return name.replace("@", " at ")
 
 
 def _tags(tags: Mapping[str, str]) -> list[Entry]:
-    return [["tag", _checked(name), str(value)] for name, value in tags.items()]
+    return [["tag", tracked_name(name), str(value)] for name, value in tags.items()]
 
 
 def _params(params: Mapping[str, Any]) -> list[Entry]:
-    return [["param", _checked(name), value] for name, value in flatten(params).items()]
+    return [["param", tracked_name(name), value] for name, value in flatten(params).items()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -19,7 +19,7 @@ from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_validation
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
-from ddpm_core.evaluation.features import NAME, extract
+from ddpm_core.evaluation.features.random_conv import NAME, extract
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
 from ddpm_core.model.config import read_model_config
 from ddpm_core.sampling.config import SampleConfig

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
-from ddpm_core.evaluation.features import NUM_FEATURES, _filters, extract, extractor_digest
+from ddpm_core.evaluation.features.random_conv import NUM_FEATURES, _filters, extract, extractor_digest
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_core import storage
 from ddpm_core.artifacts.report import read_metrics, read_report, write_report
 from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.evaluation.pictures import denoising_strip, image_grid, neighbours_grid
 from ddpm_core.evaluation.plots import _running_mean, loss_curve
@@ -60,6 +61,7 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             MetricRow(name="fd_random_conv", of="512 generated against 1,617 training images", value=3.21987),
             MetricRow(name="floor", of="180 held-out against 1,617 training images", value=0.5, note="real images"),
         ),
+        protocol=Features().protocol,
         extractor_digest="fd_random_conv-v1-d256-abc",
         real=real,
         generated=generated,

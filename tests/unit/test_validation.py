@@ -13,7 +13,7 @@ from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.features import extract
+from ddpm_core.evaluation.features.random_conv import extract
 from ddpm_core.evaluation.frechet import FeatureStats
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.init import init_unet

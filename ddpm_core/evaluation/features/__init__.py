@@ -1,0 +1,1 @@
+"""What images are compared by: a network that turns each into a vector."""

@@ -1,0 +1,83 @@
+"""The weights of a feature network: fetched once, checked, and kept in the store, from where every worker reads them."""
+
+import hashlib
+import re
+import urllib.request
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from ddpm_core import storage
+from ddpm_core.errors import InputError
+from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.features.networks import Features, read_inception
+from pipelines.progress import say
+
+PUBLISHED_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+_DIGITS = re.compile(r"-([0-9a-f]{8,64})$")
+_TIMEOUT_S = 30.0
+
+
+def find_features(config: EvaluateConfig, store: str) -> Features:
+    """The features that are asked for, their weights in the store.
+
+    Raises:
+        InputError: in one line, if the weights cannot be had, or are not those of the network.
+    """
+    if config.features != "inception":
+        if config.weights is not None:
+            raise InputError(
+                f"evaluate.weights is {config.weights}, and {config.features} has no weights; "
+                "leave it out, or say --evaluate.features inception"
+            )
+        return Features(network=config.features)
+    uri, sha256 = _kept(config.weights or PUBLISHED_URL, storage.join(store, "feature_weights"))
+    read_inception(uri, sha256, "cpu")
+    return Features(network="inception", resize=config.resize, weights=uri, sha256=sha256)
+
+
+def _kept(source: str, folder: str) -> tuple[str, str]:
+    """Where the weights lie in the store, and their sha256; what their name says of it is held against it."""
+    is_url = urlsplit(source).scheme in ("http", "https")
+    name = PurePosixPath(urlsplit(source).path if is_url else source)
+    digits = _DIGITS.search(name.stem)
+    if is_url and digits:
+        there = storage.join(folder, name.name)
+        if storage.exists(there):
+            return there, _sum(there, storage.read_bytes(there), digits[1])
+    data = _fetch(source) if is_url else _read(source)
+    sha256 = _sum(source, data, digits[1] if digits else "")
+    kept = storage.join(folder, name.name if digits else f"{name.stem}-{sha256[:16]}{name.suffix}")
+    if not (storage.exists(kept) and storage.read_bytes(kept) == data):
+        storage.write_bytes(kept, data)
+    return kept, sha256
+
+
+def _sum(uri: str, data: bytes, digits: str) -> str:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not sha256.startswith(digits):
+        raise InputError(
+            f"{uri} has the sha256 {sha256}, its name says {digits}...: another file, or cut short; fetch it again"
+        )
+    return sha256
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise InputError(f"evaluate.weights is {uri}, and there is no such file; expected a path or a URL") from None
+
+
+def _fetch(url: str) -> bytes:
+    say(f"evaluate: fetching {url}, once")
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            data: bytes = answer.read()
+    except OSError as error:
+        raise InputError(
+            f"{url} cannot be fetched from here ({error}); download it where it can be had and pass "
+            "--evaluate.weights PATH, or say --evaluate.features random_conv, which needs no weights"
+        ) from None
+    return data

@@ -3,8 +3,9 @@
 import hashlib
 import re
 import urllib.request
+from http.client import HTTPException
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
@@ -47,7 +48,7 @@ def _kept(source: str, folder: str) -> tuple[str, str]:
         if storage.exists(there):
             return there, _sum(there, storage.read_bytes(there), digits[1])
     data = _fetch(source) if is_url else _read(source)
-    sha256 = _sum(source, data, digits[1] if digits else "")
+    sha256 = _sum(_without_secrets(source) if is_url else source, data, digits[1] if digits else "")
     kept = storage.join(folder, name.name if digits else f"{name.stem}-{sha256[:16]}{name.suffix}")
     if not (storage.exists(kept) and storage.read_bytes(kept) == data):
         storage.write_bytes(kept, data)
@@ -64,20 +65,26 @@ def _sum(uri: str, data: bytes, digits: str) -> str:
 
 
 def _read(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise InputError(f"evaluate.weights is {uri}, and there is no such file; expected a path or a URL") from None
+    if not storage.exists(uri):
+        raise InputError(f"evaluate.weights is {uri}, and there is no such file; expected a path or a URL")
+    return storage.read_bytes(uri)
 
 
 def _fetch(url: str) -> bytes:
-    say(f"evaluate: fetching {url}, once")
+    shown = _without_secrets(url)
+    say(f"evaluate: fetching {shown}, once")
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             data: bytes = answer.read()
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:  # no answer, no URL, an answer that was cut short
         raise InputError(
-            f"{url} cannot be fetched from here ({error}); download it where it can be had and pass "
+            f"{shown} cannot be fetched from here ({error}); download it where it can be had and pass "
             "--evaluate.weights PATH, or say --evaluate.features random_conv, which needs no weights"
         ) from None
     return data
+
+
+def _without_secrets(url: str) -> str:
+    """Without what may sign it: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

@@ -16,6 +16,7 @@ from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
+from pipelines.feature_weights import find_features
 from pipelines.naming import code_version, digest, run_folder, sweep_folder
 from pipelines.progress import Progress, say
 from pipelines.recipes.config import Recipe, SweepStage
@@ -109,12 +110,13 @@ class Pipeline:
 
     def evaluate(self, weights: Weights, sampled: Sampled, index: DatasetIndex) -> Evaluated:
         """The report on a set of samples, against the dataset that its model was trained on."""
-        config = self.recipe.evaluate
-        key = digest(["evaluate", sampled.samples.set_uri, index.digest, to_json(config)])
-        params = {"evaluate": to_json(config), "samples": sampled.samples.set_uri, "weights_sha256": weights.sha256}
+        features = find_features(self.recipe.evaluate, self.recipe.store)
+        config = {**to_json(replace(self.recipe.evaluate, weights=None)), "digest": features.digest}
+        key = digest(["evaluate", sampled.samples.set_uri, index.digest, config])
+        params = {"evaluate": config, "samples": sampled.samples.set_uri, "weights_sha256": weights.sha256}
         with self.tracker.run("evaluate", parent=self.parent, key=key, params=params) as run:
             self._log_dataset(run, index)
-            evaluated = run_evaluate(weights, sampled.samples, index, self.recipe)
+            evaluated = run_evaluate(weights, sampled.samples, index, self.recipe, features)
             run.log_metrics([{"step": weights.step, **evaluated.metrics}])
             run.log_html(storage.read_bytes(evaluated.page_uri).decode())
         return evaluated

@@ -20,13 +20,14 @@ from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.plots import bound_curves, loss_curve
-from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
+from ddpm_core.evaluation.report_page import DatasetFacts, ModelFacts, ReportContent, render_report
 from ddpm_core.serialization import from_json
 from ddpm_core.types import Tensor
 from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_a_cpu, for_sampling
 from pipelines.cluster.session import shard_cache, versions
 from pipelines.cluster.tasks import gather
+from pipelines.metric_rows import bound_rows, distance_rows
 from pipelines.naming import code_version
 from pipelines.recipes.config import Recipe, SampleStage
 
@@ -116,8 +117,8 @@ def _content(
         dataset=_dataset_facts(name, index),
         model=_model_facts(weights, samples, recipe.evaluate.num_images),
         metrics=(
-            *_distance_rows(features.figure(recipe.evaluate.num_images), metrics, f"{index.num_samples('train'):,}"),
-            *_bound_rows(bound),
+            *distance_rows(features.figure(recipe.evaluate.num_images), metrics, f"{index.num_samples('train'):,}"),
+            *bound_rows(bound),
         ),
         bound=bound,
         protocol=features.protocol,
@@ -131,9 +132,18 @@ def _content(
         history=history,
         train_images_per_s=rates[len(rates) // 2] if rates else None,
         sample_images_per_s=None,
-        commands=(f"python pipelines/evaluate.py {name} --store {recipe.store} --model {weights.uri}",),
+        commands=(
+            f"python pipelines/evaluate.py {name} --store {recipe.store} --model {weights.uri}{_flags(features)}",
+        ),
         versions={**versions(), "code": code_version()},
     )
+
+
+def _flags(features: Features) -> str:
+    """Those that ask for the same features."""
+    if features.network != "inception":
+        return "" if features.network == "random_conv" else f" --evaluate.features {features.network}"
+    return f" --evaluate.features inception --evaluate.resize {features.resize} --evaluate.weights {features.weights}"
 
 
 def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
@@ -162,45 +172,6 @@ def _model_facts(weights: Weights, samples: SampleSet, num_images: int) -> Model
         sampler=f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}",
         first_seed=samples.first_seed,
         num_images=num_images,
-    )
-
-
-def _distance_rows(name: str, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
-    """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
-
-    def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
-        of = f"{count:,.0f} {what} against {num_train} training images"
-        if count <= metrics["num_dimensions"]:
-            few = f"fewer images than the features' {metrics['num_dimensions']:,.0f} dimensions: much of it is bias"
-            note = f"{note}; {few}" if note else few
-        return MetricRow(name=name, of=of, value=value, note=note, headline=headline)
-
-    rows = [row(metrics["num_generated"], "generated images", metrics[name])]
-    if "floor" in metrics:
-        if metrics["num_floor"] < metrics["num_generated"]:
-            note = "as many as are held out: fewer images raise the figure"
-            rows.append(row(metrics["num_floor"], "generated images", metrics["same_n"], note, headline=False))
-        note = "the floor: what real images reach that the model has not seen"
-        rows.append(row(metrics["num_floor"], "held-out images", metrics["floor"], note))
-    return tuple(rows)
-
-
-def _bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
-    """Bits/dim and its two parts."""
-    if bound is None:
-        return ()
-    of = f"{bound.count:,} held-out images"
-    error = f"an upper bound; standard error {bound.standard_error:.2g}"
-    return (
-        MetricRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
-        MetricRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
-        MetricRow(
-            name="distortion",
-            of=of,
-            value=bound.distortion,
-            note=f"bits/dim of the last step; RMSE {bound.rmse[0]:.3g} of 0..255",
-            headline=False,
-        ),
     )
 
 

@@ -19,7 +19,8 @@ class EvaluateConfig:
     num_images: int = 1_000
     """Generated images that are measured. Figures compare only at the same number."""
     features: FeatureName = "random_conv"
-    """What images are compared by: random_conv (nothing to fetch, no FID), pixels, or inception (FID)."""
+    """What images are compared by: random_conv (nothing to fetch, no FID), pixels, or inception (FID).
+    Validation while training and sweeps use random_conv, whatever this says."""
     resize: ResizeName = "tensorflow"
     """How inception's images come to 299x299; figures of different resizes do not compare."""
     weights: str | None = None

@@ -13,7 +13,6 @@ from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.frechet import frechet_distance
 from ddpm_core.serialization import to_json
 from pipelines import reporting
-from pipelines.feature_weights import find_features
 from pipelines.measuring import generated_stats, heldout_bound, real_stats
 from pipelines.naming import digest
 from pipelines.recipes.config import Recipe
@@ -42,11 +41,13 @@ class Evaluated:
         return f"{said} ({same}held-out images: {self.metrics['floor']:.4g})"
 
 
-def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: Recipe) -> Evaluated:
+def run_evaluate(
+    weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: Recipe, features: Features
+) -> Evaluated:
     """Measure a sample set against the training images and write its report; one that is there is read.
 
     Raises:
-        InputError: if the set has fewer images than are to be measured, or the features' weights cannot be had.
+        InputError: if the set has fewer images than are to be measured.
     """
     config = recipe.evaluate
     if samples.num_images < config.num_images:
@@ -54,7 +55,6 @@ def run_evaluate(weights: Weights, samples: SampleSet, index: DatasetIndex, reci
             f"evaluate.num-images is {config.num_images}, the sample set has {samples.num_images}; "
             "lower it, or raise --sample.num-images"
         )
-    features = find_features(config, recipe.store)
     inputs = [
         samples.identity,
         samples.first_seed,

@@ -158,3 +158,20 @@ def test_a_url_that_cannot_be_had_says_what_to_do(
     with pytest.raises(InputError, match=why):
         find_features(inception(), str(tmp_path))
     assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://127.0.0.1:1/x.pth?token=SECRET", "http://user:SECRET@127.0.0.1:1/x"]
+)
+def test_what_is_no_url_or_signs_one_is_told_without_its_secret(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="cannot be fetched from here") as refused:
+        find_features(inception(url), str(tmp_path))
+    said = capsys.readouterr()
+    assert "SECRET" not in str(refused.value) + said.out + said.err
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluate\.weights is .*; expected a path or a URL"):
+        find_features(inception(tmp_path), str(tmp_path / "store"))

@@ -1,0 +1,43 @@
+"""The report's figures, each with what it was measured on."""
+
+from ddpm_core.evaluation.bits_per_dim import BoundStats
+from ddpm_core.evaluation.report_page import MetricRow
+
+
+def distance_rows(name: str, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
+    """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
+
+    def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
+        of = f"{count:,.0f} {what} against {num_train} training images"
+        if count <= metrics["num_dimensions"]:
+            few = f"fewer images than the features' {metrics['num_dimensions']:,.0f} dimensions: much of it is bias"
+            note = f"{note}; {few}" if note else few
+        return MetricRow(name=name, of=of, value=value, note=note, headline=headline)
+
+    rows = [row(metrics["num_generated"], "generated images", metrics[name])]
+    if "floor" in metrics:
+        if metrics["num_floor"] < metrics["num_generated"]:
+            note = "as many as are held out: fewer images raise the figure"
+            rows.append(row(metrics["num_floor"], "generated images", metrics["same_n"], note, headline=False))
+        note = "the floor: what real images reach that the model has not seen"
+        rows.append(row(metrics["num_floor"], "held-out images", metrics["floor"], note))
+    return tuple(rows)
+
+
+def bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
+    """Bits/dim and its two parts."""
+    if bound is None:
+        return ()
+    of = f"{bound.count:,} held-out images"
+    error = f"an upper bound; standard error {bound.standard_error:.2g}"
+    return (
+        MetricRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
+        MetricRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
+        MetricRow(
+            name="distortion",
+            of=of,
+            value=bound.distortion,
+            note=f"bits/dim of the last step; RMSE {bound.rmse[0]:.3g} of 0..255",
+            headline=False,
+        ),
+    )

@@ -88,18 +88,33 @@ def test_weights_lie_in_the_store_and_their_source_may_go(weights: Path, tmp_pat
         ("nowhere.pth", "evaluate.weights is .*nowhere.pth, and there is no such file; expected a path or a URL"),
         ("empty.pth", "does not hold the weights of FID's Inception network"),
         ("other.pth", "does not hold the weights of FID's Inception network.*Missing key|Error"),
-        ("object.pth", "does not hold the weights of FID's Inception network"),
         ("named-00000000.pth", "has the sha256 [0-9a-f]{64}, its name says 00000000"),
     ],
 )
 def test_refuses_in_one_line(tmp_path: Path, given: str, why: str) -> None:
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    torch.save({"fc.weight": Path("x")}, tmp_path / "object.pth")  # is not unpickled
     (tmp_path / "named-00000000.pth").write_bytes(b"x")
     with pytest.raises(InputError, match=why) as refused:
         find_features(inception(tmp_path / given), str(tmp_path / "store"))
     assert "\n" not in str(refused.value)
+
+
+class Touching:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_foreign_file_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save({"fc.weight": Touching(tmp_path / "touched")}, tmp_path / "object.pth")
+    with pytest.raises(InputError, match="does not hold the weights of FID's Inception network"):
+        find_features(inception(tmp_path / "object.pth"), str(tmp_path / "store"))
+    assert not (tmp_path / "touched").exists()
 
 
 def test_refuses_weights_for_a_network_that_has_none(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The report's figures, each with what it was measured on."""
 
 from ddpm_core.evaluation.bits_per_dim import BoundStats
+from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.report_page import MetricRow
 
 
-def distance_rows(name: str, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
+def distance_rows(features: Features, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
     """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
 
     def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
@@ -12,9 +13,9 @@ def distance_rows(name: str, metrics: dict[str, float], num_train: str) -> tuple
         if count <= metrics["num_dimensions"]:
             few = f"fewer images than the features' {metrics['num_dimensions']:,.0f} dimensions: much of it is bias"
             note = f"{note}; {few}" if note else few
-        return MetricRow(name=name, of=of, value=value, note=note, headline=headline)
+        return MetricRow(name=features.figure(int(count)), of=of, value=value, note=note, headline=headline)
 
-    rows = [row(metrics["num_generated"], "generated images", metrics[name])]
+    rows = [row(metrics["num_generated"], "generated images", metrics[features.figure(int(metrics["num_generated"]))])]
     if "floor" in metrics:
         if metrics["num_floor"] < metrics["num_generated"]:
             note = "as many as are held out: fewer images raise the figure"

@@ -117,7 +117,7 @@ def _content(
         dataset=_dataset_facts(name, index),
         model=_model_facts(weights, samples, recipe.evaluate.num_images),
         metrics=(
-            *distance_rows(features.figure(recipe.evaluate.num_images), metrics, f"{index.num_samples('train'):,}"),
+            *distance_rows(features, metrics, f"{index.num_samples('train'):,}"),
             *bound_rows(bound),
         ),
         bound=bound,

@@ -19,6 +19,7 @@ from ddpm_core.evaluation.features.networks import FEATURES, PUBLISHED, FeatureN
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
 from pipelines import feature_weights
 from pipelines.feature_weights import find_features
+from pipelines.metric_rows import distance_rows
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +191,12 @@ def test_what_is_no_url_or_signs_one_is_told_without_its_secret(
 def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluate\.weights is .*; expected a path or a URL"):
         find_features(inception(tmp_path), str(tmp_path / "store"))
+
+
+def test_each_row_of_the_report_is_named_by_its_own_number_of_images() -> None:
+    published = Features(network="inception", sha256=PUBLISHED + "0" * 56)
+    counts = {"num_generated": 50_000.0, "num_floor": 1_800.0, "num_dimensions": 2_048.0}
+    rows = distance_rows(published, {"fid": 9.0, "same_n": 11.0, "floor": 3.0, **counts}, "60,000")
+    assert [(row.name, row.value) for row in rows] == [("fid", 9.0), ("fid@1800", 11.0), ("fid@1800", 3.0)]
+    few = "fewer images than the features' 2,048 dimensions"
+    assert [few in row.note for row in rows] == [False, True, True]

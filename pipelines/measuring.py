@@ -65,19 +65,19 @@ def generated_stats(samples: SampleSet, count: int, batch_size: int, features: F
     return merge_all(_gather("measure samples", _block_stats, blocks, _ONE_CPU, samples, stop, batch_size, features))
 
 
-def heldout_bound(
-    weights: Weights, index: DatasetIndex, config: EvaluateConfig, where: SampleStage
+def split_bound(
+    weights: Weights, index: DatasetIndex, split: Split, config: EvaluateConfig, where: SampleStage
 ) -> BoundStats | None:
-    """The variational bound of the first held-out images; None if none are asked for.
+    """The variational bound of a split's first images; None if none are asked for.
 
     Args:
         where: it is computed as samples are, on CPUs or GPUs.
     """
-    count = min(config.bits_per_dim_images, index.num_samples("heldout"))
+    count = min(config.bits_per_dim_images, index.num_samples(split))
     if not count:
         return None
     groups = [range(first, min(first + GROUP, count)) for first in range(0, count, GROUP)]
-    arguments = (ray.put(weights),), index, config.bits_per_dim_steps, where
+    arguments = (ray.put(weights),), index, split, config.bits_per_dim_steps, where
     return reduce(BoundStats.merge, _gather("measure bits/dim", _group_bound, groups, for_sampling(where), *arguments))
 
 
@@ -109,22 +109,27 @@ def _block_stats(first_seed: int, samples: SampleSet, stop: int, batch_size: int
 
 
 def _group_bound(
-    numbers: range, shared: tuple[ray.ObjectRef], index: DatasetIndex, num_steps: int | None, where: SampleStage
+    numbers: range,
+    shared: tuple[ray.ObjectRef],
+    index: DatasetIndex,
+    split: Split,
+    num_steps: int | None,
+    where: SampleStage,
 ) -> BoundStats:
     torch.set_num_threads(where.threads)
     model = loaded_model(shared, torch.device("cuda" if where.use_gpu else "cpu"))
-    return group_bound(model, index, numbers, num_steps)
+    return group_bound(model, index, split, numbers, num_steps)
 
 
 @lru_cache(maxsize=1)
-def _heldout(index: DatasetIndex) -> ImageReader:
+def _reader(index: DatasetIndex, split: Split) -> ImageReader:
     """A worker process's reader, opened once for all the groups that it measures."""
-    return ImageReader(index, "heldout", shard_cache(), keep_bytes=0)
+    return ImageReader(index, split, shard_cache(), keep_bytes=0)
 
 
-def group_bound(model: Model, index: DatasetIndex, numbers: range, num_steps: int | None) -> BoundStats:
-    """The bound of one group of held-out images: the sum over groups does not depend on who measured which."""
-    reader = _heldout(index)
+def group_bound(model: Model, index: DatasetIndex, split: Split, numbers: range, num_steps: int | None) -> BoundStats:
+    """The bound of one group of a split's images: the sum over groups does not depend on who measured which."""
+    reader = _reader(index, split)
     places = reader.places(numbers)
     p = model.reverse_process(reader.labels(*places).to(model.device))
     return measure_bound(p, reader.images(*places).to(model.device), numbers.start, num_steps)

@@ -1,15 +1,16 @@
 """The report's figures, each with what it was measured on."""
 
+from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.report_page import MetricRow
 
 
-def distance_rows(features: Features, metrics: dict[str, float], num_train: str) -> tuple[MetricRow, ...]:
+def distance_rows(features: Features, metrics: dict[str, float], index: DatasetIndex) -> tuple[MetricRow, ...]:
     """The distance, its floor, and where they were measured on unequal counts the distance that compares with the floor."""
 
     def row(count: float, what: str, value: float, note: str = "", *, headline: bool = True) -> MetricRow:
-        of = f"{count:,.0f} {what} against {num_train} training images"
+        of = f"{count:,.0f} {what} against {index.num_samples('train'):,} training images"
         if count <= metrics["num_dimensions"]:
             few = f"fewer images than the features' {metrics['num_dimensions']:,.0f} dimensions: much of it is bias"
             note = f"{note}; {few}" if note else few
@@ -18,19 +19,19 @@ def distance_rows(features: Features, metrics: dict[str, float], num_train: str)
     rows = [row(metrics["num_generated"], "generated images", metrics[features.figure(int(metrics["num_generated"]))])]
     if "floor" in metrics:
         if metrics["num_floor"] < metrics["num_generated"]:
-            note = "as many as are held out: fewer images raise the figure"
+            note = f"as many as there are {index.final_split} images: fewer images raise the figure"
             rows.append(row(metrics["num_floor"], "generated images", metrics["same_n"], note, headline=False))
-        note = "the floor: what real images reach that the model has not seen"
-        rows.append(row(metrics["num_floor"], "held-out images", metrics["floor"], note))
+        note = "the floor: what real images reach that the model has not seen" + _chosen_by(index)
+        rows.append(row(metrics["num_floor"], f"{index.final_split} images", metrics["floor"], note))
     return tuple(rows)
 
 
-def bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
+def bound_rows(bound: BoundStats | None, index: DatasetIndex) -> tuple[MetricRow, ...]:
     """Bits/dim and its two parts."""
     if bound is None:
         return ()
-    of = f"{bound.count:,} held-out images"
-    error = f"an upper bound; standard error {bound.standard_error:.2g}"
+    of = f"{bound.count:,} {index.final_split} images"
+    error = f"an upper bound; standard error {bound.standard_error:.2g}" + _chosen_by(index)
     return (
         MetricRow(name="bits_per_dim", of=of, value=bound.bits_per_dim, note=error),
         MetricRow(name="rate", of=of, value=bound.rate, note="bits/dim of all steps but the last", headline=False),
@@ -41,4 +42,11 @@ def bound_rows(bound: BoundStats | None) -> tuple[MetricRow, ...]:
             note=f"bits/dim of the last step; RMSE {bound.rmse[0]:.3g} of 0..255",
             headline=False,
         ),
+    )
+
+
+def _chosen_by(index: DatasetIndex) -> str:
+    """What to say where validation stands in for the test."""
+    return (
+        "" if index.final_split == "test" else "; this dataset has no test: checkpoints may have been chosen by these"
     )

@@ -73,8 +73,7 @@ class Pipeline:
             for bar in shown:
                 bar.close()
             self._log_dataset(run, index)
-            counts = {split: index.num_samples(split) for split in ("train", "heldout")}
-            run.log_metrics([{"step": 0, **counts, "rejected": index.num_rejected}])
+            run.log_metrics([{"step": 0, **index.counts, "rejected": index.num_rejected}])
         return index
 
     def train(self, index: DatasetIndex, init_from: Weights | None = None) -> Trained:
@@ -188,10 +187,11 @@ class Pipeline:
             "image_size": index.image_size,
             "channels": index.channels,
             "class_names": list(index.class_names),
+            "own_splits": list(index.own_splits),
             "source": self.recipe.dataset or self.recipe.data.source,
         }
         name = self.recipe.recipe
-        run.log_dataset(name, index.digest, index.uri, index.num_samples("train"), index.num_samples("heldout"), facts)
+        run.log_dataset(name, index.digest, index.uri, index.counts, facts)
 
 
 @contextmanager

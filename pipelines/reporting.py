@@ -117,8 +117,8 @@ def _content(
         dataset=_dataset_facts(name, index),
         model=_model_facts(weights, samples, recipe.evaluate.num_images),
         metrics=(
-            *distance_rows(features, metrics, f"{index.num_samples('train'):,}"),
-            *bound_rows(bound),
+            *distance_rows(features, metrics, index),
+            *bound_rows(bound, index),
         ),
         bound=bound,
         protocol=features.protocol,
@@ -153,8 +153,8 @@ def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
         digest=index.digest,
         image_size=index.image_size,
         channels=index.channels,
-        num_train=index.num_samples("train"),
-        num_heldout=index.num_samples("heldout"),
+        counts=index.counts,
+        own_splits=index.own_splits,
         num_rejected=index.num_rejected,
         class_names=index.class_names,
     )

@@ -38,10 +38,9 @@ def run(recipe: Recipe) -> Outcome:
 
     with open_pipeline(recipe, for_a_cpu("shard"), reads_source=True) as pipeline:
         index = pipeline.shard()
-    counts = {split: index.num_samples(split) for split in ("train", "heldout")}
     return Outcome(
         made={"dataset": index.uri},
-        metrics={"digest": index.digest, **counts, "rejected": index.num_rejected},
+        metrics={"digest": index.digest, **index.counts, "rejected": index.num_rejected},
         next=typed("train.py", recipe.recipe, *named_source(recipe), store=recipe.store),
     )
 

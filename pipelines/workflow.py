@@ -16,7 +16,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.cli.checks import check_data, check_sampling, check_training, data_summary
+from pipelines.cli.checks import check_data, check_sampling, check_training, data_summary, split_counts
 from pipelines.cli.command import Outcome, run_command, typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.feature_weights import find_features
@@ -65,10 +65,7 @@ def _run(pipeline: "Pipeline") -> Outcome:
         print(f"{stage:9} {took[f'{stage}_s']:7.1f} s   {what}", flush=True)
 
     index = pipeline.shard()
-    done(
-        "shard",
-        f"{index.num_samples('train'):,} + {index.num_samples('heldout'):,} images, {index.num_rejected} left out",
-    )
+    done("shard", f"{split_counts(index.counts, index.own_splits)}, {index.num_rejected} left out")
     trained = pipeline.train(index)
     done("train", f"{trained.step:,} steps, {trained.images_per_s:,.0f} images/s")
     weights = pipeline.find_weights(trained.checkpoint_uri)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.errors import InputError, MissingError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 knew a single held-out split, drawn from all images; it is read as the validation split of a dataset without a test."""
 INDEX_NAME = "index.parquet"
 NO_LABEL = -1
 ROW_SCHEMA = pa.schema(
@@ -36,7 +37,9 @@ ROW_SCHEMA = pa.schema(
 """A sample: its key in the tar; its shard's number in the index; offset and size in bytes of the PNG inside the tar;
 class label, -1 for none; crc32 of the PNG's bytes."""
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+"""What is trained on; what checkpoints are chosen by; what only the final evaluation sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,12 @@ class DatasetIndex:
     class_names: tuple[str, ...]
     """Names of the labels 0, 1, ...; empty if the images have none."""
     shards: tuple[ShardEntry, ...]
-    """A shard's number is its place here: the training shards first, then the held-out ones."""
+    """A shard's number is its place here: the training shards first, then those of validation and of the test."""
     num_rejected: int
     """Images that could not be used; their names and reasons are in quarantine.json."""
+    own_splits: tuple[Split, ...]
+    """Splits other than training's that the raw images came with, as an official test set; the rest was drawn."""
+    format_version: int
     digest: str
     """Names the dataset: sha256 over everything here but uri and digest."""
 
@@ -76,6 +82,16 @@ class DatasetIndex:
         """Samples in the split."""
         return int(self.shard_sizes(split).sum())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples in each split."""
+        return {split: self.num_samples(split) for split in SPLITS}
+
+    @property
+    def final_split(self) -> Split:
+        """What a final evaluation holds a model against besides training: the test, or validation where there is none."""
+        return "test" if self.num_samples("test") else "validation"
+
 
 def make_index(
     uri: str,
@@ -85,6 +101,7 @@ def make_index(
     class_names: Sequence[str],
     shards: Sequence[ShardEntry],
     num_rejected: int,
+    own_splits: Sequence[Split] = (),
 ) -> DatasetIndex:
     """A DatasetIndex with its digest."""
     described: dict[str, Any] = {
@@ -93,10 +110,16 @@ def make_index(
         "class_names": tuple(class_names),
         "shards": tuple(shards),
         "num_rejected": num_rejected,
+        "own_splits": tuple(own_splits),
+        "format_version": FORMAT_VERSION,
     }
-    plain = {**described, "shards": [asdict(shard) for shard in shards], "format_version": FORMAT_VERSION}
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return DatasetIndex(uri=uri, digest=hashlib.sha256(canonical.encode()).hexdigest(), **described)
+    digest = _digest({**described, "shards": [asdict(shard) for shard in shards]})
+    return DatasetIndex(uri=uri, digest=digest, **described)
+
+
+def _digest(described: dict[str, Any]) -> str:
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def index_uri(uri: str) -> str:
@@ -113,7 +136,7 @@ def write_index(index: DatasetIndex, rows_per_shard: Sequence[pa.Table]) -> None
     """
     assert [len(rows) for rows in rows_per_shard] == [shard.num_samples for shard in index.shards]
     described = {name: value for name, value in asdict(index).items() if name != "uri"}
-    text = json.dumps({"format_version": FORMAT_VERSION, **described}, sort_keys=True)
+    text = json.dumps(described, sort_keys=True)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, ROW_SCHEMA.with_metadata({b"ddpm": text.encode()}), compression="zstd") as writer:
         for rows in rows_per_shard:
@@ -130,7 +153,7 @@ def read_index(uri: str) -> DatasetIndex:
     """
     with _open(uri) as file:
         described = json.loads((file.schema_arrow.metadata or {}).get(b"ddpm", b"{}"))
-    version = described.pop("format_version", None)
+    version = described.get("format_version")
     if not isinstance(version, int):
         raise InputError(f"{index_uri(uri)} is no dataset's index: its metadata has no format_version; shard it again")
     if version > FORMAT_VERSION:
@@ -138,11 +161,16 @@ def read_index(uri: str) -> DatasetIndex:
             f"the dataset at {uri} has format_version {version}; this code reads up to {FORMAT_VERSION}: update it"
         )
     digest = described.pop("digest")
-    shards = [ShardEntry(**shard) for shard in described.pop("shards")]
-    index = make_index(uri, shards=shards, **described)
-    if index.digest != digest:
-        raise InputError(f"{index_uri(uri)} is damaged: it says digest {digest}, its content has {index.digest}")
-    return index
+    found = _digest(described)
+    if found != digest:
+        raise InputError(f"{index_uri(uri)} is damaged: it says digest {digest}, its content has {found}")
+    if version == 1:
+        described["own_splits"] = ()
+        for shard in described["shards"]:
+            shard["split"] = "train" if shard["split"] == "train" else "validation"
+    shards = tuple(ShardEntry(**shard) for shard in described.pop("shards"))
+    names, own_splits = (tuple(described.pop(field)) for field in ("class_names", "own_splits"))
+    return DatasetIndex(uri=uri, digest=digest, shards=shards, class_names=names, own_splits=own_splits, **described)
 
 
 def read_rows(dataset: DatasetIndex | str, shard_number: int) -> pa.Table:

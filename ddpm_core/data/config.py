@@ -20,8 +20,11 @@ class DataConfig:
     """Pixels a side; larger and smaller images are cropped to their centre square and resized, antialiased."""
     channels: int = 1
     """1 for grey, 3 for colour; any colour mode is converted."""
-    heldout_fraction: float = 0.1
-    """Share of the images kept out of training, drawn from the seeded permutation."""
+    test_fraction: float = 0.1
+    """Share of the images that only the final evaluation sees, drawn by the seed; 0 for none. A source that has a test
+    set of its own (CIFAR-10's batches, MNIST's files, folders train/ and test/, ...) keeps that one instead."""
+    validation_fraction: float = 0.1
+    """Share of what is left that checkpoints are chosen by, drawn by the seed; 0 for none."""
     samples_per_shard: int = 1024
     """Images in a shard; the last one of a split may hold fewer."""
     seed: int = 0
@@ -36,8 +39,10 @@ class DataConfig:
             raise InputError(f"data.image-size is {self.image_size}; expected 4 or more pixels")
         if self.channels not in (1, 3):
             raise InputError(f"data.channels is {self.channels}; expected 1 (grey) or 3 (colour)")
-        if not 0 < self.heldout_fraction < 1:
-            raise InputError(f"data.heldout-fraction is {self.heldout_fraction}; expected a share between 0 and 1")
+        for name in ("test_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                flag = f"data.{name.replace('_', '-')}"
+                raise InputError(f"{flag} is {getattr(self, name)}; expected a share of 0 (none) to less than 1")
         if self.samples_per_shard < 1:
             raise InputError(f"data.samples-per-shard is {self.samples_per_shard}; expected 1 or more")
         if self.max_image_pixels < 1:

@@ -9,7 +9,7 @@ import json
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ddpm_core.artifacts.manifest import (
     FORMAT_VERSION,
     NO_LABEL,
     ROW_SCHEMA,
+    SPLITS,
     DatasetIndex,
     ShardEntry,
     Split,
@@ -70,11 +71,19 @@ class ShardResult:
     rejected: tuple[Rejected, ...]
 
 
-def plan_dataset(num_images: int, config: DataConfig) -> tuple[ShardPlan, ...]:
-    """Which images go to which shard: the held-out split is the head of a seeded permutation, training the rest.
+def plan_dataset(
+    num_images: int, config: DataConfig, own_splits: Mapping[Split, NDArray[np.int64]] | None = None
+) -> tuple[ShardPlan, ...]:
+    """Which images go to which shard, in the order of a seeded permutation.
+
+    Args:
+        num_images: in the source.
+        config: the shares of the test and of validation, where the source has none of its own.
+        own_splits: of the source; the rest of its images is for training.
 
     Returns:
-        The training shards, then the held-out ones; each split has one image at the least.
+        The shards of training, of validation, of the test. Training has one image at the least; so has a split whose
+        share is not 0, if there are enough.
 
     Raises:
         InputError: if there are fewer than 2 images.
@@ -83,18 +92,31 @@ def plan_dataset(num_images: int, config: DataConfig) -> tuple[ShardPlan, ...]:
         raise InputError(
             f"{config.source} holds {num_images} image; expected 2 or more, to train on some and hold out some"
         )
-    order = _permutation(num_images, config.seed)
-    num_heldout = min(max(round(num_images * config.heldout_fraction), 1), num_images - 1)
     plans: list[ShardPlan] = []
-    splits: tuple[tuple[Split, NDArray[np.int64]], ...] = (
-        ("train", order[num_heldout:]),
-        ("heldout", order[:num_heldout]),
-    )
-    for split, indices in splits:
+    splits = _split(_permutation(num_images, config.seed), config, own_splits or {})
+    for split in SPLITS:
+        indices = splits[split]
         for start in range(0, len(indices), config.samples_per_shard):
             name = f"shard-{len(plans):06d}.tar"
             plans.append(ShardPlan(name=name, split=split, indices=indices[start : start + config.samples_per_shard]))
     return tuple(plans)
+
+
+def _split(
+    order: NDArray[np.int64], config: DataConfig, own: Mapping[Split, NDArray[np.int64]]
+) -> dict[Split, NDArray[np.int64]]:
+    """The images of each split, in this order: what the source sets aside, then draws from the head of the rest."""
+    splits = {split: order[np.isin(order, indices)] for split, indices in own.items()}
+    rest = order[~np.isin(order, np.concatenate([*own.values(), []]))]
+    drawn: tuple[tuple[Split, float], ...] = (
+        ("test", config.test_fraction),
+        ("validation", config.validation_fraction),
+    )
+    for split, fraction in drawn:
+        if split not in splits:
+            count = min(max(round(len(rest) * fraction), 1), len(rest) - 1) if fraction else 0
+            splits[split], rest = rest[:count], rest[count:]
+    return {**splits, "train": rest}
 
 
 def _permutation(num_images: int, seed: int) -> NDArray[np.int64]:
@@ -179,7 +201,11 @@ def _read_back(path: Path, labels: dict[str, int]) -> pa.Table:
 
 
 def commit_dataset(
-    uri: str, results: Sequence[ShardResult], config: DataConfig, class_names: Sequence[str]
+    uri: str,
+    results: Sequence[ShardResult],
+    config: DataConfig,
+    class_names: Sequence[str],
+    own_splits: Collection[Split] = (),
 ) -> DatasetIndex:
     """Make the written shards a dataset: the list of what was left out, then the index, last.
 
@@ -188,6 +214,7 @@ def commit_dataset(
         results: of write_shard, in the order of the plan.
         config: what they were written with.
         class_names: of the source.
+        own_splits: the splits that the source came with.
 
     Raises:
         InputError: if too many images were left out, or a split is empty; then there is no dataset.
@@ -198,7 +225,7 @@ def commit_dataset(
         _write_quarantine(uri, rejected, num_images)
     check_rejected(len(rejected), num_images, config, rejected, storage.join(uri, QUARANTINE_NAME))
     kept = [result for result in results if result.entry.num_samples]
-    for split in ("train", "heldout"):
+    for split in dict.fromkeys(result.entry.split for result in results):
         if not any(result.entry.split == split for result in kept):
             raise InputError(f"no image of the {split} split could be used; see {storage.join(uri, QUARANTINE_NAME)}")
     index = make_index(
@@ -208,6 +235,7 @@ def commit_dataset(
         class_names=class_names,
         shards=[result.entry for result in kept],
         num_rejected=len(rejected),
+        own_splits=[split for split in SPLITS if split in own_splits],
     )
     write_index(index, [_numbered(result.rows, number) for number, result in enumerate(kept)])
     return index

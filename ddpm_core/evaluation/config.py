@@ -32,7 +32,7 @@ class EvaluateConfig:
     num_neighbours: int = 5
     """Nearest training images shown beside each of those."""
     bits_per_dim_images: int = 0
-    """Held-out images whose bits/dim is measured; 0 for none."""
+    """Images of the test whose bits/dim is measured (of validation, where there is no test, and while training); 0: none."""
     bits_per_dim_steps: int | None = None
     """Network passes for each of them; none for all T, the exact terms. Fewer give an unbiased estimate."""
     batch_size: int = 256

@@ -37,8 +37,10 @@ class DatasetFacts:
     digest: str
     image_size: int
     channels: int
-    num_train: int
-    num_heldout: int
+    counts: Mapping[str, int]
+    """Images in each split."""
+    own_splits: tuple[str, ...]
+    """Splits that the raw images came with; the others were drawn."""
     num_rejected: int
     class_names: tuple[str, ...]
 
@@ -96,7 +98,7 @@ class ReportContent:
     history: Sequence[Mapping[str, int | float]] = field(default=(), repr=False)
     """Rows of a checkpoint's history; none, no curve."""
     bound: BoundStats | None = field(default=None, repr=False)
-    """The variational bound of held-out images, where it was measured."""
+    """The variational bound of images that were not trained on, where it was measured."""
     train_images_per_s: float | None = None
     sample_images_per_s: float | None = None
     commands: tuple[str, ...]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights
-from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.manifest import DatasetIndex, Split
 from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_metrics
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.errors import InputError
@@ -13,7 +13,7 @@ from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.frechet import frechet_distance
 from ddpm_core.serialization import to_json
 from pipelines import reporting
-from pipelines.measuring import generated_stats, heldout_bound, real_stats
+from pipelines.measuring import generated_stats, real_stats, split_bound
 from pipelines.naming import digest
 from pipelines.recipes.config import Recipe
 
@@ -24,6 +24,8 @@ class Evaluated:
 
     report_uri: str
     page_uri: str
+    split: Split
+    """What real images beside the training's were measured: those of the test, or of validation."""
     metric: str
     """The figure by which models are ranked; lower is better."""
     metrics: dict[str, float]
@@ -38,7 +40,7 @@ class Evaluated:
             return said
         equal = self.metrics["num_floor"] == self.metrics["num_generated"]
         same = "" if equal else f"{self.metrics['same_n']:.4g} at {self.metrics['num_floor']:,.0f} images, "
-        return f"{said} ({same}held-out images: {self.metrics['floor']:.4g})"
+        return f"{said} ({same}{self.split} images: {self.metrics['floor']:.4g})"
 
 
 def run_evaluate(
@@ -69,7 +71,7 @@ def run_evaluate(
         metrics = {name: value for name, value in read_metrics(uri).items() if isinstance(value, float)}
     else:
         metrics = _measure(samples, index, config, recipe.store, features)
-        bound = heldout_bound(weights, index, config, recipe.sample)
+        bound = split_bound(weights, index, index.final_split, config, recipe.sample)
         if bound is not None:
             metrics |= {
                 "bits_per_dim": bound.bits_per_dim,
@@ -82,6 +84,7 @@ def run_evaluate(
     return Evaluated(
         report_uri=uri,
         page_uri=storage.join(uri, PAGE_NAME),
+        split=index.final_split,
         metric=features.figure(config.num_images),
         metrics=metrics,
         reference=reference,
@@ -99,17 +102,17 @@ def _measure(
         "num_train": float(train.count),
         "num_dimensions": float(len(train.mean)),
     }
-    # Fewer images raise the distance: the floor is a floor for as many generated images as there are held-out ones.
-    num_floor = min(index.num_samples("heldout"), config.num_images)
+    # Fewer images raise the distance: the floor is a floor for as many generated images as there are real ones.
+    num_floor = min(index.num_samples(index.final_split), config.num_images)
     if num_floor < 2:  # no covariance
         return metrics
-    heldout = real_stats(index, "heldout", config, store, num_floor, features)
+    unseen = real_stats(index, index.final_split, config, store, num_floor, features)
     same_n = (
         generated if num_floor == generated.count else generated_stats(samples, num_floor, config.batch_size, features)
     )
     return {
         **metrics,
-        "floor": frechet_distance(heldout, train),
+        "floor": frechet_distance(unseen, train),
         "same_n": frechet_distance(same_n, train),
         "num_floor": float(num_floor),
     }

@@ -16,7 +16,15 @@ from ddpm_core.errors import InputError
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 
-_IDENTITY_FIELDS = ("image_size", "channels", "heldout_fraction", "samples_per_shard", "seed", "max_image_pixels")
+_IDENTITY_FIELDS = (
+    "image_size",
+    "channels",
+    "test_fraction",
+    "validation_fraction",
+    "samples_per_shard",
+    "seed",
+    "max_image_pixels",
+)
 _SOURCES = "sources"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -51,11 +59,10 @@ def run_shard(
     folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config)
     index = _known(folder, key, name)
     if index is not None:
-        num_images = index.num_samples("train") + index.num_samples("heldout") + index.num_rejected
-        check_rejected(index.num_rejected, num_images, config)
+        check_rejected(index.num_rejected, sum(index.counts.values()) + index.num_rejected, config)
         return index
     source, unfinished = open_source(config.source), storage.join(folder, _SOURCES, key)
-    plans = plan_dataset(source.num_images, config)
+    plans = plan_dataset(source.num_images, config, source.own_splits)
     results: dict[str, ShardResult] = {}
     num_done = 0
     identity = source_identity(config.source)
@@ -64,7 +71,9 @@ def run_shard(
         num_done += len(plan.indices)
         if on_progress is not None:
             on_progress(num_done, source.num_images)
-    written = commit_dataset(unfinished, [results[plan.name] for plan in plans], config, source.class_names)
+    written = commit_dataset(
+        unfinished, [results[plan.name] for plan in plans], config, source.class_names, source.own_splits
+    )
     return _named(written, folder, key, name)
 
 

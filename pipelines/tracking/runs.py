@@ -92,8 +92,7 @@ class RunHandle:
         name: str,
         digest: str,
         uri: str,
-        num_train: int,
-        num_heldout: int,
+        counts: Mapping[str, int],
         facts: Mapping[str, Any],
         *,
         context: str = "training",
@@ -101,7 +100,7 @@ class RunHandle:
         """Say which dataset the run used; the UI shows it beside the run. MLflow keeps 36 characters of the digest;
         the whole of it, the counts and the facts (image size, channels, class names) stand in the dataset's profile."""
         columns = [{"name": "png", "type": "binary"}, {"name": "label", "type": "integer"}]
-        profile = {"num_train": num_train, "num_heldout": num_heldout, "digest": digest, **facts}
+        profile = {**{f"num_{split}": count for split, count in counts.items()}, "digest": digest, **facts}
         dataset = {
             "name": name,
             "digest": digest[:MAX_DIGEST],

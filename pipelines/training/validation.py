@@ -1,4 +1,4 @@
-"""Evaluation beside training: a checkpoint's samples and held-out likelihood, measured by a task while the workers train on, or
+"""Evaluation beside training: a checkpoint's samples and validation's likelihood, measured by a task while the workers train on, or
 on a GPU by the first worker.
 
 A task of our own rather than Ray Train's asynchronous validation: that one belongs to a group of workers and to checkpoints
@@ -101,10 +101,10 @@ def validate(
     parts = [FeatureStats.from_features(extract(model.generate(some, request))) for some in seeds]
     metrics = {DISTANCE: frechet_distance(merge_all(parts), reference)}
     config = recipe.evaluate
-    num_heldout = min(config.bits_per_dim_images, index.num_samples("heldout"))
-    if num_heldout:
-        groups = (range(first, min(first + GROUP, num_heldout)) for first in range(0, num_heldout, GROUP))
-        bounds = (group_bound(model, index, group, config.bits_per_dim_steps) for group in groups)
+    count = min(config.bits_per_dim_images, index.num_samples("validation"))
+    if count:
+        groups = (range(first, min(first + GROUP, count)) for first in range(0, count, GROUP))
+        bounds = (group_bound(model, index, "validation", group, config.bits_per_dim_steps) for group in groups)
         metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
     write_validation(run_uri, step, metrics)
     shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}

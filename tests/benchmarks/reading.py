@@ -66,7 +66,9 @@ def drawn(num_images: int) -> Source:
 
 def sharded(source: Source, uri: str, samples_per_shard: int) -> DatasetIndex:
     """A dataset of the source's images; all but a few are training images."""
-    config = DataConfig(image_size=32, channels=3, samples_per_shard=samples_per_shard, heldout_fraction=0.001)
+    config = DataConfig(
+        image_size=32, channels=3, samples_per_shard=samples_per_shard, test_fraction=0.0, validation_fraction=0.0
+    )
     results = [write_shard(plan, source, config, uri) for plan in plan_dataset(source.num_images, config)]
     return commit_dataset(uri, results, config, source.class_names)
 

@@ -242,7 +242,7 @@ def test_files_and_the_dataset_of_a_run(tracker: tracking.Tracker, tmp_path: Pat
     (tmp_path / "f.txt").write_text("file")
     for _ in range(2):
         with tracker.run("train", key="t") as run:
-            run.log_dataset("digits", digest, "/data/digits", 1600, 197, {"image_size": 8})
+            run.log_dataset("digits", digest, "/data/digits", {"train": 1600, "test": 197}, {"image_size": 8})
             run.log_file(tmp_path / "f.txt", "more")
             run.log_dict({"fd": 1}, "report.json")
             run.log_html("<p>hello</p>")
@@ -251,7 +251,7 @@ def test_files_and_the_dataset_of_a_run(tracker: tracking.Tracker, tmp_path: Pat
     assert json.loads(given.dataset.source) == {"uri": "/data/digits"}
     assert json.loads(given.dataset.profile) == {
         "num_train": 1600,
-        "num_heldout": 197,
+        "num_test": 197,
         "digest": digest,
         "image_size": 8,
     }
@@ -866,7 +866,9 @@ def test_a_slow_server_costs_one_attempt_a_minute(
 
 INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
 TRAINED = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
-EVALUATED = Evaluated(report_uri="/r", page_uri="/p", metric="fd", metrics={"fd": 2.0}, reference="heldout")
+EVALUATED = Evaluated(
+    report_uri="/r", page_uri="/p", split="test", metric="fd", metrics={"fd": 2.0}, reference="heldout"
+)
 
 
 def _trained_weights(folder: Path) -> Weights:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.manifest import DatasetIndex, make_index
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.random import Purpose, normals, uniforms
@@ -212,9 +212,7 @@ def test_a_dropped_label_trains_the_row_for_none_and_no_class() -> None:
 
 
 def index(*class_names: str) -> DatasetIndex:
-    return DatasetIndex(
-        uri="/data", image_size=8, channels=1, class_names=class_names, shards=(), num_rejected=0, digest="d"
-    )
+    return make_index("/data", image_size=8, channels=1, class_names=class_names, shards=(), num_rejected=0)
 
 
 def test_a_network_of_other_classes_than_the_datasets_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The index says what was put in, reads only what is asked for, and refuses what it does not know."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,8 +37,15 @@ def _entry(number: int, count: int, split: str = "train") -> ShardEntry:
 
 
 def _index(uri: str, **changes: object) -> DatasetIndex:
-    shards = [_entry(0, 3), _entry(1, 2), _entry(2, 4, "heldout")]
-    described = {"image_size": 8, "channels": 1, "class_names": ("cat", "dog"), "shards": shards, "num_rejected": 1}
+    shards = [_entry(0, 3), _entry(1, 2), _entry(2, 4, "validation"), _entry(3, 2, "test")]
+    described = {
+        "image_size": 8,
+        "channels": 1,
+        "class_names": ("cat", "dog"),
+        "shards": shards,
+        "num_rejected": 1,
+        "own_splits": ("test",),
+    }
     return make_index(uri, **{**described, **changes})
 
 
@@ -52,22 +60,31 @@ def test_what_is_written_is_read(index: DatasetIndex) -> None:
     assert read_index(index.uri) == index
     assert read_rows(index, 1).equals(_rows(1, 2))
     assert read_rows(index.uri, 2).equals(_rows(2, 4))
+    assert index.own_splits == ("test",)
 
 
 def test_a_shard_is_one_row_group(index: DatasetIndex) -> None:
     metadata = pq.read_metadata(Path(index.uri) / "index.parquet")
-    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [3, 2, 4]
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [3, 2, 4, 2]
 
 
 def test_counts_of_a_split(index: DatasetIndex) -> None:
     assert index.shard_sizes("train").tolist() == [3, 2]
     assert index.num_samples("train") == 5
-    assert index.num_samples("heldout") == 4
+    assert index.counts == {"train": 5, "validation": 4, "test": 2}
+    assert index.final_split == "test"
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_size": 9}, {"channels": 3}, {"class_names": ("cat",)}, {"num_rejected": 0}, {"shards": [_entry(0, 3)]}],
+    [
+        {"image_size": 9},
+        {"channels": 3},
+        {"class_names": ("cat",)},
+        {"num_rejected": 0},
+        {"own_splits": ()},
+        {"shards": [_entry(0, 3)]},
+    ],
 )
 def test_the_digest_covers_everything_but_the_place(change: dict[str, object]) -> None:
     assert _index("/a").digest == _index("/b").digest
@@ -94,6 +111,26 @@ def _rewrite(index: DatasetIndex, **changes: object) -> None:
     pq.write_table(table.replace_schema_metadata({b"ddpm": json.dumps(described).encode()}), file)
 
 
+def test_a_dataset_of_the_first_format_is_read(index: DatasetIndex) -> None:
+    """It had one held-out split for everything, and keeps its digest: runs that were trained on it go on."""
+    (described,) = [json.loads(pq.read_schema(Path(index.uri) / "index.parquet").metadata[b"ddpm"])]
+    for name in ("digest", "own_splits"):
+        del described[name]
+    shards = [
+        {**shard, "split": "train" if number < 2 else "heldout"} for number, shard in enumerate(described["shards"])
+    ]
+    old = {**described, "shards": shards, "format_version": 1}
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    table = pq.read_table(Path(index.uri) / "index.parquet")
+    text = json.dumps({**old, "digest": digest}).encode()
+    pq.write_table(table.replace_schema_metadata({b"ddpm": text}), Path(index.uri) / "index.parquet")
+    found = read_index(index.uri)
+    assert (found.digest, found.format_version, found.own_splits) == (digest, 1, ())
+    assert found.counts == {"train": 5, "validation": 6, "test": 0}
+    assert found.final_split == "validation"
+    assert [shard.name for shard in found.shards] == [shard.name for shard in index.shards]
+
+
 def test_a_newer_format_is_refused(index: DatasetIndex) -> None:
     _rewrite(index, format_version=FORMAT_VERSION + 1, invented_later=True)
     expected = f"format_version {FORMAT_VERSION + 1}; this code reads up to {FORMAT_VERSION}"
@@ -117,8 +154,8 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_not_there(index: DatasetIndex) -> None:
-    with pytest.raises(ValueError, match="shards 0 to 2; number 3"):
-        read_rows(index, 3)
+    with pytest.raises(ValueError, match="shards 0 to 3; number 4"):
+        read_rows(index, 4)
 
 
 def test_rows_must_fit_the_shards(index: DatasetIndex) -> None:

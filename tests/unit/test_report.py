@@ -42,8 +42,8 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             digest="7c" * 32,
             image_size=size,
             channels=channels,
-            num_train=1617,
-            num_heldout=180,
+            counts={"train": 1455, "validation": 162, "test": 180},
+            own_splits=(),
             num_rejected=0,
             class_names=("zero", "one"),
         ),
@@ -58,8 +58,8 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             num_images=512,
         ),
         metrics=(
-            MetricRow(name="fd_random_conv", of="512 generated against 1,617 training images", value=3.21987),
-            MetricRow(name="floor", of="180 held-out against 1,617 training images", value=0.5, note="real images"),
+            MetricRow(name="fd_random_conv", of="512 generated against 1,455 training images", value=3.21987),
+            MetricRow(name="floor", of="180 test against 1,455 training images", value=0.5, note="real images"),
         ),
         protocol=Features().protocol,
         extractor_digest="fd_random_conv-v1-d256-abc",
@@ -163,7 +163,7 @@ def test_page_says_what_was_measured() -> None:
     page = Page(render_report(content()))
     assert page.open == []
     for said in (
-        *("a trial", "3.22", "512 generated against 1,617 training images", "1,234,567", "7c" * 32, "5e" * 32),
+        *("a trial", "3.22", "512 generated against 1,455 training images", "1,234,567", "7c" * 32, "5e" * 32),
         *("Seeds 100 to 108", "seeds 100 to 611", "fd_random_conv-v1-d256-abc", "python pipelines/evaluate.py digits"),
         *(
             "zero, one",

@@ -200,6 +200,40 @@ def test_a_packed_tar_is_unpacked_once_for_each_version(tmp_path: Path, cache: P
     assert open_source(str(place)).read(0).data == b"22"
 
 
+def _folder(root: Path, names: list[str]) -> dict[str, list[str]]:
+    """What a folder of these images sets aside, by name."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(number))
+    source = open_source(str(root))
+    return {split: [source.name(place) for place in places.tolist()] for split, places in source.own_splits.items()}
+
+
+def test_folders_named_as_splits_are_splits_and_no_classes(tmp_path: Path) -> None:
+    names = ["all/Train/cat/1.png", "all/Train/dog/2.png", "all/test/cat/3.png", "all/val/dog/4.png", "all/test/5.png"]
+    found = _folder(tmp_path, names)
+    assert found == {"validation": ["all/val/dog/4.png"], "test": ["all/test/5.png", "all/test/cat/3.png"]}
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("cat", "dog")
+    labels = {source.name(place): source.read(place).label for place in range(5)}
+    assert [labels[name] for name in names] == [0, 1, 0, 1, None]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/1.png", "boat/2.png", "test/3.png"],  # a train is a vehicle, too
+        ["train/1.png", "train/2.png"],
+        ["test/1.png", "val/2.png"],
+        ["train/1.png", "test.png"],
+        ["train.png", "test.png"],
+        ["1.png"],
+    ],
+)
+def test_folders_that_are_no_splits(names: list[str], tmp_path: Path) -> None:
+    assert _folder(tmp_path, names) == {}
+
+
 def test_digits_are_scikit_learns() -> None:
     source, digits = open_source("digits"), load_digits()
     assert source.num_images == 1797
@@ -229,6 +263,7 @@ def test_idx_takes_train_then_test(packed: bool, tmp_path: Path) -> None:
     assert [raw.label for raw in read] == [0, 1, 2, 3, 4, 9, 0, 2]
     assert source.class_names == tuple("0123456789")
     assert read[5].name.startswith("t10k")
+    assert {split: places.tolist() for split, places in source.own_splits.items()} == {"test": [5, 6, 7]}
 
 
 def test_one_idx_file_finds_its_labels_if_there_are_any(tmp_path: Path) -> None:
@@ -326,6 +361,7 @@ def test_cifar_batches(form: str, tmp_path: Path) -> None:
     image = np.asarray(source.read(9).data)  # its first 1,024 bytes are the red plane, row by row (the dataset's page)
     np.testing.assert_array_equal(image[..., 0].ravel(), rows["test_batch"][1][:1024])
     np.testing.assert_array_equal(image[..., 2].ravel(), rows["test_batch"][1][2048:])
+    assert {split: places.tolist() for split, places in source.own_splits.items()} == {"test": [8, 9, 10, 11]}
 
 
 class _Bomb:
@@ -395,6 +431,7 @@ def test_npz_of_train_and_test_or_of_one_array(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "two.npz"))
     np.testing.assert_array_equal(source.read(0).data, x[0])
     np.testing.assert_array_equal(source.read(3).data, y[0])
+    assert {split: places.tolist() for split, places in source.own_splits.items()} == {"test": [3, 4]}
     np.savez(tmp_path / "one.npz", x)
     source = open_source(str(tmp_path / "one.npz"))
     assert (source.num_images, source.class_names, source.read(2).label) == (3, (), None)
@@ -439,11 +476,12 @@ def test_a_folder_of_parquet_as_hugging_face_leaves_it(tmp_path: Path) -> None:
         table = pa.table({"image": images, "label": [0, 1]})
         table = table.replace_schema_metadata({b"huggingface": json.dumps(described).encode()})
         (tmp_path / "data").mkdir(exist_ok=True)
-        pq.write_table(table, tmp_path / f"data/train-{number}.parquet")
+        pq.write_table(table, tmp_path / f"data/{('validation', 'train')[number]}-{number}-of-2.parquet")
     source = open_source(str(tmp_path))
+    assert {split: places.tolist() for split, places in source.own_splits.items()} == {"validation": [2, 3]}
     assert source.class_names == ("cat", "dog", "owl")
-    assert [source.read(index).data for index in range(4)] == [png(seed) for seed in range(4)]
-    assert source.name(3) == "train-1.parquet#1 1.png"
+    assert [source.read(index).data for index in range(4)] == [png(seed) for seed in (2, 3, 0, 1)]
+    assert source.name(1) == "train-1-of-2.parquet#1 1.png"
 
 
 def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
@@ -510,6 +548,7 @@ def test_mnist_itself() -> None:
     labels = np.array([source.read(index).label for index in range(0, 70_000, 7)])
     assert source.num_images == 70_000
     assert len(set(labels)) == 10
+    assert (source.own_splits["test"] == np.arange(60_000, 70_000)).all()
     assert [source.read(index).label for index in (*range(5), 60_000)] == [5, 0, 4, 1, 9, 7]  # known to everyone
 
 
@@ -519,6 +558,7 @@ def test_cifar_as_jpeg_in_class_folders() -> None:
     assert source.num_images == 60_000
     assert len(source.class_names) == 10
     assert source.name(0).endswith("test/airplane/0000.jpg")
+    assert (source.own_splits["test"] == np.arange(10_000)).all()
     raw = source.read(59_999)
     assert raw.label == source.class_names.index("truck")
     assert isinstance(raw.data, bytes)

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm_core.artifacts.manifest import DatasetIndex, read_index, read_rows
+from ddpm_core.artifacts.manifest import FORMAT_VERSION, SPLITS, DatasetIndex, read_index, read_rows
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.sources import RawImage, Source
-from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
+from ddpm_core.data.sources.splits import SetAside
+from ddpm_core.data.writer import ShardPlan, commit_dataset, plan_dataset, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Made:
     unreadable: frozenset[int] = frozenset()
     labelled: bool = True
     class_names: tuple[str, ...] = field(default=("even", "odd"))
+    own_splits: SetAside = field(default_factory=dict)
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -49,12 +51,16 @@ def pixels_of(index: int) -> np.ndarray:
 
 
 def config(**changes: object) -> DataConfig:
-    return DataConfig(**{"samples_per_shard": 7, "heldout_fraction": 0.2, **changes})  # type: ignore[arg-type]
+    return DataConfig(**{"samples_per_shard": 7, "test_fraction": 0.2, "validation_fraction": 0.0, **changes})  # type: ignore[arg-type]
 
 
 def make(source: Source, folder: Path, settings: DataConfig) -> DatasetIndex:
-    results = [write_shard(plan, source, settings, str(folder)) for plan in plan_dataset(source.num_images, settings)]
-    return commit_dataset(str(folder), results, settings, source.class_names)
+    results = [write_shard(plan, source, settings, str(folder)) for plan in _plan(source, settings)]
+    return commit_dataset(str(folder), results, settings, source.class_names, source.own_splits)
+
+
+def _plan(source: Source, settings: DataConfig) -> tuple[ShardPlan, ...]:
+    return plan_dataset(source.num_images, settings, source.own_splits)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -63,7 +69,8 @@ def content(folder: Path) -> dict[str, str]:
 
 @given(
     num_images=st.integers(2, 300),
-    heldout_fraction=st.floats(0.001, 0.999),
+    test_fraction=st.floats(0.001, 0.999),
+    validation_fraction=st.floats(0.001, 0.999) | st.just(0.0),
     samples_per_shard=st.integers(1, 50),
     seed=st.integers(0, 2**64 - 1),
 )
@@ -71,14 +78,38 @@ def content(folder: Path) -> dict[str, str]:
 def test_a_plan_holds_every_image_once(num_images: int, **changes: object) -> None:
     plans = plan_dataset(num_images, config(**changes))
     assert sorted(index for plan in plans for index in plan.indices.tolist()) == list(range(num_images))
-    sizes = Counter({"train": 0, "heldout": 0})
+    sizes = Counter({"train": 0, "validation": 0, "test": 0})
     for plan in plans:
         assert 1 <= len(plan.indices) <= changes["samples_per_shard"]  # type: ignore[operator]
         sizes[plan.split] += len(plan.indices)
-    assert min(sizes.values()) >= 1
-    assert abs(sizes["heldout"] - num_images * changes["heldout_fraction"]) <= 1  # type: ignore[operator]
+    assert min(sizes["train"], sizes["test"]) >= 1
+    assert abs(sizes["test"] - num_images * changes["test_fraction"]) <= 1  # type: ignore[operator]
+    assert abs(sizes["validation"] - (num_images - sizes["test"]) * changes["validation_fraction"]) <= 1  # type: ignore[operator]
+    assert changes["validation_fraction"] or not sizes["validation"]
     assert [plan.name for plan in plans] == [f"shard-{number:06d}.tar" for number in range(len(plans))]
-    assert [plan.split for plan in plans] == sorted((plan.split for plan in plans), reverse=True)
+    assert [plan.split for plan in plans] == sorted((plan.split for plan in plans), key=SPLITS.index)
+
+
+def test_what_the_source_sets_aside_is_kept(tmp_path: Path) -> None:
+    """Its own test stays the test, whatever share is asked for; validation is drawn from the rest."""
+    own = {"test": np.arange(30, 40)}
+    source = Made(num_images=40, own_splits=own)
+    index = make(source, tmp_path, config(test_fraction=0.7, validation_fraction=0.2))
+    assert index.counts == {"train": 24, "validation": 6, "test": 10}
+    assert index.own_splits == ("test",)
+    keys = {split: set() for split in SPLITS}
+    for number, shard in enumerate(index.shards):
+        keys[shard.split] |= {int(key) for key in read_rows(index, number)["key"].to_pylist()}
+    assert keys["test"] == set(range(30, 40))
+    assert not keys["train"] & keys["validation"]
+    both = plan_dataset(40, config(validation_fraction=0.5), {**own, "validation": np.array([3, 8])})
+    validation = sorted(np.concatenate([plan.indices for plan in both if plan.split == "validation"]).tolist())
+    assert validation == [3, 8]
+
+
+def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    index = make(Made(num_images=40), tmp_path, config(test_fraction=0.0))
+    assert index.counts == {"train": 40, "validation": 0, "test": 0}
 
 
 def test_the_permutation_follows_the_seed_and_mixes() -> None:
@@ -102,7 +133,7 @@ def test_every_image_lies_where_the_index_says(labelled: bool, tmp_path: Path) -
     source = Made(num_images=40, labelled=labelled)
     index = make(source, tmp_path, config())
     assert index == read_index(str(tmp_path))
-    assert (index.num_samples("train"), index.num_samples("heldout"), index.num_rejected) == (32, 8, 0)
+    assert (index.counts, index.num_rejected) == ({"train": 32, "validation": 0, "test": 8}, 0)
     assert (index.image_size, index.channels, index.class_names) == (8, 1, ("even", "odd"))
     seen = []
     for number, shard in enumerate(index.shards):
@@ -164,7 +195,7 @@ def test_a_bad_image_moves_no_other(tmp_path: Path) -> None:
         assert index.shards[number].num_samples == len(after)
         assert index.shards[number].name == shard.name
     listed = json.loads((tmp_path / "less/quarantine.json").read_bytes())
-    assert (listed["format_version"], listed["num_images"], listed["num_rejected"]) == (1, 40, 4)
+    assert (listed["format_version"], listed["num_images"], listed["num_rejected"]) == (FORMAT_VERSION, 40, 4)
     assert [(item["position"], item["name"]) for item in listed["rejected"]] == [
         (n, f"image {n}") for n in (0, 5, 17, 39)
     ]
@@ -204,11 +235,9 @@ def test_too_many_bad_images_make_no_dataset(tmp_path: Path) -> None:
 
 def test_an_empty_split_makes_no_dataset(tmp_path: Path) -> None:
     lenient = config(max_rejected_fraction=0.9)
-    heldout = [
-        index for plan in plan_dataset(40, lenient) if plan.split == "heldout" for index in plan.indices.tolist()
-    ]
-    with pytest.raises(ValueError, match="no image of the heldout split could be used"):
-        make(Made(num_images=40, bad=frozenset(heldout)), tmp_path, lenient)
+    test = [index for plan in plan_dataset(40, lenient) if plan.split == "test" for index in plan.indices.tolist()]
+    with pytest.raises(ValueError, match="no image of the test split could be used"):
+        make(Made(num_images=40, bad=frozenset(test)), tmp_path, lenient)
     assert not (tmp_path / "index.parquet").exists()
 
 

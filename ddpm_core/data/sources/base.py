@@ -1,7 +1,7 @@
 """What every kind of raw images offers: a number of images, read by their place in a fixed order."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.data.images import BadImage
+from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
@@ -58,6 +59,11 @@ class Source(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
+    @property
+    def own_splits(self) -> SetAside:
+        """Images that it sets aside itself for validation or the test."""
+        ...
+
     def name(self, index: int) -> str:
         """The name that read(index) gives, also where the image cannot be read."""
         ...
@@ -81,6 +87,7 @@ class ArraySource:
     class_names: tuple[str, ...]
     stem: str
     """The start of every name."""
+    own_splits: SetAside = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:

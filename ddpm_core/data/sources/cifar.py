@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm_core.artifacts.manifest import Split
 from ddpm_core.data.sources.base import ArraySource, checked_labels
+from ddpm_core.data.sources.splits import set_aside
 from ddpm_core.errors import InputError
 
 BATCH_NAME = re.compile(r"(^|/)(data_batch_\d+|test_batch)$")
@@ -173,7 +175,16 @@ def open_batches(batches: Sequence[tuple[str, bytes]], class_names: Sequence[str
     read = [_read_batch(name, data) for name, data in ordered]
     labels = np.concatenate([labels for _, labels in read])
     images = np.concatenate([images for images, _ in read])
-    return ArraySource(images=images, labels=labels, class_names=tuple(class_names), stem="cifar-10")
+    splits: list[Split] = []
+    for (name, _), (rows, _) in zip(ordered, read, strict=True):
+        splits += ["test" if "test" in name else "train"] * len(rows)
+    return ArraySource(
+        images=images,
+        labels=labels,
+        class_names=tuple(class_names),
+        stem="cifar-10",
+        own_splits=set_aside(splits),
+    )
 
 
 def _read_batch(name: str, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from ddpm_core import storage
 from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import RawImage, check_file_size, classes_by_folder, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.splits import SetAside, set_aside, split_folders, split_of_folder
 from ddpm_core.errors import InputError
 
 _PACKINGS: dict[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
@@ -51,6 +52,7 @@ class ImageFiles:
     """Which of the files they are."""
     labels: Sequence[int | None]
     class_names: tuple[str, ...]
+    own_splits: SetAside = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -67,8 +69,12 @@ class ImageFiles:
 def open_images(files: FileSet) -> ImageFiles:
     """The images among the files, told by their suffix."""
     places = array("q", (place for place, name in enumerate(files.names) if is_image(name)))
-    class_names, labels = classes_by_folder(files.names[place] for place in places)
-    return ImageFiles(files=files, places=places, labels=labels, class_names=class_names)
+    names = [files.names[place] for place in places]
+    depth = split_folders(names)
+    splits = {} if depth is None else set_aside(split_of_folder(name, depth) for name in names)
+    below = names if depth is None else [name.split("/", depth + 1)[-1] for name in names]  # a split is no class
+    class_names, labels = classes_by_folder(below)
+    return ImageFiles(files=files, places=places, labels=labels, class_names=class_names, own_splits=splits)
 
 
 def list_folder(uri: str) -> FileSet:

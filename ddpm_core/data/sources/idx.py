@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm_core.data.sources.base import ArraySource, RawImage, checked_labels, numbered_classes
 from ddpm_core.data.sources.files import unpacked
+from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
 from ddpm_core.errors import InputError
 
 IMAGES_NAME = re.compile(r"(^|[-_.])images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
@@ -26,6 +27,7 @@ class JoinedSource:
     starts: tuple[int, ...]
     num_images: int
     class_names: tuple[str, ...]
+    own_splits: SetAside
 
     def _part(self, index: int) -> tuple[ArraySource, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -41,11 +43,12 @@ class JoinedSource:
 
 
 def join_sources(parts: Sequence[ArraySource]) -> JoinedSource:
-    """The parts end to end; all of them name their classes alike, some may know fewer."""
+    """The parts end to end; all of them name their classes alike, some may know fewer. Their names say their splits."""
     sizes = [part.num_images for part in parts]
     starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
     names = max((part.class_names for part in parts), key=len)
-    return JoinedSource(parts=tuple(parts), starts=starts, num_images=sum(sizes), class_names=names)
+    splits = set_aside(split for part in parts for split in [split_of_file(part.stem)] * part.num_images)
+    return JoinedSource(parts=tuple(parts), starts=starts, num_images=sum(sizes), class_names=names, own_splits=splits)
 
 
 def is_idx(head: bytes) -> bool:

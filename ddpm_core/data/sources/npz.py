@@ -17,7 +17,11 @@ from ddpm_core.errors import InputError
 _PAIRS = (
     ("images", "labels"),
     ("x_train", "y_train"),
+    ("x_val", "y_val"),
     ("x_test", "y_test"),
+    ("train_images", "train_labels"),
+    ("val_images", "val_labels"),
+    ("test_images", "test_labels"),
     ("x", "y"),
     ("data", "labels"),
     ("arr_0", "arr_1"),
@@ -33,7 +37,8 @@ def is_npz(path: Path) -> bool:
 
 
 def open_npz(path: Path) -> JoinedSource:
-    """The images of an .npz: `images` (and `labels`), or x_train and x_test, or its one array of images.
+    """The images of an .npz: `images` (and `labels`), or x_train and x_test, or train_images and test_images, or its
+    one array of images.
 
     Raises:
         InputError: if there are none, or they are not uint8 of shape [n, h, w], [n, h, w, c] or [n, c, h, w].

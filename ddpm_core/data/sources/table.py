@@ -7,6 +7,7 @@ cache once, with an index of where each lies.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.sources.base import RawImage, check_file_size, numbered_classes
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
 from ddpm_core.errors import InputError
 
 _IMAGE_NAMES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp")
@@ -37,6 +39,10 @@ class TableSource:
     @property
     def num_images(self) -> int:
         return len(self.index)
+
+    @cached_property
+    def own_splits(self) -> SetAside:
+        return set_aside(split_of_file(name.partition("#")[0]) for name in self.index["name"].to_pylist())
 
     def name(self, index: int) -> str:
         return str(self.index["name"][index].as_py())

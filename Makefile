@@ -16,8 +16,8 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .venv/.installed-test: .venv/.installed Makefile
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[test]'
-	@# Ours is held against single files of these two; what they themselves depend on is not wanted.
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35
+	@# Ours is held against single files of these; what they themselves depend on is not wanted.
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35 prdc==0.2
 	@touch $@
 
 install: .venv/.installed  ## what the commands need, in .venv

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     WEIGHTS = 6
     LABEL = 7
     LIKELIHOOD = 8
+    SUBSET = 9
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Int[Tensor, "*shape 4"]:

@@ -1,36 +1,17 @@
-"""The Inception network and its resizes against torch-fidelity's and clean-fid's own files, and against definitions.
+"""The Inception network and its resizes against torch-fidelity's and clean-fid's own files, and against definitions."""
 
-Their packages want torchvision, which single files of them do not.
-"""
-
-import importlib.util
 import itertools
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from foreign_files import foreign
 from torch import Tensor, nn
 
 from ddpm_core.evaluation.features import resize
 from ddpm_core.evaluation.features.inception import Inception
-
-
-def foreign(package: str, module: str) -> types.ModuleType:
-    """A module of an installed package whose own __init__ is not run."""
-    found = importlib.util.find_spec(package)
-    assert found is not None
-    bare = types.ModuleType(package)
-    bare.__path__ = list(found.submodule_search_locations or ())
-    sys.modules[package] = bare
-    try:
-        return importlib.import_module(f"{package}.{module}")
-    finally:
-        for name in [each for each in sys.modules if each.partition(".")[0] == package]:
-            del sys.modules[name]
 
 
 def random_weights() -> Inception:

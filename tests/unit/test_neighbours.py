@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
+from ddpm_core.evaluation.neighbours import Neighbours, merge, merge_indices, nearest, nearest_indices
 
 
 def random_images(count: int, seed: int, levels: int = 256) -> Tensor:
@@ -75,3 +75,26 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match="queries are 3x5x5 and images 3x4x4"):
         nearest(random_images(1, 10), random_images(1, 11)[:, :, :4, :4].contiguous(), 1)
+
+
+def test_indices_alone_are_those_of_the_neighbours() -> None:
+    """In any number of blocks of queries and images."""
+    queries, images = random_images(7, 12, levels=2), random_images(17, 13, levels=2)
+    whole = nearest(queries, images, 4)
+    parts = [nearest_indices(queries, part, 4, first_index=start) for start, part in ((6, images[6:]), (0, images[:6]))]
+    found = merge_indices(*parts, 4)
+    assert torch.equal(found.squared, whole.squared)
+    assert torch.equal(found.indices, whole.indices)
+
+
+@pytest.mark.parametrize("numbers", [1, 2 * 75, 3 * 75])
+def test_blocks_of_queries_do_not_show(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, images = random_images(7, 14, levels=2), random_images(17, 15, levels=2)
+    whole = nearest(queries, images, 4)
+    monkeypatch.setattr("ddpm_core.evaluation.neighbours._CHUNK_NUMBERS", numbers)
+    assert_equal(nearest(queries, images, 4), whole)
+
+
+def test_none_asked_for_or_none_to_search() -> None:
+    assert nearest(random_images(0, 16), random_images(3, 17), 2).images.shape == (0, 2, 3, 5, 5)
+    assert nearest(random_images(2, 18), random_images(0, 19), 2).squared.shape == (2, 0)

@@ -2,8 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +24,14 @@ from pipelines.stages.evaluate import Evaluated, run_evaluate
 from pipelines.stages.sample import Sampled, run_sample
 from pipelines.stages.shard import run_shard
 from pipelines.stages.train import Trained, run_name, run_train
+from pipelines.subject import Subject
 from pipelines.tracking import (
     Promotion,
     RunHandle,
     Tracker,
     TrackingError,
     default_model,
+    is_champion,
     open_tracking,
     promote,
     register_model,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from pipelines.stages.sweep import Swept
 
 logger = logging.getLogger(__name__)
+_REPEATS = "its samples repeat training images more often than unseen real images do; the report shows which"
 
 
 @dataclass(frozen=True)
@@ -107,42 +110,53 @@ class Pipeline:
                 run.log_metrics([{"step": weights.step, "images_per_s": sampled.images_per_s}])
         return sampled
 
-    def evaluate(self, weights: Weights, sampled: Sampled, index: DatasetIndex) -> Evaluated:
-        """The report on a set of samples, against the dataset that its model was trained on."""
+    def evaluate(self, subject: Subject, index: DatasetIndex) -> Evaluated:
+        """The report on images, against a dataset."""
         features = find_features(self.recipe.evaluate, self.recipe.store)
         config = {**to_json(replace(self.recipe.evaluate, weights=None)), "digest": features.digest}
-        key = digest(["evaluate", sampled.samples.set_uri, index.digest, config])
-        params = {"evaluate": config, "samples": sampled.samples.set_uri, "weights_sha256": weights.sha256}
+        key = digest(["evaluate", subject.where, subject.identity, index.digest, config])
+        params = {"evaluate": config, "images": subject.where, "weights_sha256": subject.weights_sha256}
         with self.tracker.run("evaluate", parent=self.parent, key=key, params=params) as run:
             self._log_dataset(run, index)
-            evaluated = run_evaluate(weights, sampled.samples, index, self.recipe, features)
-            run.log_metrics([{"step": weights.step, **evaluated.metrics}])
+            evaluated = run_evaluate(subject, index, self.recipe, features)
+            run.log_metrics([{"step": subject.step, **evaluated.metrics, **evaluated.intervals}])
             run.log_html(storage.read_bytes(evaluated.page_uri).decode())
         return evaluated
 
-    def promote(self, weights: Weights, evaluated: Evaluated) -> tuple[int, Promotion]:
+    def promote(self, weights: Weights, evaluated: Evaluated, trainings: Sequence[float] = ()) -> tuple[int, Promotion]:
         """The weights' version in the registry, and whether it is the champion now.
+
+        Args:
+            trainings: the figure of each training seed, where there are several; the weights are of one of them.
 
         Raises:
             TrackingError: if MLflow is away; all that was made before is there, and the same command goes on here.
         """
         key = digest(["promote", weights.sha256, evaluated.report_uri])
         with self.tracker.run("promote", parent=self.parent, key=key) as run:
-            metric = evaluated.metric
             try:
                 version = self._register(run, weights)
-                promotion = promote(
-                    self.tracker,
-                    self.model_name,
-                    version,
-                    metric=metric,
-                    value=evaluated.metrics[metric],
-                    reference=evaluated.reference,
-                )
+                with self._alone(version):
+                    promotion = promote(
+                        self.tracker,
+                        self.model_name,
+                        version,
+                        figure=evaluated.figures[0],
+                        reference=evaluated.reference,
+                        seeds=evaluated.seeds,
+                        trainings=trainings,
+                        veto=_REPEATS if evaluated.suspicious else "",
+                    )
             except TrackingError as error:
                 raise TrackingError(f"{error}; the report is made, the same command again promotes") from error
             run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
         return version, promotion
+
+    def _alone(self, version: int) -> AbstractContextManager[object]:
+        """No other promotion of this model in this store meanwhile: two at once could crown the worse."""
+        if is_champion(self.tracker, self.model_name, version):
+            return nullcontext()  # nothing to crown
+        return hold(storage.join(self.recipe.store, "registry", self.model_name), say=say, until_free=True)
 
     def sweep(self, config: SweepStage, index: DatasetIndex, name: str) -> "Swept":
         """The ranking of schedules, each trial a run under the sweep's."""

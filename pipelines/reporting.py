@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import islice
 from typing import Any
 
 import ray
@@ -12,26 +11,44 @@ import torch
 from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import write_report
-from ddpm_core.artifacts.sample_set import SampleSet, read_images
-from ddpm_core.data.images import decode_pngs
+from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation import pictures as draw
 from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.features.networks import Features
+from ddpm_core.evaluation.figures import Figure
+from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
-from ddpm_core.evaluation.plots import bound_curves, loss_curve
-from ddpm_core.evaluation.report_page import DatasetFacts, ModelFacts, ReportContent, render_report
-from ddpm_core.serialization import from_json
+from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve
+from ddpm_core.evaluation.report_page import DatasetFacts, ImageFacts, ModelFacts, ReportContent, Strip, render_report
+from ddpm_core.serialization import from_json, to_json
 from ddpm_core.types import Tensor
 from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_a_cpu, for_sampling
 from pipelines.cluster.session import shard_cache, versions
 from pipelines.cluster.tasks import gather
-from pipelines.metric_rows import bound_rows, distance_rows
+from pipelines.measuring.copies import Copies, first_images
+from pipelines.measuring.image_sets import SplitImages
 from pipelines.naming import code_version
 from pipelines.recipes.config import Recipe, SampleStage
+from pipelines.recipes.paper import Printed
+from pipelines.subject import Subject
 
 _STRIP_FRAMES = 11
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What an evaluation measured."""
+
+    figures: tuple[Figure, ...]
+    curve: Extrapolation | None = None
+    bound: BoundStats | None = None
+    copies: Copies | None = None
+    without_copies: str = ""
+    """Why copies were not sought."""
+    paper: Printed | None = None
+    """What the paper prints of this model, if it is the paper's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,103 +57,103 @@ class Pictures:
 
     real: Tensor
     generated: Tensor
-    denoising: Tensor
-    times: list[int]
-    """t of each column of the strip."""
+    strip: Strip | None
     neighbours: Neighbours
 
 
 def write(
     uri: str,
-    weights: Weights,
-    samples: SampleSet,
+    subject: Subject,
     index: DatasetIndex,
     recipe: Recipe,
-    metrics: dict[str, float],
-    bound: BoundStats | None,
-    reference: str,
+    found: Found,
+    facts: dict[str, Any],
     features: Features,
 ) -> None:
     """Write the report of an evaluation."""
-    pictures = _gather(weights, samples, index, recipe)
+    pictures = _gather(subject, index, recipe)
     rows = recipe.evaluate.num_rows
-    content = _content(weights, samples, index, recipe, metrics, bound, pictures, features)
+    content = _content(subject, index, recipe, found, pictures, features)
     near = pictures.neighbours
     pngs = {
         "real.png": draw.image_grid(pictures.real),
         "generated.png": draw.image_grid(pictures.generated),
-        "denoising.png": draw.denoising_strip(pictures.denoising, list(content.denoising_labels)),
         "neighbours.png": draw.neighbours_grid(pictures.generated[:rows], near.images, near.distances),
     }
+    if pictures.strip is not None:
+        pngs["denoising.png"] = draw.denoising_strip(pictures.strip.frames, list(pictures.strip.labels))
     if content.history:
         pngs["loss.png"] = loss_curve(content.history)
-    if bound is not None:
-        pngs["bound.png"] = bound_curves(bound)
-    facts = {**metrics, "reference": reference, "samples": samples.set_uri, "checkpoint": weights.uri}
-    write_report(uri, facts, render_report(content), pngs)
+    if found.curve is not None:
+        pngs["distance.png"] = distance_curve(found.curve)
+    if found.bound is not None:
+        pngs["bound.png"] = bound_curves(found.bound)
+    if found.copies is not None:
+        pngs["copies.png"] = draw.image_grid(found.copies.pairs.flatten(0, 1), 8)
+    write_report(uri, [to_json(figure) for figure in found.figures], facts, render_report(content), pngs)
 
 
-def _gather(weights: Weights, samples: SampleSet, index: DatasetIndex, recipe: Recipe) -> Pictures:
+def _gather(subject: Subject, index: DatasetIndex, recipe: Recipe) -> Pictures:
     config = recipe.evaluate
-    seeds = list(range(samples.first_seed, samples.first_seed + min(config.num_rows, samples.num_images)))
-    shown = min(max(config.num_shown, config.num_rows), samples.num_images)
-    generated = decode_pngs(png for _, png in islice(read_images(samples), shown))
-    starts, first = [], 0
-    sizes = index.shard_sizes("train")
-    for size in sizes:
-        starts.append(first)
-        first += int(size)
+    generated = first_images(subject.images, max(config.num_shown, config.num_rows))
     queries = generated[: config.num_rows]
-    request = _request(samples, recipe.sample)
-    ((denoising, times),) = gather(_strip, [seeds], for_sampling(request), (ray.put(weights),), request)
-    near = gather(
-        _shard_neighbours, list(enumerate(starts)), for_a_cpu("report"), index, queries, config.num_neighbours
-    )
-    neighbours = reduce(lambda one, other: merge(one, other, config.num_neighbours), near)
-    real = next(iter(ImageReader(index, "train", shard_cache(), keep_bytes=0).in_order(config.num_shown)))
+    parts = [(number, part.start) for number, part in enumerate(SplitImages(index, "train").parts)]
+    near = gather(_shard_neighbours, parts, for_a_cpu("report"), index, queries, config.num_neighbours)
     return Pictures(
-        real=real, generated=generated[: config.num_shown], denoising=denoising, times=times, neighbours=neighbours
+        real=first_images(SplitImages(index, "train"), config.num_shown),
+        generated=generated[: config.num_shown],
+        strip=None if subject.model is None else _denoising(*subject.model, recipe),
+        neighbours=reduce(lambda one, other: merge(one, other, config.num_neighbours), near),
     )
+
+
+def _denoising(weights: Weights, samples: SampleSet, recipe: Recipe) -> Strip:
+    seeds = list(range(samples.first_seed, samples.first_seed + min(recipe.evaluate.num_rows, samples.num_images)))
+    request = _request(samples, recipe.sample)
+    ((frames, times),) = gather(_strip, [seeds], for_sampling(request), (ray.put(weights),), request)
+    return Strip(frames=frames, labels=tuple(str(t) for t in times))
 
 
 def _content(
-    weights: Weights,
-    samples: SampleSet,
-    index: DatasetIndex,
-    recipe: Recipe,
-    metrics: dict[str, float],
-    bound: BoundStats | None,
-    pictures: Pictures,
-    features: Features,
+    subject: Subject, index: DatasetIndex, recipe: Recipe, found: Found, pictures: Pictures, features: Features
 ) -> ReportContent:
-    name, history = recipe.recipe, _history(weights)
+    name = recipe.recipe
+    history = _history(subject.model[0]) if subject.model else []
     rates = sorted(row["images_per_s"] for row in history)
     return ReportContent(
-        title=f"{name}: a DDPM after {weights.step:,} steps",
+        title=f"{name}: a DDPM after {subject.step:,} steps" if subject.model else f"Images of {subject.where}",
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         dataset=_dataset_facts(name, index),
-        model=_model_facts(weights, samples, recipe.evaluate.num_images),
-        metrics=(
-            *distance_rows(features, metrics, index),
-            *bound_rows(bound, index),
-        ),
-        bound=bound,
+        images=ImageFacts(uri=subject.where, first=subject.first, count=recipe.evaluate.num_images),
+        model=_model_facts(*subject.model) if subject.model else None,
+        figures=found.figures,
+        curve=found.curve,
+        bound=found.bound,
+        copies=found.copies.report if found.copies else None,
+        copy_pairs=found.copies.pairs if found.copies else None,
+        without_copies=found.without_copies,
+        paper_progress=found.paper.progress if found.paper else {},
         protocol=features.protocol,
         extractor_digest=features.digest,
         real=pictures.real,
         generated=pictures.generated,
-        denoising=pictures.denoising,
-        denoising_labels=tuple(str(t) for t in pictures.times),
+        strip=pictures.strip,
         queries=pictures.generated[: recipe.evaluate.num_rows],
         neighbours=pictures.neighbours,
         history=history,
         train_images_per_s=rates[len(rates) // 2] if rates else None,
-        sample_images_per_s=None,
-        commands=(
-            f"python pipelines/evaluate.py {name} --store {recipe.store} --model {weights.uri}{_flags(features)}",
-        ),
+        commands=(_command(subject, index, recipe, features),),
         versions={**versions(), "code": code_version()},
     )
+
+
+def _command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Features) -> str:
+    """The one that gives this report again."""
+    whose = f"--model {subject.model[0].uri}" if subject.model else f"--images {subject.where} --dataset {index.uri}"
+    number = f" --evaluate.num-images {recipe.evaluate.num_images}"
+    if subject.model:
+        number += f" --sample.num-images {subject.images.num_images}"
+    return f"python pipelines/evaluate.py {recipe.recipe} --store {recipe.store} {whose}{number}{_flags(features)}"
 
 
 def _flags(features: Features) -> str:
@@ -160,7 +177,7 @@ def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
     )
 
 
-def _model_facts(weights: Weights, samples: SampleSet, num_images: int) -> ModelFacts:
+def _model_facts(weights: Weights, samples: SampleSet) -> ModelFacts:
     sampler = samples.identity["sampler"]
     steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
     return ModelFacts(
@@ -170,9 +187,21 @@ def _model_facts(weights: Weights, samples: SampleSet, num_images: int) -> Model
         step=weights.step,
         images_seen=weights.step * weights.config["train"]["batch_size"],
         sampler=f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}",
-        first_seed=samples.first_seed,
-        num_images=num_images,
+        settings={name: value for part in _SETTINGS for name, value in _flat(part, weights.config.get(part)).items()},
     )
+
+
+_SETTINGS = ("unet", "schedule", "reverse", "loss", "train")
+"""The parts of a run's config that decide its weights."""
+
+
+def _flat(name: str, value: Any) -> dict[str, str]:
+    """Nested settings by dotted names, in words."""
+    if isinstance(value, dict):
+        return {key: said for inner, each in value.items() for key, said in _flat(f"{name}.{inner}", each).items()}
+    if isinstance(value, list):
+        return {name: ", ".join(map(str, value)) or "none"}
+    return {name: "none" if value is None else str(value)}
 
 
 def _request(samples: SampleSet, where: SampleStage) -> SampleStage:

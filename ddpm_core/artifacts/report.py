@@ -13,7 +13,7 @@ from typing import Any
 from ddpm_core import storage
 from ddpm_core.errors import InputError, MissingError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PAGE_NAME = "report.html"
 MARKER_NAME = "report.json"
 
@@ -23,21 +23,26 @@ class Report:
     """What an evaluation found."""
 
     uri: str
-    metrics: dict[str, Any]
-    """The figures and what they were measured on, as JSON."""
+    figures: list[dict[str, Any]]
+    """Each with its name, its value, what it was measured on and its interval, as JSON; the one that ranks models first."""
+    facts: dict[str, Any]
+    """What was measured, and against what."""
     html: str = field(repr=False)
     """The whole page in one file."""
     pngs: dict[str, bytes] = field(repr=False)
     """Pictures by file name."""
 
 
-def write_report(uri: str, metrics: dict[str, Any], html: str, pngs: dict[str, bytes]) -> str:
+def write_report(
+    uri: str, figures: list[dict[str, Any]], facts: dict[str, Any], html: str, pngs: dict[str, bytes]
+) -> str:
     """Write a report in place of any that stood there.
 
     The old report.json goes first, so that at no time old figures stand beside new pictures.
 
     Args:
-        metrics: JSON; a NaN or an infinity is refused.
+        figures: JSON; a NaN or an infinity is refused.
+        facts: JSON, as well.
         pngs: pictures by file name, each NAME.png.
 
     Returns:
@@ -50,7 +55,8 @@ def write_report(uri: str, metrics: dict[str, Any], html: str, pngs: dict[str, b
     files = {**pngs, PAGE_NAME: html.encode()}
     marker = {
         "format_version": FORMAT_VERSION,
-        "figures": metrics,
+        "figures": figures,
+        **facts,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     encoded = json.dumps(marker, indent=2, allow_nan=False).encode()
@@ -71,13 +77,17 @@ def read_report(uri: str) -> Report:
     marker = _read_marker(uri)
     files = {name: _read_verified(uri, name, expected) for name, expected in marker["sha256"].items()}
     html = files.pop(PAGE_NAME).decode()
-    return Report(uri=uri, metrics=marker["figures"], html=html, pngs=files)
+    return Report(uri=uri, figures=marker["figures"], facts=_facts(marker), html=html, pngs=files)
 
 
-def read_metrics(uri: str) -> dict[str, Any]:
-    """The figures alone. Errors as in `read_report`."""
-    metrics: dict[str, Any] = _read_marker(uri)["figures"]
-    return metrics
+def read_findings(uri: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The figures and facts alone. Errors as in `read_report`."""
+    marker = _read_marker(uri)
+    return marker["figures"], _facts(marker)
+
+
+def _facts(marker: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in marker.items() if name not in ("format_version", "figures", "sha256")}
 
 
 def _read_marker(uri: str) -> dict[str, Any]:
@@ -91,6 +101,11 @@ def _read_marker(uri: str) -> dict[str, Any]:
         raise InputError(
             f"{uri} has format_version {marker['format_version']}; this code reads up to {FORMAT_VERSION}: update it"
         )
+    if marker["format_version"] == 1:  # figures by name, and facts among them, without intervals
+        values = marker["figures"]
+        facts = {name: value for name, value in values.items() if not isinstance(value, float)}
+        figures = [{"name": name, "value": value} for name, value in values.items() if isinstance(value, float)]
+        marker = {**marker, **facts, "figures": figures}
     return marker
 
 

@@ -14,6 +14,7 @@ from ddpm_core.types import Tensor, UInt8
 
 _GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _PNG_LEVEL = 6
+_MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Those that Pillow decodes by itself; others start programs (EPS) or are seldom pictures."""
 
@@ -23,7 +24,7 @@ class BadImage(InputError):
 
 
 def to_pixels(
-    raw: bytes | NDArray[np.generic], image_size: int, channels: int, max_pixels: int = 64_000_000
+    raw: bytes | NDArray[np.generic], image_size: int, channels: int, max_pixels: int = _MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """A raw image as a square of 8-bit pixels.
 
@@ -58,6 +59,24 @@ def to_pixels(
             raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
     pixels = np.asarray(_square(image, image_size))
     return pixels.reshape(image_size, image_size, channels)
+
+
+def exact_pixels(raw: bytes | NDArray[np.generic], image_size: int, channels: int) -> NDArray[np.uint8]:
+    """A raw image that must have this form already: nothing is cropped, resized or converted.
+
+    Returns:
+        [image_size, image_size, channels].
+
+    Raises:
+        BadImage: if it is of another size, grey instead of colour or the reverse, or cannot be used.
+    """
+    image = _opened(raw, _MAX_PIXELS)
+    if image.size != (image_size, image_size):
+        raise BadImage(f"{image.width}x{image.height} pixels; expected {image_size}x{image_size}")
+    found = 1 if image.mode in {"1", "L", "LA", *_GREY_16_BIT} else 3
+    if found != channels:
+        raise BadImage(f"{'grey' if found == 1 else 'colour'}; expected {'grey' if channels == 1 else 'colour'}")
+    return to_pixels(raw, image_size, channels)
 
 
 def _opened(raw: bytes | NDArray[np.generic], max_pixels: int) -> Image.Image:

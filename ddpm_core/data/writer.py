@@ -93,7 +93,7 @@ def plan_dataset(
             f"{config.source} holds {num_images} image; expected 2 or more, to train on some and hold out some"
         )
     plans: list[ShardPlan] = []
-    splits = _split(_permutation(num_images, config.seed), config, own_splits or {})
+    splits = _split(permutation(num_images, config.seed), config, own_splits or {})
     for split in SPLITS:
         indices = splits[split]
         for start in range(0, len(indices), config.samples_per_shard):
@@ -119,7 +119,7 @@ def _split(
     return {**splits, "train": rest}
 
 
-def _permutation(num_images: int, seed: int) -> NDArray[np.int64]:
+def permutation(num_images: int, seed: int) -> NDArray[np.int64]:
     """0..n-1 in the order of a keyed 64-bit word each; the same everywhere."""
     drawn = (
         random_bits(seed, Purpose.PERMUTATION, torch.arange(num_images), 2, step=_DATASET_STEP)

@@ -1,5 +1,6 @@
 """Bits/dim of a set of images with its parts, rate and distortion (Ho et al. 2020, Section 4.3), gathered piece by piece."""
 
+import io
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -48,6 +49,19 @@ class BoundStats:
         if self.terms.shape != other.terms.shape:
             raise InputError(f"bounds of {len(self.terms)} and of {len(other.terms)} steps; expected the same schedule")
         return BoundStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def to_bytes(self) -> bytes:
+        """An .npz file."""
+        out = io.BytesIO()
+        np.savez(out, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "BoundStats":
+        """The inverse of `to_bytes`, to the bit; refuses pickled content."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            found = {f.name: file[f.name] for f in fields(cls)}
+        return cls(**{name: value if value.ndim else value.item() for name, value in found.items()})
 
     @property
     def bits_per_dim(self) -> float:

@@ -25,6 +25,14 @@ class EvaluateConfig:
     """How inception's images come to 299x299; figures of different resizes do not compare."""
     weights: str | None = None
     """Of inception: a path or URL of a .pth or .safetensors. Default: the published file, fetched once."""
+    reference: str | None = None
+    """Hold the Fréchet distance against the moments in this .npz (mu, sigma), a path or URI, in place of the training images'."""
+    reference_protocol: str = ""
+    """What that file was measured on and how, in your words: the report prints them as declared by you."""
+    num_pairs: int = 10_000
+    """Of so many generated and as many training images KID, precision, recall, density and coverage are measured; 0: none."""
+    num_copies: int = 2_000
+    """Of so many generated images, and as many that were not trained on, copies among the training images are sought; 0: none."""
     num_shown: int = 64
     """Images in the grid of real and in the grid of generated images."""
     num_rows: int = 8
@@ -41,10 +49,16 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.num_images < 2:
             raise InputError(f"evaluate.num-images is {self.num_images}; expected 2 or more: a covariance needs two")
+        if bool(self.reference) != bool(self.reference_protocol.strip()):
+            raise InputError(
+                f"evaluate.reference is {self.reference} and evaluate.reference-protocol is {self.reference_protocol!r}; "
+                "expected both: a file does not say what it was measured on"
+            )
         check_name(self.features, FeatureName, "evaluate.features")
         check_name(self.resize, ResizeName, "evaluate.resize")
-        if self.bits_per_dim_images < 0:
-            raise InputError(f"evaluate.bits-per-dim-images is {self.bits_per_dim_images}; expected 0 or more")
+        for name in ("bits_per_dim_images", "num_pairs", "num_copies"):
+            if getattr(self, name) < 0:
+                raise InputError(f"evaluate.{name.replace('_', '-')} is {getattr(self, name)}; expected 0 or more")
         if self.bits_per_dim_steps is not None and self.bits_per_dim_steps < 3:
             raise InputError(f"evaluate.bits-per-dim-steps is {self.bits_per_dim_steps}; expected 3 or more, or none")
         for name in ("num_shown", "num_rows", "num_neighbours", "batch_size"):

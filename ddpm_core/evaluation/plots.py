@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.evaluation.bits_per_dim import BoundStats
+from ddpm_core.evaluation.frechet_infinity import Extrapolation
 
 _LIGHT, _DARK = ("#5a5750", "#9a5b13"), ("#b9b6ae", "#e0a458")
 """Ink and accent on a light and on a dark page."""
@@ -48,6 +49,20 @@ def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
     right.plot(stats.received[known], stats.rmse[known], color=accent, linewidth=1.8)
     _dress(right, ink, "bits/dim received", "RMSE of x̂₀ (0..255)")
     right.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def distance_curve(curve: Extrapolation, *, dark: bool = False) -> bytes:
+    """The distance against one over the number of images, and the line to where endless images would be."""
+    ink, accent = _DARK if dark else _LIGHT
+    figure = _figure(8.4, 3.2)
+    axes = figure.subplots()
+    per_image = 1.0 / curve.counts
+    ends = np.array([0.0, per_image.max()])
+    axes.plot(ends, curve.value + curve.slope * ends, color=ink, linewidth=1.0, linestyle="--")
+    axes.plot(per_image, curve.distances, color=accent, linewidth=0, marker="o")
+    _dress(axes, ink, "1 / number of generated images", "Fréchet distance")
+    axes.set_xlim(left=0)
     return _png(figure)
 
 

@@ -6,20 +6,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ddpm_core.data.images import encode_png
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import BoundStats, progress_table
+from ddpm_core.evaluation.copies import CopyReport
+from ddpm_core.evaluation.figures import Figure
+from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours
-from ddpm_core.evaluation.plots import bound_curves, loss_curve
+from ddpm_core.evaluation.pages import render
+from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve
 from ddpm_core.types import Tensor, UInt8
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _WIDTH, _GAP = 1104, 3
 """Of the page's content and between two images, in CSS pixels; as in report.css."""
 _LARGE = 64
@@ -46,8 +47,18 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """The images that were measured."""
+
+    uri: str
+    first: int
+    """The first one's seed, or its place where no model is known."""
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """The model that was measured, and how it was sampled."""
+    """The model that made them, and how it was sampled."""
 
     checkpoint_uri: str
     weights_sha256: str
@@ -56,22 +67,26 @@ class ModelFacts:
     images_seen: int
     sampler: str
     """In words: name, number of steps, variance or eta, precision."""
-    first_seed: int
-    num_images: int
-    """Seeds first_seed to first_seed + num_images - 1 were measured."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """All that decided the weights, by dotted name, in words."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetricRow:
-    """One figure and what it was measured on."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Strip:
+    """Images on their way from noise.
 
-    name: str
-    of: str
-    """Such as `512 generated images against 1,617 training images`."""
-    value: float
-    note: str = ""
-    headline: bool = True
-    """Whether it stands at the top too, not in the table alone."""
+    Raises:
+        InputError: if there is not one label a column.
+    """
+
+    frames: UInt8[Tensor, "rows columns c h w"]
+    labels: tuple[str, ...]
+    """A label a column, from x_T to x_0; such as `T`, `900`, ..., `0`."""
+
+    def __post_init__(self) -> None:
+        labels, columns = len(self.labels), self.frames.shape[1]
+        if labels != columns:
+            raise InputError(f"{labels} labels for {columns} columns of the denoising strip; expected one each")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,56 +96,53 @@ class ReportContent:
     title: str
     created_at: str
     dataset: DatasetFacts
-    model: ModelFacts
-    metrics: tuple[MetricRow, ...]
+    images: ImageFacts
+    figures: tuple[Figure, ...]
     """The figure that matters first, then its reference floor."""
     protocol: str
     """What the distance is measured by, in words."""
     extractor_digest: str
     real: UInt8[Tensor, "n_real c h w"]
     generated: UInt8[Tensor, "n_generated c h w"]
-    denoising: UInt8[Tensor, "rows columns c h w"]
-    denoising_labels: tuple[str, ...]
-    """A label a column, from x_T to x_0; such as `T`, `900`, ..., `0`."""
     queries: UInt8[Tensor, "q c h w"]
     """Generated images whose neighbours are shown."""
     neighbours: Neighbours
-    history: Sequence[Mapping[str, int | float]] = field(default=(), repr=False)
-    """Rows of a checkpoint's history; none, no curve."""
-    bound: BoundStats | None = field(default=None, repr=False)
-    """The variational bound of images that were not trained on, where it was measured."""
-    train_images_per_s: float | None = None
-    sample_images_per_s: float | None = None
     commands: tuple[str, ...]
     """Command lines that give this report again."""
     versions: dict[str, str]
+    model: ModelFacts | None = None
+    """What made the images, where it is known."""
+    strip: Strip | None = None
+    history: Sequence[Mapping[str, int | float]] = field(default=(), repr=False)
+    """Rows of a checkpoint's history; none, no curve."""
+    curve: Extrapolation | None = field(default=None, repr=False)
+    """The distance against the number of images, where there are enough."""
+    bound: BoundStats | None = field(default=None, repr=False)
+    """The variational bound of images that were not trained on, where it was measured."""
+    copies: CopyReport | None = None
+    copy_pairs: UInt8[Tensor, "pairs 2 c height width"] | None = None
+    """Of the report's worst pairs the generated and the training image."""
+    without_copies: str = ""
+    """Why copies were not sought."""
+    paper_progress: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Of the paper's own model, to stand below the table of the bound: bits/dim and RMSE after so many steps."""
+    train_images_per_s: float | None = None
+    sample_images_per_s: float | None = None
 
 
 def render_report(content: ReportContent) -> str:
-    """The whole page; everything that came from outside is escaped.
-
-    Raises:
-        InputError: if there is not one label a column of the denoising strip.
-    """
-    if len(content.denoising_labels) != content.denoising.shape[1]:
-        labels, columns = len(content.denoising_labels), content.denoising.shape[1]
-        raise InputError(f"{labels} labels for {columns} columns of the denoising strip; expected one each")
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=lambda value: f"{value:,}", number=_number)
-    return environment.get_template("report.html.j2").render(
+    """The whole page; everything that came from outside is escaped."""
+    return render(
+        "report.html.j2",
         content=content,
         **_sizes(content),
         real=_image_uris(content.real),
         generated=_image_uris(content.generated),
-        denoising=[_image_uris(row) for row in content.denoising],
+        denoising=[_image_uris(row) for row in content.strip.frames] if content.strip else [],
+        copies=[_image_uris(pair) for pair in content.copy_pairs] if content.copy_pairs is not None else [],
         neighbours=_neighbour_rows(content),
         curves=_themed(partial(loss_curve, content.history)) if content.history else {},
+        distance=_themed(partial(distance_curve, content.curve)) if content.curve else {},
         bound=_themed(partial(bound_curves, content.bound)) if content.bound else {},
         progress=progress_table(content.bound) if content.bound else [],
     )
@@ -150,11 +162,6 @@ def _neighbour_rows(content: ReportContent) -> list[tuple[str, list[tuple[str, f
     ]
 
 
-def _number(value: float) -> str:
-    """Four significant digits, without an exponent for what people compare by eye."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _sizes(content: ReportContent) -> dict[str, int]:
     """Columns of the grids, and CSS pixels a side of an image in the grids, the strip and the rows of neighbours.
 
@@ -166,7 +173,8 @@ def _sizes(content: ReportContent) -> dict[str, int]:
     return {
         "columns": columns,
         "tile": _fitting(size, columns, half),
-        "strip_tile": _fitting(size, content.denoising.shape[1], _WIDTH),
+        "strip_tile": _fitting(size, content.strip.frames.shape[1], _WIDTH) if content.strip else 0,
+        "copy_tile": _fitting(size, 13, _WIDTH),
         "neighbour_tile": _fitting(size, content.neighbours.squared.shape[1] + 1, half - 12),
     }
 

@@ -11,6 +11,7 @@ seconds (default 120) after it began. A try that is under way then is not cut of
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,6 +184,15 @@ def check_store(uri: str) -> None:
         _s3.check_store(uri)
     else:
         local.check_store(local_path(uri))
+
+
+def free_bytes(uri: str) -> int | None:
+    """What is left on the disk of a folder that may still have to be made; None for S3."""
+    if is_s3(uri):
+        return None
+    path = local_path(uri)
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def fingerprint(uri: str) -> str:

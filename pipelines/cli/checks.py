@@ -4,14 +4,20 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS
 from ddpm_core.data.sources import check_source, open_source, source_uri
 from ddpm_core.data.writer import plan_dataset
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.errors import InputError
+from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.reference import open_reference
 from ddpm_core.model.unet import UNet
+from ddpm_core.sampling.labels import check_labels
 from pipelines.cluster.placement import check_here, for_sampling, for_training
+from pipelines.feature_weights import find_features
 from pipelines.recipes.config import Recipe, SampleStage
 from pipelines.tracking.resolve import find_dataset
 
@@ -64,9 +70,91 @@ def check_training(recipe: Recipe) -> None:
     check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    _check_disk(recipe, *_network(recipe))
+
+
+def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:
+    """What a request costs, in words."""
+    passes = sample.num_images * (sample.sampler.num_steps or num_timesteps) * (2 if sample.guidance else 1)
+    return f"{sample.num_images:,} images, {passes:,} network passes"
+
+
+def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
+    """What an evaluation costs, in words."""
+    steps = min(evaluate.bits_per_dim_steps or num_timesteps, num_timesteps)
+    bound = f"; bits/dim of {evaluate.bits_per_dim_images:,} images, {evaluate.bits_per_dim_images * steps:,} network passes"
+    return f"{evaluate.features} of {evaluate.num_images:,} images" + (bound if evaluate.bits_per_dim_images else "")
+
+
+def check_counts(num_sampled: int, num_measured: int) -> None:
+    """Refuse to measure more images than are sampled.
+
+    Raises:
+        InputError: in one line.
+    """
+    if num_sampled < num_measured:
+        raise InputError(
+            f"evaluate.num-images is {num_measured}, sample.num-images {num_sampled}; expected no more than are sampled: "
+            "lower the one or raise the other"
+        )
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Refuse what only the evaluation would find after hours of training: too few images, none to hold against, no disk.
+
+    Raises:
+        InputError: in one line.
+    """
+    check_counts(recipe.sample.num_images, recipe.evaluate.num_images)
+    features = find_features(recipe.evaluate, recipe.store)
+    shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
+    if recipe.evaluate.reference is not None:
+        open_reference(recipe.evaluate.reference, features, features.dimensions(shape.image_size, shape.channels))
+    check_labels(recipe.sample, recipe.unet.num_classes, label_dropout=recipe.train.label_dropout)
+    if recipe.evaluate.bits_per_dim_images and not _num_unseen(recipe):
+        raise InputError(
+            f"evaluate.bits-per-dim-images is {recipe.evaluate.bits_per_dim_images} and the dataset holds no image out of "
+            "training; expected 0, or a share of images by --data.test-fraction"
+        )
+
+
+def _check_disk(recipe: Recipe, network: UNet, image_bytes: int) -> None:
+    """Refuse a run whose checkpoints and samples will not fit on the disk; a store on S3 has none.
+
+    Args:
+        image_bytes: of an image, unpacked; as a PNG it is no larger, but for a few bytes.
+    """
+    free = storage.free_bytes(recipe.store)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    checkpoints = 4 * weights * (recipe.train.keep_checkpoints + 1)  # weights, average and Adam's two moments
+    needed = checkpoints + image_bytes * recipe.sample.num_images
+    if free is not None and free < needed:
+        raise InputError(
+            f"{recipe.store} has {_size(free)} left; expected {_size(needed)} for {recipe.train.keep_checkpoints} "
+            f"checkpoints, one more under way, and {recipe.sample.num_images:,} images: free some, or name another --store"
+        )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
+
+
+def _network(recipe: Recipe) -> tuple[UNet, int]:
+    """The network without its numbers, and the bytes of an image."""
+    shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
     with torch.device("meta"):
-        shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
-        UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
+        network = UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
+    return network, shape.channels * shape.image_size**2
+
+
+def _num_unseen(recipe: Recipe) -> int:
+    if recipe.dataset is not None:
+        index = find_dataset(recipe.dataset, recipe.store)
+        return index.num_samples(index.final_split)
+    config = recipe.data
+    source = open_source(source_uri(config.source))
+    plans = plan_dataset(source.num_images, config, source.own_splits)
+    return sum(len(plan.indices) for plan in plans if plan.split != "train")
 
 
 def check_sampling(sample: SampleStage) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 
@@ -116,6 +116,59 @@ def gather(
         if on_done is not None:
             on_done(len(results))
     return [results[number] for number in range(len(items))]
+
+
+def merged(
+    work: Callable[..., R],
+    items: Sequence[T],
+    ask: Ask,
+    merge: Callable[[R, R], R],
+    *args: Any,
+    on_done: Callable[[int], None] | None = None,
+) -> R:
+    """As `share`, but all results merged in the items' order, along a tree that does not depend on who was first.
+
+    A result is merged as soon as that of its neighbour is there, so that few are held, however many items there are.
+
+    Args:
+        items: one or more.
+        merge: of two results whose items are neighbours, the earlier one first.
+        on_done: called with the number of items done.
+    """
+    sums = MergeTree(len(items), merge)
+    results = share(_numbered, list(enumerate(items)), ask, work, *args)
+    for num_done, ((number, _), result) in enumerate(results, 1):
+        sums.add(number, result)
+        if on_done is not None:
+            on_done(num_done)
+    return sums.total()
+
+
+class MergeTree(Generic[R]):
+    """Merges numbered results, which come in any order, two neighbours at a time: always the same pairs."""
+
+    def __init__(self, size: int, merge: Callable[[R, R], R]) -> None:
+        self._size, self._merge = size, merge
+        self.waiting: dict[tuple[int, int], R] = {}
+        """Merged so far, by level and place in it."""
+
+    def add(self, place: int, value: R) -> None:
+        """The result of one item."""
+        level, size = 0, self._size
+        while size > 1:
+            sibling = place ^ 1
+            if sibling < size:  # else it is the last of an odd number, and goes up as it is
+                if (level, sibling) not in self.waiting:
+                    break
+                other = self.waiting.pop((level, sibling))
+                value = self._merge(other, value) if sibling < place else self._merge(value, other)
+            level, place, size = level + 1, place // 2, (size + 1) // 2
+        self.waiting[level, place] = value
+
+    def total(self) -> R:
+        """All of them; every one must have come."""
+        (total,) = self.waiting.values()
+        return total
 
 
 def _numbered(item: tuple[int, Any], work: Callable[..., R], *args: Any) -> R:

@@ -33,7 +33,7 @@ from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.placement import Ask, Waiting, for_trials
 from pipelines.cluster.session import shard_cache
-from pipelines.measuring import real_stats
+from pipelines.measuring.features import real_stats
 from pipelines.naming import run_folder
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe, SweepStage

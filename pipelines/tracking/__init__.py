@@ -4,14 +4,8 @@ Importing this costs nothing: MLflow itself is imported when a store is opened.
 """
 
 from pipelines.tracking.outage import TrackingError
-from pipelines.tracking.registry import (
-    Promotion,
-    ResolvedModel,
-    default_model,
-    promote,
-    register_model,
-    resolve_model,
-)
+from pipelines.tracking.promotion import Promotion, is_champion, promote
+from pipelines.tracking.registry import ResolvedModel, default_model, register_model, resolve_model
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import tracking_uri
 from pipelines.tracking.tracker import Tracker, open_tracking
@@ -23,6 +17,7 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "default_model",
+    "is_champion",
     "open_tracking",
     "promote",
     "register_model",

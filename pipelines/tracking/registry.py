@@ -1,9 +1,8 @@
-"""The model registry: versions named by their weights, a candidate, and a champion that only a better one replaces."""
+"""The model registry: versions named by their weights, and a candidate; the champion is `promotion.py`'s."""
 
 import difflib
 import hashlib
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -16,18 +15,11 @@ from ddpm_core.api.loading import REGISTERED_CONFIG, REGISTERED_WEIGHTS
 from ddpm_core.errors import InputError
 from pipelines.tracking.outage import TrackingError, refused
 from pipelines.tracking.packaging import log_model
-from pipelines.tracking.runs import RunHandle, tracked_name
+from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.tracker import Tracker
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-
-
-class Promotion(NamedTuple):
-    """Whether the alias `champion` now points at the version, and why."""
-
-    promoted: bool
-    reason: str
 
 
 class ResolvedModel(NamedTuple):
@@ -88,49 +80,6 @@ def register_model(
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
         client.set_registered_model_alias(name, CANDIDATE, created.version)
         return int(created.version)
-
-
-def promote(tracker: Tracker, name: str, version: int, *, metric: str, value: float, reference: str) -> Promotion:
-    """Record a version's figure, and make it the champion if there is none or the figure is better; lower is better.
-
-    Figures against different references are never compared; a champion without a figure of this metric gives way.
-
-    Args:
-        metric: name of a distance, as `fid`.
-        reference: what the figure was measured against and how: reference set, extractor, number of images.
-    """
-    client, metric = tracker.client, tracked_name(metric)
-    with refused(f"promoting {name} version {version}"):
-        champion = _champion(client, name)
-        theirs = dict(champion.tags) if champion else {}
-        if math.isfinite(value):
-            client.set_model_version_tag(name, str(version), f"figure.{metric}", repr(float(value)))
-            client.set_model_version_tag(name, str(version), f"reference.{metric}", reference)
-        if champion and int(champion.version) == version:
-            return Promotion(True, f"version {version} is the champion already")
-        verdict = _compare(theirs, metric, value, reference, champion.version if champion else None)
-        if verdict.promoted:
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-        return verdict
-
-
-def _compare(theirs: Mapping[str, str], metric: str, value: float, reference: str, champion: str | None) -> Promotion:
-    if not math.isfinite(value):
-        return Promotion(False, f"{metric} is {value}")
-    if champion is None:
-        return Promotion(True, f"the first champion, with {metric} {value:.4g}")
-    if f"figure.{metric}" not in theirs:
-        return Promotion(True, f"the champion, version {champion}, has no {metric}")
-    if theirs.get(f"reference.{metric}") != reference:
-        return Promotion(
-            False,
-            f"not compared: the champion's {metric} (version {champion}) was measured against "
-            f"{theirs.get(f'reference.{metric}')}, this one against {reference}",
-        )
-    best = float(theirs[f"figure.{metric}"])
-    better = value < best
-    sign = "<" if better else ">="
-    return Promotion(better, f"{metric} {value:.4g} {sign} {best:.4g} of the champion, version {champion}")
 
 
 def resolve_model(tracker: Tracker, uri: str) -> ResolvedModel:
@@ -207,11 +156,6 @@ def _files(tracker: Tracker, uri: str, digest: str) -> Path:
             for part in (REGISTERED_CONFIG, REGISTERED_WEIGHTS):  # the weights last: where they are, all is
                 (got / part).replace(folder / part)
     return folder
-
-
-def _champion(client: Any, name: str) -> Any:
-    number = client.get_registered_model(name).aliases.get(CHAMPION)
-    return client.get_model_version(name, str(number)) if number else None
 
 
 def _quotable(name: str) -> str:

@@ -26,7 +26,8 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.state import TrainState, ema_tensors
 from pipelines.cluster.placement import SHARE
-from pipelines.measuring import group_bound, real_stats
+from pipelines.measuring.features import real_stats
+from pipelines.measuring.likelihood import group_bound
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
 

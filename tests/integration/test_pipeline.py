@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,13 @@ from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
-from pipelines import workflow
+from pipelines import evaluate, workflow
 from pipelines.pipeline import open_pipeline
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
 from pipelines.recipes.recipes import make
 from pipelines.stages.sample import run_sample
 from pipelines.stages.shard import run_shard
+from pipelines.subject import of_model
 from pipelines.tracking import resolve_model
 from pipelines.tracking.resolve import dataset_of, find_dataset
 from pipelines.tracking.store import _PLACES
@@ -65,20 +66,29 @@ def recipe(store: Path | str) -> Recipe:
     )
 
 
+def whole(wanted: Recipe, seeds: int = 1) -> workflow.WorkflowArgs:
+    """What the workflow's command line would say."""
+    return workflow.WorkflowArgs(**{f.name: getattr(wanted, f.name) for f in fields(Recipe)}, seeds=seeds)
+
+
 @pytest.fixture(scope="module")
 def made(
     ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, dict[str, str], dict[str, object]]:
     """The pipeline, run once."""
     wanted = recipe(tmp_path_factory.mktemp("store"))
-    outcome = workflow.run(wanted)
+    outcome = workflow.run(whole(wanted))
     return wanted, outcome.made, outcome.metrics
 
 
 def test_the_pipeline_ends_with_a_report_and_a_champion(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
     wanted, where, metrics = made
     report = read_report(where["report"].rsplit("/", 1)[0])
-    assert report.metrics["fd_random_conv"] == metrics["fd_random_conv"] > metrics["floor"] > 0
+    figures = {figure["name"]: figure for figure in report.figures}
+    assert report.figures[0]["name"] == "fd_random_conv"
+    assert figures["fd_random_conv"]["value"] == metrics["fd_random_conv"] > metrics["floor"] > 0
+    assert figures["bits_per_dim"]["low"] < metrics["bits_per_dim"] < figures["bits_per_dim"]["high"]
+    assert {f"{name}_random_conv" for name in ("kid", "precision", "recall", "density", "coverage")} < metrics.keys()
     assert "data:image/png;base64," in report.html
     assert metrics["bits_per_dim"] == pytest.approx(metrics["rate"] + metrics["distortion"])
     assert "://" not in report.html.replace(wanted.store, "").split("<body")[0]
@@ -115,7 +125,7 @@ def test_a_second_run_computes_nothing_and_finds_the_same(
 ) -> None:
     wanted, where, metrics = made
     before = {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)}
-    again = workflow.run(wanted)
+    again = workflow.run(whole(wanted))
     assert again.made == where
     assert again.metrics["fd_random_conv"] == metrics["fd_random_conv"]
     assert {path: path.stat().st_mtime_ns for path in Path(wanted.store).rglob("*") if _is_artifact(path)} == before
@@ -134,7 +144,7 @@ def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict
     old.rename(hidden)
     moved = replace(wanted, store=str(new), train=replace(wanted.train, steps=8))
     try:
-        where = workflow.run(moved).made
+        where = workflow.run(whole(moved)).made
         assert Path(where["report"]).is_relative_to(new)
         for alias in ("champion", "candidate"):
             with open_pipeline(moved) as pipeline:
@@ -286,11 +296,92 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
         trained = pipeline.train(index)
         weights = pipeline.find_weights(trained.checkpoint_uri)
         sampled = pipeline.sample(weights)
-        evaluated = pipeline.evaluate(weights, sampled, index)
+        evaluated = pipeline.evaluate(of_model(weights, sampled.samples), index)
     seen = read_checkpoint(trained.checkpoint_uri).optimizer["timesteps.counts"]
     assert (trained.step, int(seen.sum())) == (4, 64)
     assert sampled.samples.identity["labels"] == [3, 7]
     assert evaluated.metrics["bits_per_dim"] > 0
+
+
+def test_images_of_others_have_the_figures_of_the_sample_set(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    """The same images as an .npz, without a model; as a folder their order is another one, and most figures the same."""
+    wanted, where, metrics = made
+    samples = read_sample_set(where["grid"].replace("-grid.png", ".json"))
+    pngs = [png for _, png in read_images(samples)]
+    np.savez(tmp_path / "theirs.npz", np.stack([decode_png(png)[..., 0] for png in pngs]))
+    folder = tmp_path / "folder"
+    for number, png in enumerate(pngs):
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "ab"[number % 2] / f"{number}.png").write_bytes(png)
+    (dataset,) = (Path(wanted.store) / "datasets").glob("digits-*")
+    args = evaluate.EvaluateArgs(
+        store=wanted.store,
+        recipe="digits",
+        images=str(tmp_path / "theirs.npz"),
+        dataset=str(dataset),
+        evaluate=wanted.evaluate,
+    )
+    evaluate.check(args)
+    theirs = evaluate.run(args)
+    assert theirs.metrics == pytest.approx({name: metrics[name] for name in theirs.metrics}, rel=1e-9)
+    assert set(metrics) - set(theirs.metrics) >= {"bits_per_dim", "rate", "distortion"}
+    assert "images that others made" in Path(theirs.made["report"]).read_text()
+    files = evaluate.run(replace(args, images=str(folder))).metrics
+    assert {name: files[name] for name in ("fd_random_conv", "floor", "kid_random_conv", "recall_random_conv")} == (
+        pytest.approx(
+            {name: metrics[name] for name in ("fd_random_conv", "floor", "kid_random_conv", "recall_random_conv")}
+        )
+    )
+
+
+def test_images_of_others_that_do_not_fit_are_refused(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+) -> None:
+    wanted, _, _ = made
+    (dataset,) = (Path(wanted.store) / "datasets").glob("digits-*")
+    np.savez(tmp_path / "large.npz", np.zeros((30, 9, 9), np.uint8))
+    np.savez(tmp_path / "colour.npz", np.zeros((30, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "few.npz", np.zeros((23, 8, 8), np.uint8))
+    (tmp_path / "empty").mkdir()
+
+    def refused(message: str, **changes: object) -> None:
+        args = evaluate.EvaluateArgs(
+            store=wanted.store, recipe="digits", dataset=str(dataset), evaluate=wanted.evaluate
+        )
+        with pytest.raises(InputError, match=message) as error:
+            evaluate.check(replace(args, **changes))  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+
+    refused("9x9 pixels; expected 8x8", images=str(tmp_path / "large.npz"))
+    refused("colour; expected grey", images=str(tmp_path / "colour.npz"))
+    refused("holds 23 images, evaluate.num-images is 24; lower it to 23", images=str(tmp_path / "few.npz"))
+    refused("empty is empty; expected images", images=str(tmp_path / "empty"))
+    refused("expected one of the two", images=str(tmp_path / "few.npz"), model="models:/ddpm-digits@champion")
+    refused("without a dataset to hold them against", images=str(tmp_path / "few.npz"), dataset=None)
+
+
+def test_seeds_are_trained_apart_and_the_median_is_promoted(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
+    """The first of them stands already; all are registered, and the middle one is what the figures are told of."""
+    wanted, _, metrics = made
+    outcome = workflow.run(whole(wanted, seeds=3))
+    trainings = outcome.metrics["trainings"]
+    assert len(set(trainings)) == 3
+    assert trainings[0] == metrics["fd_random_conv"]
+    assert outcome.metrics["fd_random_conv"] == sorted(trainings)[1]
+    assert (
+        outcome.metrics["low"] < outcome.metrics["mean"] == pytest.approx(np.mean(trainings)) < outcome.metrics["high"]
+    )
+    assert "over 3 trainings (95%" in outcome.made["figure"]
+    with open_pipeline(wanted) as pipeline:
+        client = pipeline.tracker.client
+        versions = client.search_model_versions("name = 'ddpm-digits'")
+        candidate = client.get_registered_model("ddpm-digits").aliases["candidate"]
+    assert len(versions) == 3
+    assert outcome.made["model"] == f"models:/ddpm-digits/{candidate}"
 
 
 def test_labels_that_the_model_does_not_know_are_refused(

@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import torch
 from ray import cloudpickle
 
 from ddpm_core import storage
+from ddpm_core.evaluation.kid import kernel_sums
+from ddpm_core.evaluation.manifold import manifold
 from pipelines.cluster import tasks
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.placement import SHARE, Ask
 from pipelines.cluster.tasks import gather, share
+from pipelines.measuring.pairs import measure_pairs
 from pipelines.recipes.config import TrainStage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -138,3 +143,16 @@ def short_turns(work: Callable[..., int], items: list[int], *args: object) -> It
 def test_no_more_at_once_than_asked_for() -> None:
     ends = sorted(end for _, end in share(sleeps, range(3), ASK, 0.5, at_once=1))
     assert all(later - earlier >= 0.5 for earlier, later in itertools.pairwise(ends))
+
+
+def test_pairs_are_those_of_one_process() -> None:
+    """Three blocks of rows a side, each with its edges."""
+    generator = np.random.default_rng(0)
+    real, generated = (generator.normal(size=(2500, 8)).astype(np.float32) for _ in range(2))
+    generated[:, 0] *= 0.3
+    found = measure_pairs(generated, real)
+    x, y = torch.from_numpy(generated), torch.from_numpy(real)
+    expected = kernel_sums(x, y, block=4096)
+    for name in ("x_x", "x_y", "y_y", "y_x"):
+        np.testing.assert_allclose(getattr(found.kernel, name), getattr(expected, name), rtol=1e-12)
+    assert found.manifold == manifold(y, x, block=4096)

@@ -39,6 +39,7 @@ from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
+from ddpm_core.evaluation.figures import Figure
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.sampling.generate import generate
@@ -311,7 +312,7 @@ def test_what_waited_is_written_when_the_server_is_back(
     tracker.client = server = _Down(real)
     with caplog.at_level(logging.WARNING), tracker.run("line", key="l", params={"steps": 3}) as parent:
         with tracker.run("shard", key="s", parent=parent) as shard:
-            shard.log_dataset("digits", "0" * 64, "/data/digits", 1600, 197, {})
+            shard.log_dataset("digits", "0" * 64, "/data/digits", {"train": 1600}, {})
         server.down = False
         with tracker.run("train", key="t", parent=parent) as run:
             run.log_metrics([{"step": 1, "loss": 1.0}])
@@ -563,7 +564,8 @@ def test_only_a_better_figure_against_the_same_reference_makes_a_champion(
         _register(tracker, tmp_path, seed)
 
     def promote(version: int, value: float, reference: str = "heldout", metric: str = "fd_x") -> tuple[bool, str]:
-        return tracking.promote(tracker, "digits", version, metric=metric, value=value, reference=reference)
+        figure = Figure(name=metric, value=value, of="images")
+        return tracking.promote(tracker, "digits", version, figure=figure, reference=reference)
 
     def champion() -> int:
         return int(tracker.client.get_registered_model("digits").aliases.get("champion", 0))
@@ -576,18 +578,59 @@ def test_only_a_better_figure_against_the_same_reference_makes_a_champion(
     assert tracking.default_model(tracker, "digits") == "models:/digits@champion"
     assert tracking.default_model(tracker, "none") == "models:/none@champion"
     assert promote(1, 5.0) == (True, "version 1 is the champion already")
-    assert promote(2, 5.0) == (False, "fd_x 5 >= 5 of the champion, version 1")
+    assert promote(2, 5.0) == (
+        False,
+        "fd_x 5, the champion's (version 1) 5; no interval is known of the difference",
+    )
     assert promote(2, 1.0, reference="other") == (
         False,
         "not compared: the champion's fd_x (version 1) was measured against heldout, this one against other",
     )
     assert champion() == 1
-    assert promote(3, 4.5) == (True, "fd_x 4.5 < 5 of the champion, version 1")
+    assert promote(3, 4.5) == (
+        True,
+        "fd_x 4.5, the champion's (version 1) 5; no interval is known of the difference",
+    )
     assert champion() == 3
     assert promote(4, 99.0, metric="fd_y") == (True, "the champion, version 3, has no fd_y")
     assert champion() == 4
     tags = tracker.client.get_model_version("digits", "3").tags
     assert (tags["figure.fd_x"], tags["reference.fd_x"]) == ("4.5", "heldout")
+
+
+def test_a_champion_falls_to_a_difference_that_chance_does_not_explain(
+    tracker: tracking.Tracker, tmp_path: Path
+) -> None:
+    """Groups of the same seeds move together, so that their differences tell apart what two intervals do not."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 0.2, 20)  # what the seeds bring; each model adds a little of its own
+    for seed in range(5):
+        _register(tracker, tmp_path, seed)
+
+    def promote(version: int, value: float, seeds: str = "0 to 511") -> tracking.Promotion:
+        left_out = tuple((value + shared + rng.normal(0, 0.002, 20)).tolist())
+        figure = Figure(name="fd", value=value, of="images", left_out=left_out)
+        return tracking.promote(tracker, "digits", version, figure=figure, reference="r", seeds=seeds)
+
+    def champion() -> int:
+        return int(tracker.client.get_registered_model("digits").aliases["champion"])
+
+    assert promote(1, 5.0).promoted
+    chance, worse, apart, better = (
+        promote(2, 4.999),
+        promote(3, 5.4),
+        promote(4, 4.6, seeds="512 to 1023"),
+        promote(5, 4.6),
+    )
+    assert [each.promoted for each in (chance, worse, apart, better)] == [False, False, False, True]
+    assert chance.reason.startswith(
+        "not distinguishable: fd 4.999, the champion's (version 1) 5; difference -0.001, 95%: -0.0"
+    )
+    assert worse.reason.startswith("worse: fd 5.4")
+    assert apart.reason.startswith("not distinguishable")
+    assert better.reason.startswith("better: fd 4.6")
+    assert better.reason.endswith("sampling noise only")
+    assert champion() == 5
 
 
 def test_a_name_that_mlflow_refuses_is_one_line(tracker: tracking.Tracker, tmp_path: Path) -> None:
@@ -757,8 +800,8 @@ def wire(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Wire]:
 def test_a_server_serves(wire: _Wire, store: str, tmp_path: Path) -> None:
     tracker = tracking.open_tracking(store, "digits")
     assert [_register(tracker, tmp_path) for _ in range(2)] == [1, 1]
-    assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
-    assert tracking.promote(tracker, "digits", 1, metric="fd", value=2.0, reference="r").promoted
+    assert tracking.promote(tracker, "digits", 1, figure=FIGURE, reference="r").promoted
+    assert tracking.promote(tracker, "digits", 1, figure=FIGURE, reference="r").promoted
     assert tracking.resolve_model(tracker, "models:/digits@champion").version == 1
     wire.cut()
     with pytest.raises(tracking.TrackingError, match="models:/digits@champion: API request"):
@@ -812,7 +855,7 @@ def test_a_lost_answer_makes_nothing_twice(wire: _Wire, store: str, call: str) -
     tracker = tracking.open_tracking(store, experiment)
     wire.lose = call.encode()
     with tracker.run("line", key="l") as parent, tracker.run("train", key="t", parent=parent) as run:
-        run.log_dataset("digits", "0" * 64, "/data/digits", 1600, 197, {})
+        run.log_dataset("digits", "0" * 64, "/data/digits", {"train": 1600}, {})
         for step in range(4):
             run.log_metrics([{"step": step, "loss": step / 2}])
     assert wire.is_lost
@@ -866,9 +909,8 @@ def test_a_slow_server_costs_one_attempt_a_minute(
 
 INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
 TRAINED = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
-EVALUATED = Evaluated(
-    report_uri="/r", page_uri="/p", split="test", metric="fd", metrics={"fd": 2.0}, reference="heldout"
-)
+FIGURE = Figure(name="fd", value=2.0, of="images")
+EVALUATED = Evaluated(report_uri="/r", figures=(FIGURE,), reference="heldout", seeds="0 to 9")
 
 
 def _trained_weights(folder: Path) -> Weights:
@@ -942,7 +984,7 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
         code = 0
         try:
             run_command(
-                Recipe,
+                workflow.WorkflowArgs,
                 "",
                 check=lambda _: None,
                 plan=workflow.plan,

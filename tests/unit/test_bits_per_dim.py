@@ -1,6 +1,6 @@
 """Bits/dim of a set: the same whoever measures which part, exact by all steps, unbiased by a few."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import reduce
 from itertools import pairwise
 
@@ -97,6 +97,15 @@ def test_a_group_that_is_not_aligned_is_refused() -> None:
 @pytest.mark.parametrize("num_steps", [None, 8])
 def test_the_chart_is_a_png(num_steps: int | None) -> None:
     assert bound_curves(measured(IMAGES, num_steps)).startswith(b"\x89PNG")
+
+
+def test_bytes_keep_every_bit() -> None:
+    stats = measured(IMAGES, 7)
+    back = BoundStats.from_bytes(stats.to_bytes())
+    for field in fields(BoundStats):
+        one, other = getattr(back, field.name), getattr(stats, field.name)
+        assert type(one) is type(other), field.name
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), field.name
 
 
 def test_the_progress_table_is_table_4() -> None:

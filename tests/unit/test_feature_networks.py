@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddpm_core.artifacts.manifest import ShardEntry, make_index
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import random_conv
@@ -20,7 +19,6 @@ from ddpm_core.evaluation.features.networks import FEATURES, PUBLISHED, FeatureN
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
 from pipelines import feature_weights
 from pipelines.feature_weights import find_features
-from pipelines.metric_rows import distance_rows
 
 
 @pytest.fixture(scope="module")
@@ -192,24 +190,3 @@ def test_what_is_no_url_or_signs_one_is_told_without_its_secret(
 def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluate\.weights is .*; expected a path or a URL"):
         find_features(inception(tmp_path), str(tmp_path / "store"))
-
-
-def test_each_row_of_the_report_is_named_by_its_own_number_of_images() -> None:
-    published = Features(network="inception", sha256=PUBLISHED + "0" * 56)
-    counts = {"num_generated": 50_000.0, "num_floor": 1_800.0, "num_dimensions": 2_048.0}
-    index = make_index(
-        "/data",
-        image_size=32,
-        channels=3,
-        class_names=(),
-        num_rejected=0,
-        shards=[ShardEntry(name="shard-000000.tar", split="train", num_samples=50_000, size_bytes=1, sha256="0" * 64)],
-    )
-    rows = distance_rows(published, {"fid": 9.0, "same_n": 11.0, "floor": 3.0, **counts}, index)
-    assert [(row.name, row.value) for row in rows] == [("fid", 9.0), ("fid@1800", 11.0), ("fid@1800", 3.0)]
-    assert [row.of for row in rows][1:] == [
-        f"1,800 {what} images against 50,000 training images" for what in ("generated", "validation")
-    ]
-    assert "this dataset has no test" in rows[2].note
-    few = "fewer images than the features' 2,048 dimensions"
-    assert [few in row.note for row in rows] == [False, True, True]

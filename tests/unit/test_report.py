@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core import storage
-from ddpm_core.artifacts.report import read_metrics, read_report, write_report
+from ddpm_core.artifacts.report import read_findings, read_report, write_report
 from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.copies import judge_copies, search_copies
 from ddpm_core.evaluation.features.networks import Features
+from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.evaluation.pictures import denoising_strip, image_grid, neighbours_grid
 from ddpm_core.evaluation.plots import _running_mean, loss_curve
-from ddpm_core.evaluation.report_page import DatasetFacts, MetricRow, ModelFacts, ReportContent, render_report
+from ddpm_core.evaluation.report_page import DatasetFacts, ImageFacts, ModelFacts, ReportContent, Strip, render_report
 
 HISTORY = [{"step": step, "loss": 1 / step, "grad_norm": 0.5} for step in range(1, 60)]
 
@@ -47,6 +49,7 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             num_rejected=0,
             class_names=("zero", "one"),
         ),
+        images=ImageFacts(uri="/store/samples/set.json", first=100, count=512),
         model=ModelFacts(
             checkpoint_uri="/store/runs/digits/checkpoints/step-00002000",
             weights_sha256="5e" * 32,
@@ -54,19 +57,26 @@ def content(size: int = 8, channels: int = 1) -> ReportContent:
             step=2000,
             images_seen=128_000,
             sampler="DDIM, 50 steps, eta 0",
-            first_seed=100,
-            num_images=512,
+            settings={"train.learning_rate": "0.0002", "loss.objective": "<simple>"},
         ),
-        metrics=(
-            MetricRow(name="fd_random_conv", of="512 generated against 1,455 training images", value=3.21987),
-            MetricRow(name="floor", of="180 test against 1,455 training images", value=0.5, note="real images"),
+        figures=(
+            Figure(
+                name="fd_random_conv",
+                of="512 generated against 1,455 training images",
+                value=3.21987,
+                low=2.912,
+                high=3.529,
+                headline=True,
+            ),
+            Figure(name="floor", of="180 test against 1,455 training images", value=0.5, note="real images"),
         ),
         protocol=Features().protocol,
         extractor_digest="fd_random_conv-v1-d256-abc",
         real=real,
         generated=generated,
-        denoising=random_images(6, size, channels, 3).reshape(2, 3, channels, size, size),
-        denoising_labels=("T", "500", "0"),
+        strip=Strip(
+            frames=random_images(6, size, channels, 3).reshape(2, 3, channels, size, size), labels=("T", "500", "0")
+        ),
         queries=generated[:2],
         neighbours=nearest(generated[:2], real, 4),
         history=HISTORY,
@@ -102,17 +112,17 @@ class Page(HTMLParser):
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     uri = str(tmp_path / "report")
-    page = write_report(uri, {"fd": 1.5, "of": [3, 4]}, "<p>ü</p>", {"grid.png": b"png"})
+    page = write_report(uri, [{"name": "fd", "value": 1.5}], {"of": [3, 4]}, "<p>ü</p>", {"grid.png": b"png"})
     found = read_report(uri)
     assert storage.read_bytes(page).decode() == found.html == "<p>ü</p>"
-    assert found.metrics == read_metrics(uri) == {"fd": 1.5, "of": [3, 4]}
+    assert (found.figures, found.facts) == read_findings(uri) == ([{"name": "fd", "value": 1.5}], {"of": [3, 4]})
     assert found.pngs == {"grid.png": b"png"}
 
 
 def test_report_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that dies before the end leaves no report, not even the old one with new pictures."""
     uri = str(tmp_path / "report")
-    write_report(uri, {"fd": 1}, "old", {"grid.png": b"old"})
+    write_report(uri, [{"fd": 1}], {}, "old", {"grid.png": b"old"})
     write = storage.write_bytes
 
     def dies(to: str, data: bytes) -> None:
@@ -122,17 +132,17 @@ def test_report_json_goes_first_and_comes_last(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(storage, "write_bytes", dies)
     with pytest.raises(OSError, match="disk full"):
-        write_report(uri, {"fd": 2}, "new", {"grid.png": b"new"})
+        write_report(uri, [{"fd": 2}], {}, "new", {"grid.png": b"new"})
     with pytest.raises(FileNotFoundError, match=f"no report at {uri}"):
         read_report(uri)
     monkeypatch.undo()
-    write_report(uri, {"fd": 3}, "newer", {})
-    assert read_report(uri).metrics == {"fd": 3}
+    write_report(uri, [{"fd": 3}], {}, "newer", {})
+    assert read_report(uri).figures == [{"fd": 3}]
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
     uri = str(tmp_path)
-    write_report(uri, {}, "page", {"grid.png": b"png"})
+    write_report(uri, [], {}, "page", {"grid.png": b"png"})
     (tmp_path / "grid.png").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"grid\.png: sha256 is [0-9a-f]{64}, report\.json says"):
         read_report(uri)
@@ -141,21 +151,33 @@ def test_damage_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version 2; this code reads up to 1"),
+        ({"format_version": 3}, "format_version 3; this code reads up to 2"),
         ({"sha256": {"../secret": "0"}}, "names the file '../secret'; expected a plain file name"),
     ],
 )
 def test_strange_reports_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    write_report(str(tmp_path), {}, "page", {})
+    write_report(str(tmp_path), [], {}, "page", {})
     marker = tmp_path / "report.json"
     marker.write_text(json.dumps({**json.loads(marker.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         read_report(str(tmp_path))
 
 
+def test_a_report_of_the_first_format_is_read(tmp_path: Path) -> None:
+    write_report(str(tmp_path), [], {}, "page", {})
+    marker = tmp_path / "report.json"
+    old = {
+        "format_version": 1,
+        "figures": {"fd": 1.5, "reference": "r"},
+        "sha256": json.loads(marker.read_text())["sha256"],
+    }
+    marker.write_text(json.dumps(old))
+    assert read_findings(str(tmp_path)) == ([{"name": "fd", "value": 1.5}], {"reference": "r"})
+
+
 def test_figures_must_be_finite(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_report(str(tmp_path), {"fd": float("nan")}, "page", {})
+        write_report(str(tmp_path), [{"fd": float("nan")}], {}, "page", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -168,6 +190,8 @@ def test_page_says_what_was_measured() -> None:
         *(
             "zero, one",
             "torch 2.13.0",
+            "95%: 2.912 to 3.529",
+            "train.learning_rate",
             "512.3",
             "DDIM, 50 steps",
             "not FID",
@@ -190,7 +214,7 @@ def test_page_shows_the_images_in_order() -> None:
     pngs = [s for s in Page(render_report(shown)).sources if s.startswith("data:image/png")]
     decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png.split(",")[1])))) for png in pngs]
     neighbours = torch.cat([shown.queries[:, None], shown.neighbours.images], dim=1)
-    expected = torch.cat([shown.generated, shown.real, shown.denoising.flatten(0, 1), neighbours.flatten(0, 1)])
+    expected = torch.cat([shown.generated, shown.real, shown.strip.frames.flatten(0, 1), neighbours.flatten(0, 1)])
     small = [pixels for pixels in decoded if pixels.shape == (8, 8)]
     np.testing.assert_array_equal(np.stack(small), expected[:, 0].numpy())
     assert len(decoded) == len(small) + 2  # the curve, light and dark
@@ -206,11 +230,37 @@ def test_page_escapes_what_came_from_outside() -> None:
             dataset=replace(start.dataset, name=evil, class_names=(evil,)),
             commands=(evil,),
             versions={evil: evil},
-            denoising_labels=(evil, "1", '" onerror="x'),
+            strip=replace(start.strip, labels=(evil, "1", '" onerror="x')),
+            images=replace(start.images, uri=evil),
+            without_copies=evil,
         )
     )
     assert "script" not in Page(html).tags
     assert '" onerror="x' not in html
+
+
+def test_page_shows_what_was_found_of_copies() -> None:
+    """The worst pairs with their scores, a verdict, and at small sizes why exact copies alone count."""
+    shown = content()
+    generated, training = shown.generated[:4], shown.real
+    found = judge_copies(search_copies(generated, training), search_copies(random_images(9, seed=8), training))
+    pairs = torch.stack([torch.stack([generated[p.generated], training[p.training]]) for p in found.worst])
+    page = Page(render_report(replace(shown, copies=found, copy_pairs=pairs)))
+    assert page.open == []
+    for said in ("0 of 4 generated images are suspected", "no more than real images do", "exact copies alone are"):
+        assert said in " ".join(page.text.split()), said
+    copied = search_copies(training[:4], training)
+    accused = judge_copies(copied, search_copies(random_images(90, seed=8), training))
+    page = Page(render_report(replace(shown, copies=accused, copy_pairs=pairs)))
+    assert "the model repeats what it was trained on" in page.text
+
+
+def test_page_of_images_without_a_model() -> None:
+    page = Page(render_report(replace(content(), model=None, strip=None, history=[])))
+    assert page.open == []
+    assert "512 images that others made" in page.text
+    assert "Numbers 100 to 108" in page.text
+    assert "From noise to image" not in page.text
 
 
 def test_page_without_history_has_no_curve() -> None:
@@ -224,9 +274,9 @@ def test_large_colour_images_are_shown_as_webp() -> None:
 
 def test_a_missing_label_is_refused() -> None:
     with pytest.raises(ValueError, match="1 labels for 3 columns"):
-        render_report(replace(content(), denoising_labels=("T",)))
+        replace(content().strip, labels=("T",))
     with pytest.raises(ValueError, match="1 labels for 3 columns"):
-        denoising_strip(content().denoising, ["T"])
+        denoising_strip(content().strip.frames, ["T"])
 
 
 def opened(png: bytes) -> np.ndarray:
@@ -250,9 +300,9 @@ def test_small_images_are_magnified(size: int, shown: int) -> None:
 
 def test_strip_and_neighbours_hold_all_their_images() -> None:
     shown = content(size=16, channels=3)
-    strip = opened(denoising_strip(shown.denoising, shown.denoising_labels, scale=1))
+    strip = opened(denoising_strip(shown.strip.frames, shown.strip.labels, scale=1))
     rows = opened(neighbours_grid(shown.queries, shown.neighbours.images, shown.neighbours.distances, scale=1))
-    for canvas, images in ((strip, shown.denoising.flatten(0, 1)), (rows, shown.neighbours.images.flatten(0, 1))):
+    for canvas, images in ((strip, shown.strip.frames.flatten(0, 1)), (rows, shown.neighbours.images.flatten(0, 1))):
         windows = np.lib.stride_tricks.sliding_window_view(canvas, (16, 16, 3))[:, :, 0]
         for image in images.permute(0, 2, 3, 1).numpy():
             corners = (windows[:, :, 0, 0] == image[0, 0]).all(axis=-1)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -24,7 +24,17 @@ PUBLISHED = "6726825d"
 FID_IMAGES = 50_000
 _AT_ONCE = 32
 """Images of 299x299 that the network sees at once: each takes some 15 MB there."""
-Extract = Callable[[UInt8[Tensor, "b c h w"]], Float[Tensor, "b d"]]
+
+
+class Seen(NamedTuple):
+    """What a network makes of images, float32."""
+
+    features: Float[Tensor, "b d"]
+    logits: Float[Tensor, "b k"] | None = None
+    """Of classes, where the network knows any."""
+
+
+See = Callable[[UInt8[Tensor, "b c h w"]], Seen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +88,33 @@ class Features:
     def _is_published(self) -> bool:
         return self.sha256.startswith(PUBLISHED)
 
+    def named(self, metric: str) -> str:
+        """The name of another figure on these features, as `kid` or `recall`: bare where papers mean these features."""
+        if self._is_published and self.network == "inception":
+            return metric
+        return f"{metric}_inception_{self.sha256[:8]}" if self.network == "inception" else f"{metric}_{self.network}"
+
+    def dimensions(self, image_size: int, channels: int) -> int:
+        """How many numbers stand for an image."""
+        match self.network:
+            case "inception":
+                return NUM_FEATURES
+            case "pixels":
+                return channels * image_size**2
+            case "random_conv":
+                return random_conv.NUM_FEATURES
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether the network is worth a GPU."""
+        return self.network == "inception"
+
     def extract(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Features of images, on their device; float32.
+        """Features alone, as `see`."""
+        return self.see(images).features
+
+    def see(self, images: UInt8[Tensor, "b c h w"]) -> Seen:
+        """Features of images, and what classes the network sees, on their device.
 
         Args:
             images: grey (repeated to three channels where a network has three) or colour, of any size.
@@ -92,28 +127,27 @@ class Features:
         return FEATURES[self.network](self)(images)
 
 
-def _random_conv(features: Features) -> Extract:
-    return random_conv.extract
+def _random_conv(features: Features) -> See:
+    return lambda images: Seen(random_conv.extract(images))
 
 
-def _pixels(features: Features) -> Extract:
-    return lambda images: images.flatten(1).float() / 255
+def _pixels(features: Features) -> See:
+    return lambda images: Seen(images.flatten(1).float() / 255)
 
 
-def _inception(features: Features) -> Extract:
-    def extract(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+def _inception(features: Features) -> See:
+    def see(images: UInt8[Tensor, "b c h w"]) -> Seen:
         network = read_inception(features.weights, features.sha256, str(images.device))
         with torch.no_grad(), whole_float32():
             parts = [
-                network(RESIZES[features.resize](part).expand(-1, 3, -1, -1))[0]
-                for part in torch.split(images, _AT_ONCE)
+                network(RESIZES[features.resize](part).expand(-1, 3, -1, -1)) for part in torch.split(images, _AT_ONCE)
             ]
-        return torch.cat(parts)
+        return Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
-    return extract
+    return see
 
 
-FEATURES: dict[FeatureName, Callable[[Features], Extract]] = {
+FEATURES: dict[FeatureName, Callable[[Features], See]] = {
     "random_conv": _random_conv,
     "pixels": _pixels,
     "inception": _inception,

@@ -1,0 +1,22 @@
+"""HTML pages from templates; whatever came from outside is escaped, and what a template misses is an error."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ddpm_core.evaluation.figures import number
+
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PAGES.filters.update(count=lambda value: f"{value:,}", number=number)
+
+
+def render(template: str, **content: Any) -> str:
+    """The page of a template in templates/."""
+    return _PAGES.get_template(template).render(**content)

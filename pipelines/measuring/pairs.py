@@ -1,0 +1,113 @@
+"""KID, precision, recall, density and coverage, from all pairs of features; a block of rows a task."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from ddpm_core.evaluation.kid import KernelSums, kernel_row_sums
+from ddpm_core.evaluation.manifold import (
+    K_DENSITY_COVERAGE,
+    K_PRECISION_RECALL,
+    Manifold,
+    balls_around,
+    held_by_balls,
+    nearest_squared,
+)
+from ddpm_core.types import Tensor
+from pipelines.cluster.placement import for_a_cpu
+from pipelines.cluster.tasks import gather
+from pipelines.progress import progress
+
+Array = NDArray[np.float32]
+_Side = Literal["generated", "real"]
+_BLOCK = 1024
+_K = max(K_PRECISION_RECALL, K_DENSITY_COVERAGE)
+SMALLEST = _K + 1
+"""Images of each side that there must be, for each to have its neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """What all pairs of generated and real images tell."""
+
+    kernel: KernelSums
+    manifold: Manifold
+    balls: NDArray[np.int64]
+    """[n, 2]: of how many real images' balls each generated one is in, of those of precision and of those of density."""
+
+
+def measure_pairs(generated: Array, real: Array) -> Pairs:
+    """Of features [n, d] and [m, d], SMALLEST or more; the same figures, whoever did which block."""
+    sets = ray.put(generated), ray.put(real)
+    blocks: list[tuple[_Side, int]] = [("generated", first) for first in range(0, len(generated), _BLOCK)]
+    blocks += [("real", first) for first in range(0, len(real), _BLOCK)]
+    end = -(-len(generated) // _BLOCK)
+    with progress("measure pairs", 2 * len(blocks), "block") as shown:
+        found = gather(_within_and_across, blocks, for_a_cpu("evaluate"), *sets, on_done=shown.set)
+        (x_x, x_y, of_x), (y_y, y_x, of_y) = (_joined(found[:end]), _joined(found[end:]))
+        found = gather(
+            _balls, blocks, for_a_cpu("evaluate"), *sets, of_x, of_y, on_done=lambda n: shown.set(len(blocks) + n)
+        )
+    (precise, dense), (recalled, covered) = _joined(found[:end]), _joined(found[end:])
+    return Pairs(
+        balls=np.stack([precise, dense], axis=1),
+        kernel=KernelSums(x_x=x_x, x_y=x_y, y_y=y_y, y_x=y_x),
+        manifold=Manifold(
+            precision=float((precise > 0).mean()),
+            recall=float((recalled > 0).mean()),
+            density=float(dense.mean()) / K_DENSITY_COVERAGE,
+            coverage=float((covered > 0).mean()),
+        ),
+    )
+
+
+def _joined(found: list[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
+    """Each of the arrays that the blocks of a side gave, whole."""
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def _within_and_across(block: tuple[_Side, int], generated: Array, real: Array) -> tuple[NDArray[Any], ...]:
+    """In a task: the kernel's sums over a block's own set and over the other; squared distances to its neighbours."""
+    torch.set_num_threads(1)
+    side, first = block
+    own, other = (generated, real) if side == "generated" else (real, generated)
+    rows = _rows(own, first)
+    return (
+        kernel_row_sums(rows, _blocks(own), first_row=first),
+        kernel_row_sums(rows, _blocks(other)),
+        nearest_squared(rows, _blocks(own), _K, first_row=first).numpy(),
+    )
+
+
+def _balls(
+    block: tuple[_Side, int],
+    generated: Array,
+    real: Array,
+    of_generated: NDArray[np.float64],
+    of_real: NDArray[np.float64],
+) -> tuple[NDArray[Any], ...]:
+    """In a task: how many balls of the other set each of a block's images lies in; for real ones, how many it holds."""
+    torch.set_num_threads(1)
+    side, first = block
+    tight, wide = (torch.from_numpy(of_real[:, k - 1].copy()) for k in (K_PRECISION_RECALL, K_DENSITY_COVERAGE))
+    if side == "generated":
+        rows = _rows(generated, first)
+        return tuple(balls_around(rows, _blocks(real), radii).numpy() for radii in (tight, wide))
+    rows, reached = _rows(real, first), torch.from_numpy(of_generated[:, K_PRECISION_RECALL - 1].copy())
+    return (
+        balls_around(rows, _blocks(generated), reached).numpy(),
+        held_by_balls(rows, wide[first : first + _BLOCK], _blocks(generated)).numpy(),
+    )
+
+
+def _blocks(features: Array) -> Iterator[Tensor]:
+    return (_rows(features, first) for first in range(0, len(features), _BLOCK))
+
+
+def _rows(features: Array, first: int) -> Tensor:
+    return torch.from_numpy(features[first : first + _BLOCK].copy())  # Ray's memory is read-only, torch would warn

@@ -1,0 +1,85 @@
+"""What only the evaluation would find after hours of training is refused before it, in one line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_core import storage
+from ddpm_core.errors import InputError
+from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, sampling_cost
+from pipelines.recipes.config import Recipe
+from pipelines.recipes.recipes import make
+
+
+def digits(store: Path, **changes: dict[str, object]) -> Recipe:
+    """The recipe, with other fields in its parts."""
+    recipe = make("digits")
+    parts = {part: replace(getattr(recipe, part), **fields) for part, fields in changes.items()}
+    return replace(recipe, store=str(store), **parts)  # type: ignore[arg-type]
+
+
+def begin(recipe: Recipe) -> None:
+    check_training(recipe)
+    check_evaluation(recipe)
+
+
+def refused(recipe: Recipe, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        begin(recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_the_recipe_itself_may_begin(tmp_path: Path) -> None:
+    begin(digits(tmp_path))
+
+
+def test_more_measured_than_sampled(tmp_path: Path) -> None:
+    recipe = digits(tmp_path, sample={"num_images": 511})
+    refused(recipe, r"evaluate\.num-images is 512, sample\.num-images 511; expected no more than are sampled")
+
+
+def test_labels_that_the_network_will_not_know(tmp_path: Path) -> None:
+    refused(digits(tmp_path, sample={"labels": (3,)}), "labels is .3. and the model was trained without classes")
+    refused(digits(tmp_path, sample={"labels": (10,)}, unet={"num_classes": 10}), "label")
+
+
+def test_bits_per_dim_of_no_images(tmp_path: Path) -> None:
+    recipe = digits(tmp_path, data={"test_fraction": 0.0, "validation_fraction": 0.0})
+    refused(recipe, r"evaluate\.bits-per-dim-images is 160 and the dataset holds no image out of training")
+    check_evaluation(digits(tmp_path, data={"test_fraction": 0.0}))
+
+
+def test_weights_and_references(tmp_path: Path) -> None:
+    weights = {"features": "inception", "weights": str(tmp_path / "none.pth")}
+    refused(digits(tmp_path, evaluate=weights), "none.pth")
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    reference = {"reference": str(tmp_path / "stats.npz"), "reference_protocol": "anything"}
+    refused(digits(tmp_path, evaluate=reference), "has 3 dimensions; the features random_conv have 256")
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """395,641 weights of 4 bytes, four copies in each of 3 + 1 checkpoints; 512 images of 64 bytes."""
+    needed = 395_641 * 4 * 4 * 4 + 512 * 64
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: needed)
+    check_training(digits(tmp_path))
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: needed - 1)
+    refused(digits(tmp_path), r"has 25 MB left; expected 25 MB for 3 checkpoints, one more under way, and 512 images")
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: None)
+    check_training(digits(tmp_path))
+
+
+def test_what_is_left_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert storage.free_bytes("s3://bucket/store") is None
+    free = storage.free_bytes(str(tmp_path / "not/yet"))
+    assert free is not None
+    assert free > 0
+
+
+def test_costs_are_passes_of_the_network() -> None:
+    papers = make("cifar10")
+    assert sampling_cost(papers.sample, 1000) == "50,000 images, 50,000,000 network passes"
+    assert evaluation_cost(papers.evaluate, 1000).endswith("bits/dim of 10,000 images, 10,000,000 network passes")
+    guided = replace(make("digits").sample, labels=(1,), guidance=1.5)
+    assert sampling_cost(guided, 1000) == "512 images, 51,200 network passes"

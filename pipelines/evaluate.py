@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.figures import number
@@ -49,6 +50,10 @@ class EvaluateArgs:
     images: str | None = None
     """Judge these images in place of a model's: a folder, tar, zip, .npz, parquet or idx file of the dataset's size and
     colour. Wants --dataset."""
+    steps: tuple[int, ...] = ()
+    """Draw the distance over these numbers of steps of each of the samplers, too; as many images are made for each."""
+    samplers: tuple[SamplerName, ...] = ("ddim", "dpm_solver", "heun")
+    """Those of --steps."""
     compare: tuple[str, ...] = ()
     """Judge these models (as --model names them) and set them side by side: which differences exceed their noise."""
     dataset: str | None = None
@@ -86,6 +91,7 @@ def plan(args: EvaluateArgs) -> list[str]:
     whose = args.model or f"models:/ddpm-{args.recipe}@champion"
     return [
         f"sample: {args.sample.num_images:,} images of {whose}, unless they are there",
+        *(f"sample: as many by {name} in {steps} steps" for name in args.samplers for steps in args.steps),
         f"evaluate: the first {count} of them against the model's dataset, into {args.store}",
     ]
 
@@ -97,7 +103,17 @@ def _judged(pipeline: "Pipeline", args: EvaluateArgs) -> tuple[Subject, DatasetI
         return of_others(foreign_images(args.images, index)), index
     weights = pipeline.find_weights(args.model)
     index = find_dataset(args.dataset, args.store) if args.dataset else dataset_of(weights, args.store)
-    return of_model(weights, pipeline.sample(weights).samples), index
+    samples = pipeline.sample(weights).samples
+    requests = [
+        replace(args.sample, sampler=SamplerConfig(name=name, num_steps=steps))
+        for name in args.samplers
+        for steps in args.steps
+    ]
+    others = pipeline.sample_each(weights, requests)
+    by_steps = tuple(
+        (each.sampler.name, each.sampler.num_steps or 0, made) for each, made in zip(requests, others, strict=True)
+    )
+    return of_model(weights, samples, by_steps), index
 
 
 def _compared(pipeline: "Pipeline", args: EvaluateArgs) -> Outcome:

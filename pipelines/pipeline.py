@@ -12,6 +12,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import hold
+from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
@@ -19,9 +20,9 @@ from pipelines.cluster.session import session
 from pipelines.feature_weights import find_features
 from pipelines.naming import code_version, digest, run_folder, sweep_folder
 from pipelines.progress import Progress, say
-from pipelines.recipes.config import Recipe, SweepStage
+from pipelines.recipes.config import Recipe, SampleStage, SweepStage
 from pipelines.stages.evaluate import Evaluated, run_evaluate
-from pipelines.stages.sample import Sampled, run_sample
+from pipelines.stages.sample import Sampled, describe_samples, run_sample
 from pipelines.stages.shard import run_shard
 from pipelines.stages.train import Trained, run_name, run_train
 from pipelines.subject import Subject
@@ -109,6 +110,12 @@ class Pipeline:
             if sampled.num_new:
                 run.log_metrics([{"step": weights.step, "images_per_s": sampled.images_per_s}])
         return sampled
+
+    def sample_each(self, weights: Weights, requests: Sequence[SampleStage]) -> list[SampleSet]:
+        """The images of several requests; all of them are checked before the first is done."""
+        for request in requests:
+            describe_samples(weights, request, self.recipe.store)
+        return [replace(self, recipe=replace(self.recipe, sample=each)).sample(weights).samples for each in requests]
 
     def evaluate(self, subject: Subject, index: DatasetIndex) -> Evaluated:
         """The report on images, against a dataset."""

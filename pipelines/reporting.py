@@ -1,12 +1,15 @@
 """From an evaluation to its report: pictures gathered by Ray tasks, the page rendered, the artifact written."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
 from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
 from ddpm_core.artifacts.manifest import DatasetIndex
@@ -19,7 +22,7 @@ from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
-from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve
+from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
 from ddpm_core.evaluation.report_page import DatasetFacts, ImageFacts, ModelFacts, ReportContent, Strip, render_report
 from ddpm_core.serialization import from_json, to_json
 from ddpm_core.types import Tensor
@@ -43,6 +46,9 @@ class Found:
 
     figures: tuple[Figure, ...]
     curve: Extrapolation | None = None
+    precision_recall: NDArray[np.float64] | None = None
+    by_steps: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """By sampler, its steps and the distance that they reach."""
     bound: BoundStats | None = None
     copies: Copies | None = None
     without_copies: str = ""
@@ -86,6 +92,10 @@ def write(
         pngs["loss.png"] = loss_curve(content.history)
     if found.curve is not None:
         pngs["distance.png"] = distance_curve(found.curve)
+    if found.precision_recall is not None:
+        pngs["precision_recall.png"] = precision_recall_curve(found.precision_recall)
+    if found.by_steps:
+        pngs["steps.png"] = steps_curve(found.by_steps)
     if found.bound is not None:
         pngs["bound.png"] = bound_curves(found.bound)
     if found.copies is not None:
@@ -128,6 +138,8 @@ def _content(
         model=_model_facts(*subject.model) if subject.model else None,
         figures=found.figures,
         curve=found.curve,
+        precision_recall=found.precision_recall,
+        by_steps=found.by_steps,
         bound=found.bound,
         copies=found.copies.report if found.copies else None,
         copy_pairs=found.copies.pairs if found.copies else None,

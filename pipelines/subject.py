@@ -21,6 +21,8 @@ class Subject:
     """The number of the first image: its seed, or its place."""
     model: tuple[Weights, SampleSet] | None = None
     """What made them, if that is known."""
+    by_steps: tuple[tuple[str, int, SampleSet], ...] = ()
+    """Other images of the model, by sampler and steps: their distances are drawn, too."""
 
     @property
     def weights_sha256(self) -> str:
@@ -33,14 +35,16 @@ class Subject:
         return self.model[0].step if self.model else 0
 
 
-def of_model(weights: Weights, samples: SampleSet) -> Subject:
+def of_model(weights: Weights, samples: SampleSet, by_steps: tuple[tuple[str, int, SampleSet], ...] = ()) -> Subject:
     """A model's samples."""
+    others = [[name, steps, other.identity] for name, steps, other in by_steps]
     return Subject(
         images=SampledImages(samples),
-        identity=[samples.identity, samples.first_seed, samples.block_size],
+        identity=[samples.identity, samples.first_seed, samples.block_size, *others],
         where=samples.set_uri,
         first=samples.first_seed,
         model=(weights, samples),
+        by_steps=by_steps,
     )
 
 

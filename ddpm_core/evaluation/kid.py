@@ -13,6 +13,8 @@ from ddpm_core.random import Purpose, random_bits
 from ddpm_core.types import Float, Int, Tensor
 
 _BLOCK = 2048
+NUM_SUBSETS, SUBSET_SIZE = 100, 1000
+"""The customary ones."""
 _Sums = NDArray[np.float64] | float
 _Counts = NDArray[np.int64] | int
 
@@ -122,7 +124,12 @@ def kid_without_groups(sums: KernelSums, in_groups: NDArray[np.float64], groups:
 
 
 def kid_subsets(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, subsets: int = 100, size: int = 1000, seed: int = 0
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "m d"],
+    *,
+    subsets: int = NUM_SUBSETS,
+    size: int = SUBSET_SIZE,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The customary figure: mean and standard deviation of KID over random subsets of both sets.
 

@@ -73,19 +73,20 @@ def nearest_squared(
 
 def balls_around(
     rows: Float[Tensor, "b d"],
-    columns: Iterable[Float[Tensor, "_ e"]],
-    squared_radii: Float[Tensor, " n"],
-) -> Int[Tensor, " b"]:
-    """For each row, how many of the balls around the n columns it lies in: precision, density, and recall.
+    columns: Iterable[Float[Tensor, "_ d"]],
+    squared_radii: Float[Tensor, "n k"],
+) -> Int[Tensor, "b k"]:
+    """For each row and each of k radii, how many of the balls around the n columns it lies in: precision, density, recall.
 
     Raises:
         InputError: if the dimensions differ.
     """
     radii = squared_radii.to(rows.device)
-    found = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    found = torch.zeros((len(rows), radii.shape[1]), dtype=torch.int64, device=rows.device)
     for first, block in facing(rows, columns):
-        inside = _inside(_squared_distances(rows.double(), block), radii[None, first : first + len(block)])
-        found += inside.sum(dim=1)
+        squared = _squared_distances(rows.double(), block)
+        for k, each in enumerate(radii[first : first + len(block)].T):
+            found[:, k] += _inside(squared, each[None]).sum(dim=1)
     return found.cpu()
 
 
@@ -120,13 +121,15 @@ def manifold(
     k = max(k_precision_recall, k_density_coverage)
     of_real, of_generated = (_radii(each, k, block) for each in (real, generated))
     r, g = ([part for _, part in row_blocks(each, block)] for each in (real, generated))
-    tight, wide = of_real[:, k_precision_recall - 1], of_real[:, k_density_coverage - 1]
-    reached = of_generated[:, k_precision_recall - 1]
+    tight, wide = of_real[:, [k_precision_recall - 1]], of_real[:, [k_density_coverage - 1]]
+    reached = of_generated[:, [k_precision_recall - 1]]
     return Manifold(
         precision=_share(balls_around(part, r, tight) for part in g),
         recall=_share(balls_around(part, g, reached) for part in r),
         density=float(_joined(balls_around(part, r, wide) for part in g).mean()) / k_density_coverage,
-        coverage=_share(held_by_balls(part, wide[first : first + block], g) for first, part in row_blocks(real, block)),
+        coverage=_share(
+            held_by_balls(part, wide[first : first + block, 0], g) for first, part in row_blocks(real, block)
+        ),
     )
 
 

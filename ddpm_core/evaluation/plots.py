@@ -66,6 +66,39 @@ def distance_curve(curve: Extrapolation, *, dark: bool = False) -> bytes:
     return _png(figure)
 
 
+def precision_recall_curve(points: NDArray[np.float64], *, dark: bool = False) -> bytes:
+    """Precision over recall, [k, 2], by balls that reach to the 1st to k-th neighbour."""
+    ink, accent = _DARK if dark else _LIGHT
+    figure = _figure(4.2, 3.6)
+    axes = figure.subplots()
+    axes.plot(points[:, 1], points[:, 0], color=accent, linewidth=1.4, marker="o")
+    for k, (precision, recall) in enumerate(points.tolist(), 1):
+        axes.annotate(f"k = {k}", (recall, precision), (6, -10), textcoords="offset points", color=ink, fontsize=8)
+    _dress(axes, ink, "recall", "precision")
+    axes.set_xlim(0, 1.05)
+    axes.set_ylim(0, 1.05)
+    return _png(figure)
+
+
+def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool = False) -> bytes:
+    """The distance over the steps of each sampler.
+
+    Args:
+        points: by sampler, (steps, distance).
+    """
+    ink, _ = _DARK if dark else _LIGHT
+    figure = _figure(8.4, 3.2)
+    axes = figure.subplots()
+    for name, each in points.items():
+        steps, distances = zip(*sorted(each), strict=True)
+        axes.plot(steps, distances, linewidth=1.4, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _dress(axes, ink, "steps", "Fréchet distance")
+    axes.legend(frameon=False, labelcolor=ink)
+    return _png(figure)
+
+
 def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> Figure:
     """beta, alpha_bar and log SNR of some schedules over t, on white."""
     ink, _ = _LIGHT

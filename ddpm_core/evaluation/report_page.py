@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm_core.data.images import encode_png
@@ -18,7 +19,7 @@ from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours
 from ddpm_core.evaluation.pages import render
-from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve
+from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
 from ddpm_core.types import Tensor, UInt8
 
 _WIDTH, _GAP = 1104, 3
@@ -117,6 +118,10 @@ class ReportContent:
     """Rows of a checkpoint's history; none, no curve."""
     curve: Extrapolation | None = field(default=None, repr=False)
     """The distance against the number of images, where there are enough."""
+    precision_recall: NDArray[np.float64] | None = field(default=None, repr=False)
+    """[k, 2]: both by balls that reach to the 1st to k-th neighbour."""
+    by_steps: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict, repr=False)
+    """By sampler, its steps and the distance that they reach."""
     bound: BoundStats | None = field(default=None, repr=False)
     """The variational bound of images that were not trained on, where it was measured."""
     copies: CopyReport | None = None
@@ -143,6 +148,10 @@ def render_report(content: ReportContent) -> str:
         neighbours=_neighbour_rows(content),
         curves=_themed(partial(loss_curve, content.history)) if content.history else {},
         distance=_themed(partial(distance_curve, content.curve)) if content.curve else {},
+        precision_recall=_themed(partial(precision_recall_curve, content.precision_recall))
+        if content.precision_recall is not None
+        else {},
+        steps=_themed(partial(steps_curve, content.by_steps)) if content.by_steps else {},
         bound=_themed(partial(bound_curves, content.bound)) if content.bound else {},
         progress=progress_table(content.bound) if content.bound else [],
     )

@@ -1,5 +1,6 @@
 """The figures of an evaluation, each with what it was measured on and how sure it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,23 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.evaluation.blocks import group_bounds
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features.networks import Features
-from ddpm_core.evaluation.figures import Figure, jackknifed
+from ddpm_core.evaluation.figures import Figure, jackknifed, number
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 from ddpm_core.evaluation.frechet_infinity import Extrapolation, frechet_infinity
 from ddpm_core.evaluation.intervals import GROUPS, Interval, interval, leave_one_out, of_mean
-from ddpm_core.evaluation.kid import KernelSums, kid, kid_without_groups, sums_in_groups
+from ddpm_core.evaluation.kid import (
+    NUM_SUBSETS,
+    SUBSET_SIZE,
+    KernelSums,
+    kid,
+    kid_subsets,
+    kid_without_groups,
+    sums_in_groups,
+)
 from ddpm_core.evaluation.manifold import K_DENSITY_COVERAGE, K_PRECISION_RECALL
 from pipelines.measuring.features import Sums, Wanted, imported_reference, measure_features, real_features
 from pipelines.measuring.image_sets import ImageSet
-from pipelines.measuring.pairs import SMALLEST, measure_pairs
+from pipelines.measuring.pairs import SMALLEST, Pairs, measure_pairs
 from pipelines.measuring.wording import chosen_by, said
 from pipelines.recipes.config import SampleStage
 
@@ -34,6 +43,8 @@ class FeatureFigures:
     """The distance by which models are ranked comes first."""
     curve: Extrapolation | None
     """The distance against the number of images, if there are enough for one."""
+    precision_recall: NDArray[np.float64] | None
+    """[k, 2]: both by balls that reach to the 1st to k-th neighbour, if they were measured."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,9 +107,29 @@ def feature_figures(
         figures += _floor(found, unseen, same_n)
     curve = _curve(found)
     figures += _extrapolated(found, curve) + _inception_score(found)
-    if num_pairs:
-        figures += _pair_figures(found, measured.features, real)
-    return FeatureFigures(figures=tuple(figures), curve=curve)
+    pairs = measure_pairs(measured.features, real) if num_pairs else None
+    if pairs is not None:
+        figures += _pair_figures(found, pairs, measured.features, real)
+    return FeatureFigures(figures=tuple(figures), curve=curve, precision_recall=pairs.curve if pairs else None)
+
+
+def distances_by_steps(
+    sets: Sequence[tuple[str, int, ImageSet]],
+    index: DatasetIndex,
+    config: EvaluateConfig,
+    store: str,
+    features: Features,
+    where: SampleStage,
+) -> dict[str, list[tuple[int, float]]]:
+    """By sampler, its steps and the distance that they reach; of as many images as the figures."""
+    num_train = index.num_samples("train")
+    train, _ = real_features(index, "train", num_train, 0, config, store, features, where)
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, steps, images in sets:
+        what, wanted = f"measure {name} {steps}", Wanted(count=config.num_images)
+        measured = measure_features(what, images, wanted, features, config.batch_size, where)
+        found.setdefault(name, []).append((steps, frechet_distance(measured.total.stats, train)))
+    return found
 
 
 def _distance(found: _Found) -> Figure:
@@ -159,23 +190,28 @@ def _inception_score(found: _Found) -> list[Figure]:
     scores = found.generated.scores
     if scores is None:
         return []
-    left_out = (
-        [rest.scores.score for rest in leave_one_out(found.groups, Sums.merge) if rest.scores] if found.groups else []
-    )
+    without = leave_one_out(found.groups, Sums.merge) if found.groups else ()
+    left_out = [rest.scores.score for rest in without if rest.scores]
     name, of = found.features.named("inception_score"), f"{scores.count:,} generated images"
     note = "higher is better; few images lower it"
-    return [jackknifed(name, scores.score, np.array(left_out), of, note=note)]
+    whole = jackknifed(name, scores.score, np.array(left_out), of, note=note)
+    pairs = zip(found.groups[::2], found.groups[1::2], strict=True)
+    splits = [both.scores.score for both in (one.merge(other) for one, other in pairs) if both.scores]
+    if not splits:
+        return [whole]
+    note = f"the customary mean over {len(splits)} splits; their standard deviation is {number(float(np.std(splits)))}"
+    return [whole, Figure(name=f"{name}_splits", value=float(np.mean(splits)), of=of, note=note)]
 
 
-def _pair_figures(found: _Found, generated: Array, real: Array) -> list[Figure]:
-    pairs = measure_pairs(generated, real)
+def _pair_figures(found: _Found, pairs: Pairs, generated: Array, real: Array) -> list[Figure]:
     n, m = len(generated), len(real)
     of, named = f"{n:,} generated and {m:,} training images", found.features.named
     balls = f"is the k-th real one, k = {K_DENSITY_COVERAGE}"
-    precise = of_mean((pairs.balls[:, 0] > 0).astype(np.float64))
-    dense = of_mean(pairs.balls[:, 1] / K_DENSITY_COVERAGE)
+    precise = of_mean((pairs.balls[:, K_PRECISION_RECALL - 1] > 0).astype(np.float64))
+    dense = of_mean(pairs.balls[:, K_DENSITY_COVERAGE - 1] / K_DENSITY_COVERAGE)
     return [
         _kid(pairs.kernel, generated, named("kid"), of),
+        *_customary_kid(named("kid_subsets"), generated, real),
         _sure(
             precise,
             name=named("precision"),
@@ -211,6 +247,15 @@ def _kid(kernel: KernelSums, generated: Array, name: str, of: str) -> Figure:
         left_out = tuple(kid_without_groups(kernel, within, GROUPS).tolist())
     sure = interval(estimate.value, float(np.sqrt(estimate.variance_generated)), n - 1)
     return _sure(sure, name=name, of=of, left_out=left_out, note="unbiased, lower is closer; below 0 by chance")
+
+
+def _customary_kid(name: str, generated: Array, real: Array) -> list[Figure]:
+    """As other code prints it; none where there are fewer images than a subset has."""
+    if min(len(generated), len(real)) < SUBSET_SIZE:
+        return []
+    mean, deviation = kid_subsets(torch.from_numpy(generated), torch.from_numpy(real))
+    note = f"the customary mean over subsets; their standard deviation is {number(deviation)}"
+    return [Figure(name=name, value=mean, of=f"{NUM_SUBSETS} subsets of {SUBSET_SIZE:,} images", note=note)]
 
 
 def _sure(found: Interval, **rest: Any) -> Figure:

@@ -38,7 +38,9 @@ class Pairs:
     kernel: KernelSums
     manifold: Manifold
     balls: NDArray[np.int64]
-    """[n, 2]: of how many real images' balls each generated one is in, of those of precision and of those of density."""
+    """[n, k]: in how many real images' balls each generated one lies, of radius 1 to k."""
+    curve: NDArray[np.float64]
+    """[k, 2]: precision and recall by balls of radius 1 to k."""
 
 
 def measure_pairs(generated: Array, real: Array) -> Pairs:
@@ -53,16 +55,19 @@ def measure_pairs(generated: Array, real: Array) -> Pairs:
         found = gather(
             _balls, blocks, for_a_cpu("evaluate"), *sets, of_x, of_y, on_done=lambda n: shown.set(len(blocks) + n)
         )
-    (precise, dense), (recalled, covered) = _joined(found[:end]), _joined(found[end:])
+    (balls,), (reached, covered) = _joined(found[:end]), _joined(found[end:])
+    curve = np.stack([(balls > 0).mean(axis=0), (reached > 0).mean(axis=0)], axis=1)
+    precision, recall = curve[K_PRECISION_RECALL - 1].tolist()
     return Pairs(
-        balls=np.stack([precise, dense], axis=1),
         kernel=KernelSums(x_x=x_x, x_y=x_y, y_y=y_y, y_x=y_x),
         manifold=Manifold(
-            precision=float((precise > 0).mean()),
-            recall=float((recalled > 0).mean()),
-            density=float(dense.mean()) / K_DENSITY_COVERAGE,
+            precision=precision,
+            recall=recall,
+            density=float(balls[:, K_DENSITY_COVERAGE - 1].mean()) / K_DENSITY_COVERAGE,
             coverage=float((covered > 0).mean()),
         ),
+        balls=balls,
+        curve=curve,
     )
 
 
@@ -94,14 +99,13 @@ def _balls(
     """In a task: how many balls of the other set each of a block's images lies in; for real ones, how many it holds."""
     torch.set_num_threads(1)
     side, first = block
-    tight, wide = (torch.from_numpy(of_real[:, k - 1].copy()) for k in (K_PRECISION_RECALL, K_DENSITY_COVERAGE))
+    radii = {"generated": torch.from_numpy(of_real.copy()), "real": torch.from_numpy(of_generated.copy())}[side]
     if side == "generated":
-        rows = _rows(generated, first)
-        return tuple(balls_around(rows, _blocks(real), radii).numpy() for radii in (tight, wide))
-    rows, reached = _rows(real, first), torch.from_numpy(of_generated[:, K_PRECISION_RECALL - 1].copy())
+        return (balls_around(_rows(generated, first), _blocks(real), radii).numpy(),)
+    rows, own = _rows(real, first), torch.from_numpy(of_real[first : first + _BLOCK, K_DENSITY_COVERAGE - 1].copy())
     return (
-        balls_around(rows, _blocks(generated), reached).numpy(),
-        held_by_balls(rows, wide[first : first + _BLOCK], _blocks(generated)).numpy(),
+        balls_around(rows, _blocks(generated), radii).numpy(),
+        held_by_balls(rows, own, _blocks(generated)).numpy(),
     )
 
 

@@ -13,7 +13,8 @@ from ddpm_core.evaluation.figures import Figure, number
 from ddpm_core.serialization import from_json, to_json
 from pipelines import reporting
 from pipelines.measuring.copies import Copies, copy_figures, find_copies
-from pipelines.measuring.figures import feature_figures
+from pipelines.measuring.figures import distances_by_steps, feature_figures
+from pipelines.measuring.image_sets import SampledImages
 from pipelines.measuring.likelihood import bound_figures, split_bound
 from pipelines.naming import digest
 from pipelines.recipes.config import Recipe
@@ -124,10 +125,13 @@ def _measure(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Fe
         bound = split_bound(subject.model[0], index, index.final_split, config, recipe.store, where)
     copies, without = _copies(subject, index, config)
     figures = found.figures + bound_figures(bound, index) + copy_figures(copies, index)
+    others = [(name, steps, SampledImages(samples)) for name, steps, samples in subject.by_steps]
     papers = printed(recipe.recipe, subject.model[0].config, subject.step) if subject.model else None
     return reporting.Found(
         figures=tuple(_beside(figure, papers) for figure in figures),
         curve=found.curve,
+        precision_recall=found.precision_recall,
+        by_steps=distances_by_steps(others, index, config, recipe.store, features, where),
         bound=bound,
         copies=copies,
         without_copies=without,

@@ -152,9 +152,9 @@ def manifold_experiment(n: int, d: int, scale: float, shift: float) -> Experimen
     def per_image(x: Tensor) -> dict[str, Tensor]:
         reach = nearest_squared(x, [x], 3, first_row=0)[:, 2]
         return {
-            "precision": (balls_around(x, [real], radii[:, 2]) > 0).double(),
-            "recall": (balls_around(real, [x], reach) > 0).double(),
-            "density": balls_around(x, [real], radii[:, 4]).double() / 5,
+            "precision": (balls_around(x, [real], radii[:, [2]])[:, 0] > 0).double(),
+            "recall": (balls_around(real, [x], reach[:, None])[:, 0] > 0).double(),
+            "density": balls_around(x, [real], radii[:, [4]])[:, 0].double() / 5,
             "coverage": (held_by_balls(real, radii[:, 4], [x]) > 0).double(),
         }
 

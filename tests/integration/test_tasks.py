@@ -17,12 +17,13 @@ import torch
 from ray import cloudpickle
 
 from ddpm_core import storage
+from ddpm_core.evaluation.frechet import FeatureStats
 from ddpm_core.evaluation.kid import kernel_sums
 from ddpm_core.evaluation.manifold import manifold
 from pipelines.cluster import tasks
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.placement import SHARE, Ask
-from pipelines.cluster.tasks import gather, share
+from pipelines.cluster.tasks import MergeTree, gather, merged, share
 from pipelines.measuring.pairs import measure_pairs
 from pipelines.recipes.config import TrainStage
 
@@ -143,6 +144,28 @@ def short_turns(work: Callable[..., int], items: list[int], *args: object) -> It
 def test_no_more_at_once_than_asked_for() -> None:
     ends = sorted(end for _, end in share(sleeps, range(3), ASK, 0.5, at_once=1))
     assert all(later - earlier >= 0.5 for earlier, later in itertools.pairwise(ends))
+
+
+def moments(part: int, folder: Path, mark: str) -> FeatureStats:
+    """Of noise; the process of one part is killed, once."""
+    if part == 5 and not (folder / mark).exists():
+        (folder / mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    generator = torch.Generator().manual_seed(part)
+    return FeatureStats.from_features(torch.randn(40 + part, 16, generator=generator))
+
+
+def test_sums_have_the_same_bits_after_a_killed_worker(tmp_path: Path) -> None:
+    (tmp_path / "unharmed").touch()
+    sums = [
+        merged(moments, range(11), ASK, FeatureStats.merge, tmp_path, mark) for mark in ("unharmed", "killed", "killed")
+    ]
+    assert (tmp_path / "killed").exists()
+    assert {stats.m2.tobytes() for stats in sums} == {sums[0].m2.tobytes()}
+    tree = MergeTree(11, FeatureStats.merge)
+    for part in reversed(range(11)):  # one worker
+        tree.add(part, moments(part, tmp_path, "killed"))
+    assert tree.total().m2.tobytes() == sums[0].m2.tobytes()
 
 
 def test_pairs_are_those_of_one_process() -> None:

@@ -89,7 +89,8 @@ def test_counts_of_each_row() -> None:
     rows, columns = features(5, 1), features(12, 2)
     squared = ((rows[:, None].double() - columns[None].double()) ** 2).sum(-1)
     around, own = squared.median(dim=0).values * 1.01, squared.median(dim=1).values * 1.01
-    assert torch.equal(balls_around(rows, columns.split(5), around), (squared < around[None]).sum(1))
+    radii = torch.stack([around, around * 0.6, around * 1.7], dim=1)
+    assert torch.equal(balls_around(rows, columns.split(5), radii), (squared[:, :, None] < radii[None]).sum(1))
     assert torch.equal(held_by_balls(rows, own, columns.split(5)), (squared < own[:, None]).sum(1))
 
 
@@ -97,7 +98,7 @@ def test_counts_of_each_row() -> None:
 def test_rounding_moves_nothing_across_a_surface(longer: float, inside: int) -> None:
     row, column = features(1, 1, 40), features(1, 2, 40)
     radius = nearest_squared(row, [column], 1)[:, 0] * (1 + longer)
-    assert balls_around(row, [column], radius).item() == inside
+    assert balls_around(row, [column], radius[:, None]).item() == inside
     assert held_by_balls(row, radius, [column]).item() == inside
 
 
@@ -117,5 +118,5 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="k is 0 among 4 images"):
         nearest_squared(x, [x], 0)
     with pytest.raises(ValueError, match="of 3 and of 2 dimensions"):
-        balls_around(x, [x[:, :2]], torch.ones(4))
+        balls_around(x, iter([x[:, :2]]), torch.ones(4, 1))
     np.testing.assert_array_equal(nearest_squared(x, [x], 4)[:, 0], np.zeros(4))

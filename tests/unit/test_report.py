@@ -20,6 +20,7 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.copies import judge_copies, search_copies
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.figures import Figure
+from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.evaluation.pictures import denoising_strip, image_grid, neighbours_grid
 from ddpm_core.evaluation.plots import _running_mean, loss_curve
@@ -253,6 +254,24 @@ def test_page_shows_what_was_found_of_copies() -> None:
     accused = judge_copies(copied, search_copies(random_images(90, seed=8), training))
     page = Page(render_report(replace(shown, copies=accused, copy_pairs=pairs)))
     assert "the model repeats what it was trained on" in page.text
+
+
+def test_page_draws_the_curves_that_were_measured() -> None:
+    """Precision over recall, the distance over the steps of samplers and over 1/N; each for light and dark."""
+    curve = Extrapolation(value=1.0, slope=2.0, counts=np.array([10, 20]), distances=np.array([1.2, 1.1]))
+    points = np.array([[0.1, 0.2], [0.4, 0.5]])
+    steps = {"ddim": [(10, 4.0), (5, 9.0)], "heun": [(5, 3.0)]}
+    bare = Page(render_report(content()))
+    full = Page(render_report(replace(content(), curve=curve, precision_recall=points, by_steps=steps)))
+    assert full.open == []
+    assert len(full.sources) == len(bare.sources) + 6
+    said = " ".join(full.text.split())
+    for words in (
+        "where endless images would be",
+        "Precision over recall",
+        "ddim: 4 in 10 steps, 9 in 5 steps; heun: 3 in 5 steps",
+    ):
+        assert words in said, words
 
 
 def test_page_of_images_without_a_model() -> None:

@@ -7,8 +7,9 @@ from ddpm_core.errors import InputError
 
 
 class _Late:
-    def __init__(self, module: str, package: str, purpose: str) -> None:
+    def __init__(self, module: str, package: str, purpose: str, extra: str) -> None:
         self._module, self._package, self._purpose = module, package, purpose
+        self._install = f"-e '.[{extra}]'" if extra else package
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -17,16 +18,17 @@ class _Late:
             if error.name and error.name.startswith(__package__):
                 raise
             raise InputError(
-                f"{self._purpose} needs {self._package}; expected it installed: pip install {self._package}"
+                f"{self._purpose} needs {self._package}; expected it installed: pip install {self._install}"
             ) from None
         return getattr(module, name)
 
 
-def late(module: str, package: str, purpose: str) -> Any:
+def late(module: str, package: str, purpose: str, *, extra: str = "") -> Any:
     """A module that is imported when something of it is first asked for.
 
     Args:
         package: what to install for it.
         purpose: what needs it, for the message.
+        extra: of this project, if one names the package: then that is what to install.
     """
-    return _Late(module, package, purpose)
+    return _Late(module, package, purpose, extra)

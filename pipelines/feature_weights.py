@@ -10,12 +10,18 @@ from urllib.parse import urlsplit, urlunsplit
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.features.networks import Features, read_inception
+from ddpm_core.evaluation.features.networks import FEATURES, FeatureName, Features, read_network
 from pipelines.progress import say
 
 PUBLISHED_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth"
+_HUGGING_FACE: dict[FeatureName, str] = {
+    "dinov2_vits14": "facebook/dinov2-small",
+    "dinov2_vitb14": "facebook/dinov2-base",
+    "dinov2_vitl14": "facebook/dinov2-large",
+}
 _DIGITS = re.compile(r"-([0-9a-f]{8,64})$")
 _TIMEOUT_S = 30.0
 
@@ -26,16 +32,28 @@ def find_features(config: EvaluateConfig, store: str) -> Features:
     Raises:
         InputError: in one line, if the weights cannot be had, or are not those of the network.
     """
-    if config.features != "inception":
+    weights = FEATURES[config.features].weights
+    if weights is None:
         if config.weights is not None:
             raise InputError(
                 f"evaluate.weights is {config.weights}, and {config.features} has no weights; "
                 "leave it out, or say --evaluate.features inception"
             )
         return Features(network=config.features)
-    uri, sha256 = _kept(config.weights or PUBLISHED_URL, storage.join(store, "feature_weights"))
-    read_inception(uri, sha256, "cpu")
-    return Features(network="inception", resize=config.resize, weights=uri, sha256=sha256)
+    weights.check()
+    uri, sha256 = _kept(config.weights or _published(config.features), storage.join(store, "feature_weights"))
+    read_network(config.features, uri, sha256, "cpu")
+    return Features(network=config.features, resize=config.resize, weights=uri, sha256=sha256)
+
+
+def _published(network: FeatureName) -> str:
+    """The URL to fetch from where none is given: of a file whose name says its sum."""
+    if network == "inception":
+        return PUBLISHED_URL
+    raise InputError(
+        f"evaluate.features is {network}, whose weights are not fetched by themselves; expected --evaluate.weights with a "
+        f"path or URL of {DINOV2_URL.format(network)}, or of Hugging Face's model.safetensors of {_HUGGING_FACE[network]}"
+    )
 
 
 def _kept(source: str, folder: str) -> tuple[str, str]:

@@ -170,9 +170,11 @@ def _command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Fe
 
 def _flags(features: Features) -> str:
     """Those that ask for the same features."""
-    if features.network != "inception":
-        return "" if features.network == "random_conv" else f" --evaluate.features {features.network}"
-    return f" --evaluate.features inception --evaluate.resize {features.resize} --evaluate.weights {features.weights}"
+    if features.network == "random_conv":
+        return ""
+    resize = f" --evaluate.resize {features.resize}" if features.network == "inception" else ""
+    weights = f" --evaluate.weights {features.weights}" if features.weights else ""
+    return f" --evaluate.features {features.network}{resize}{weights}"
 
 
 def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:

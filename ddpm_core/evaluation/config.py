@@ -19,12 +19,14 @@ class EvaluateConfig:
     num_images: int = 1_000
     """Generated images that are measured. Figures compare only at the same number."""
     features: FeatureName = "random_conv"
-    """What images are compared by: random_conv (nothing to fetch, no FID), pixels, or inception (FID).
+    """What images are compared by: random_conv (nothing to fetch, no FID), pixels, inception (FID), or one of
+    the three sizes of DINOv2, of which dinov2_vitl14 gives FD-DINOv2 (the extra dinov2 installs what they need).
     Validation while training and sweeps use random_conv, whatever this says."""
     resize: ResizeName = "tensorflow"
     """How inception's images come to 299x299; figures of different resizes do not compare."""
     weights: str | None = None
-    """Of inception: a path or URL of a .pth or .safetensors. Default: the published file, fetched once."""
+    """Of inception or DINOv2: a path or URL of a .pth or .safetensors. Default: for inception the published file, fetched once;
+    DINOv2's is to be named."""
     reference: str | None = None
     """Hold the Fréchet distance against the moments in this .npz (mu, sigma), a path or URI, in place of the training images'."""
     reference_protocol: str = ""

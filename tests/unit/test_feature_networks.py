@@ -15,7 +15,14 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import random_conv
 from ddpm_core.evaluation.features.inception import Inception
-from ddpm_core.evaluation.features.networks import FEATURES, PUBLISHED, FeatureName, Features, read_inception
+from ddpm_core.evaluation.features.networks import (
+    FEATURES,
+    PUBLISHED,
+    PUBLISHED_DINOV2,
+    FeatureName,
+    Features,
+    read_network,
+)
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
 from pipelines import feature_weights
 from pipelines.feature_weights import find_features
@@ -49,6 +56,23 @@ def test_only_the_published_weights_at_50_000_images_give_what_is_called_fid() -
     assert Features(network="pixels").figure(10) == "fd_pixels"
 
 
+def test_only_the_published_large_dinov2_at_50_000_images_gives_what_is_called_fd_dinov2() -> None:
+    large = Features(network="dinov2_vitl14", sha256=PUBLISHED_DINOV2["vitl14"])
+    base = Features(network="dinov2_vitb14", sha256=PUBLISHED_DINOV2["vitb14"])
+    other = Features(network="dinov2_vitl14", sha256="ab12cd34" + "0" * 56)
+    assert [large.figure(50_000), large.figure(2_048), large.named("kid")] == [
+        "fd_dinov2",
+        "fd_dinov2@2048",
+        "kid_dinov2",
+    ]
+    assert [base.figure(50_000), base.named("kid")] == ["fd_dinov2_vitb14_0b8b82f8", "kid_dinov2_vitb14_0b8b82f8"]
+    assert [other.figure(50_000), other.named("kid")] == ["fd_dinov2_vitl14_ab12cd34", "kid_dinov2_vitl14_ab12cd34"]
+    assert "the published weights (sha256 d5383ea8f4877b24), images brought to 224x224" in large.protocol
+    assert "the published weights" in base.protocol
+    assert "another file than the published one (sha256 ab12cd34" in other.protocol
+    assert all(each.is_heavy for each in (large, base, other))
+
+
 def test_whatever_changes_the_features_changes_their_digest() -> None:
     all_of_them = [Features(), Features(network="pixels")]
     all_of_them += [
@@ -56,6 +80,8 @@ def test_whatever_changes_the_features_changes_their_digest() -> None:
         for resize in get_args(ResizeName)
         for sha256 in ("0" * 64, "1" * 64)
     ]
+    sizes: tuple[FeatureName, ...] = ("dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14")
+    all_of_them += [Features(network=size, sha256=sha256) for size in sizes for sha256 in ("0" * 64, "1" * 64)]
     assert len({each.digest for each in all_of_them}) == len(all_of_them)
     assert Features().digest == random_conv.extractor_digest()
 
@@ -76,7 +102,7 @@ def test_weights_lie_in_the_store_and_their_source_may_go(weights: Path, tmp_pat
     save_file(Inception().state_dict(), source)
     found = find_features(inception(source), str(tmp_path / "store"))
     source.unlink()
-    read_inception.cache_clear()
+    read_network.cache_clear()
     assert found.sha256[:16] in found.weights
     assert found.figure(100) == f"fd_inception_{found.sha256[:8]}"
     assert found.extract(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).shape == (1, 2048)
@@ -126,7 +152,7 @@ def test_refuses_weights_for_a_network_that_has_none(tmp_path: Path) -> None:
 
 def test_weights_that_changed_in_the_store_are_refused(weights: Path, tmp_path: Path) -> None:
     found = find_features(inception(weights), str(tmp_path))
-    read_inception.cache_clear()
+    read_network.cache_clear()
     Path(found.weights).write_bytes(b"cut short")
     with pytest.raises(InputError, match=f"expected {found.sha256}: it changed, or was cut short; delete it"):
         found.extract(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

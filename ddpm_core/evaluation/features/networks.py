@@ -1,29 +1,36 @@
-"""Feature networks: each is a function, a name in FeatureName, and a line in FEATURES. It names the figure and its protocol."""
+"""Feature networks: each is a name in FeatureName and an entry of FEATURES, which names the figures on it and their protocol."""
 
 import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import load as load_safetensors
+from torch import nn
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
-from ddpm_core.evaluation.features import random_conv
+from ddpm_core.evaluation.features import dinov2, random_conv
 from ddpm_core.evaluation.features.inception import NUM_FEATURES, Inception
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
 from ddpm_core.precision import whole_float32
 from ddpm_core.types import Float, Tensor, UInt8
 
-FeatureName = Literal["random_conv", "pixels", "inception"]
+FeatureName = Literal["random_conv", "pixels", "inception", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"]
 PUBLISHED = "6726825d"
 """The first digits of the sha256 of the weights that FID is defined by, as the published file's name has them."""
+PUBLISHED_DINOV2 = {
+    "vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+    "vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+    "vitl14": "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+}
+"""The sha256 of each published `dinov2_*_pretrain.pth`, as several who fetched it wrote it down."""
 FID_IMAGES = 50_000
 _AT_ONCE = 32
-"""Images of 299x299 that the network sees at once: each takes some 15 MB there."""
+"""Images that a network with weights sees at once: of 299x299, each takes some 15 MB in Inception."""
 
 
 class Seen(NamedTuple):
@@ -38,6 +45,38 @@ See = Callable[[UInt8[Tensor, "b c h w"]], Seen]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a network with weights is."""
+
+    of: str
+    """Whose they are, for messages."""
+    steps: Callable[["Features"], str]
+    """How images come to the network, for the report."""
+    build: Callable[[dict[str, Tensor]], nn.Module]
+    """From the tensors of a file; images in, what `Seen` holds out. It may raise anything, if they are not its own."""
+    published: str
+    """The sha256 of the weights that papers mean, or its first digits."""
+    known_as: str | None
+    """What figures with those end in: nothing, where papers mean these features by the bare name. None: papers have no name."""
+    check: Callable[[], None] = lambda: None
+    """Raises InputError where the network cannot be had, before weights are fetched for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What there is to know of a feature network."""
+
+    see: Callable[["Features"], See]
+    digest: Callable[["Features"], str]
+    """Its exact definition; that of the weights is added."""
+    words: str
+    """The definition, for the report."""
+    num_features: int | None
+    """None: as many as an image has values."""
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features:
     """The features that images are compared by: all that a worker needs to compute them, and the name of what comes of it."""
 
@@ -45,69 +84,62 @@ class Features:
     resize: ResizeName = "tensorflow"
     """How images come to the size of `inception`; the others have no use for it."""
     weights: str = ""
-    """URI of the weights of `inception`."""
+    """URI of the weights of a network that has any."""
     sha256: str = ""
     """Of the weights' file."""
 
     @property
     def digest(self) -> str:
         """Names the exact definition of the features; figures of different names never compare."""
-        if self.network == "inception":
-            return f"inception-v1-d{NUM_FEATURES}-{self.resize}-{self.sha256[:16]}"
-        return random_conv.extractor_digest() if self.network == "random_conv" else "pixels-v1"
+        definition = self._network.digest(self)
+        return f"{definition}-{self.sha256[:16]}" if self._network.weights else definition
 
     @property
     def protocol(self) -> str:
         """The definition in words."""
-        if self.network == "inception":
-            whose = "the published weights" if self._is_published else "other weights than the published ones"
-            return (
-                f"2,048 pooled features of the Inception network of 2015, {whose} (sha256 {self.sha256[:16]}), "
-                f"images brought to 299x299 as {self.resize} does, float32"
-            )
-        if self.network == "pixels":
-            return "the pixels themselves, 0 to 1"
-        return (
-            "256 features of a fixed, seeded, untrained convolution network at 32x32; "
-            "this is not FID and must not be set beside one"
-        )
+        if not self._network.weights:
+            return self._network.words
+        whose = "the published weights" if self._is_published else "weights of another file than the published one"
+        steps = self._network.weights.steps(self)
+        return f"{self._network.words}, {whose} (sha256 {self.sha256[:16]}), {steps}, float32"
 
     def figure(self, num_images: int) -> str:
-        """The name of the Fréchet distance on these features: `fid` alone is what papers call by that name.
+        """The name of the Fréchet distance on these features: `fid` or `fd_dinov2` alone is what papers call by that name.
 
         Args:
             num_images: generated ones; fewer than 50,000 raise the distance, so the name says how many.
         """
-        if self.network != "inception":
-            return f"fd_{self.network}"
-        if not self._is_published:
-            return f"fd_inception_{self.sha256[:8]}"
-        return "fid" if num_images == FID_IMAGES else f"fid@{num_images}"
-
-    @property
-    def _is_published(self) -> bool:
-        return self.sha256.startswith(PUBLISHED)
+        if self._known_as is None:
+            return self.named("fd")
+        name = self.named("fd") if self._known_as else "fid"
+        return name if num_images == FID_IMAGES else f"{name}@{num_images}"
 
     def named(self, metric: str) -> str:
         """The name of another figure on these features, as `kid` or `recall`: bare where papers mean these features."""
-        if self._is_published and self.network == "inception":
-            return metric
-        return f"{metric}_inception_{self.sha256[:8]}" if self.network == "inception" else f"{metric}_{self.network}"
+        if self._known_as is not None:
+            return f"{metric}_{self._known_as}" if self._known_as else metric
+        return f"{metric}_{self.network}_{self.sha256[:8]}" if self._network.weights else f"{metric}_{self.network}"
 
     def dimensions(self, image_size: int, channels: int) -> int:
         """How many numbers stand for an image."""
-        match self.network:
-            case "inception":
-                return NUM_FEATURES
-            case "pixels":
-                return channels * image_size**2
-            case "random_conv":
-                return random_conv.NUM_FEATURES
+        return self._network.num_features or channels * image_size**2
 
     @property
     def is_heavy(self) -> bool:
         """Whether the network is worth a GPU."""
-        return self.network == "inception"
+        return self._network.weights is not None
+
+    @property
+    def _network(self) -> Network:
+        return FEATURES[self.network]
+
+    @property
+    def _is_published(self) -> bool:
+        return self._network.weights is not None and self.sha256.startswith(self._network.weights.published)
+
+    @property
+    def _known_as(self) -> str | None:
+        return self._network.weights.known_as if self._network.weights and self._is_published else None
 
     def extract(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Features alone, as `see`."""
@@ -124,7 +156,7 @@ class Features:
         """
         if images.shape[1] not in (1, 3):
             raise InputError(f"images have {images.shape[1]} channels; expected 1 (grey) or 3 (colour)")
-        return FEATURES[self.network](self)(images)
+        return self._network.see(self)(images)
 
 
 def _random_conv(features: Features) -> See:
@@ -136,42 +168,96 @@ def _pixels(features: Features) -> See:
 
 
 def _inception(features: Features) -> See:
-    def see(images: UInt8[Tensor, "b c h w"]) -> Seen:
-        network = read_inception(features.weights, features.sha256, str(images.device))
-        with torch.no_grad(), whole_float32():
-            parts = [
-                network(RESIZES[features.resize](part).expand(-1, 3, -1, -1)) for part in torch.split(images, _AT_ONCE)
-            ]
-        return Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
-
-    return see
+    return lambda images: _seen(features, RESIZES[features.resize], images)
 
 
-FEATURES: dict[FeatureName, Callable[[Features], See]] = {
-    "random_conv": _random_conv,
-    "pixels": _pixels,
-    "inception": _inception,
+def _dinov2(features: Features) -> See:
+    return lambda images: _seen(features, dinov2.prepare, images)
+
+
+def _seen(features: Features, prepare: Callable[[Tensor], Tensor], images: Tensor) -> Seen:
+    network = read_network(features.network, features.weights, features.sha256, str(images.device))
+    with torch.no_grad(), whole_float32():
+        parts = [network(prepare(part).expand(-1, 3, -1, -1)) for part in torch.split(images, _AT_ONCE)]
+    return Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _build_inception(tensors: dict[str, Tensor]) -> Inception:
+    network = Inception()
+    network.load_state_dict(tensors)
+    return network
+
+
+def _dinov2_network(name: str, dims: dinov2.Dims, known_as: str | None = None) -> Network:
+    return Network(
+        see=_dinov2,
+        digest=lambda features: f"dinov2-{name}-v1-d{dims.width}",
+        words=f"the class token of DINOv2's {name} after its last norm ({dims.width:,} numbers)",
+        num_features=dims.width,
+        weights=Weights(
+            of=f"DINOv2's {name}",
+            steps=lambda features: "images brought to 224x224 by PIL's bicubic, as dgm-eval does",
+            build=partial(dinov2.Dinov2, dims),
+            published=PUBLISHED_DINOV2[name],
+            known_as=known_as,
+            check=dinov2.check_installed,
+        ),
+    )
+
+
+FEATURES: dict[FeatureName, Network] = {
+    "random_conv": Network(
+        see=_random_conv,
+        digest=lambda features: random_conv.extractor_digest(),
+        words="256 features of a fixed, seeded, untrained convolution network at 32x32; "
+        "this is not FID and must not be set beside one",
+        num_features=random_conv.NUM_FEATURES,
+    ),
+    "pixels": Network(
+        see=_pixels,
+        digest=lambda features: "pixels-v1",
+        words="the pixels themselves, 0 to 1",
+        num_features=None,
+    ),
+    "inception": Network(
+        see=_inception,
+        digest=lambda features: f"inception-v1-d{NUM_FEATURES}-{features.resize}",
+        words="2,048 pooled features of the Inception network of 2015",
+        num_features=NUM_FEATURES,
+        weights=Weights(
+            of="FID's Inception network",
+            steps=lambda features: f"images brought to 299x299 as {features.resize} does",
+            build=_build_inception,
+            published=PUBLISHED,
+            known_as="",
+        ),
+    ),
+    "dinov2_vits14": _dinov2_network("vits14", dinov2.SMALL),
+    "dinov2_vitb14": _dinov2_network("vitb14", dinov2.BASE),
+    "dinov2_vitl14": _dinov2_network("vitl14", dinov2.LARGE, known_as="dinov2"),
 }
 
 
 @lru_cache(maxsize=1)
-def read_inception(uri: str, sha256: str, device: str) -> Inception:
-    """The network with the weights of a file, .pth or .safetensors; never unpickled.
+def read_network(name: FeatureName, uri: str, sha256: str, device: str) -> nn.Module:
+    """A network with the weights of a file, .pth or .safetensors; never unpickled.
 
     Raises:
         InputError: in one line, if the file has another sum, or holds the weights of another network.
     """
+    weights = FEATURES[name].weights
+    assert weights is not None, f"{name} has no weights"
+    weights.check()
     data = storage.read_bytes(uri)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise InputError(f"{uri} has the sha256 {found}; expected {sha256}: it changed, or was cut short; delete it")
-    network = Inception()
     try:
-        network.load_state_dict(_tensors(uri, data))
+        network = weights.build(_tensors(uri, data))
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        why = " ".join((str(error).strip() or type(error).__name__).split())[:200]
         raise InputError(
-            f"{uri} (sha256 {found[:16]}) does not hold the weights of FID's Inception network; "
+            f"{uri} (sha256 {found[:16]}) does not hold the weights of {weights.of}; "
             f"expected a .pth or .safetensors with its tensors: {why}"
         ) from None
     return network.eval().requires_grad_(False).to(device)

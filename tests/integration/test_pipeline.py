@@ -358,7 +358,7 @@ def test_images_of_others_that_do_not_fit_are_refused(
     refused("colour; expected grey", images=str(tmp_path / "colour.npz"))
     refused("holds 23 images, evaluate.num-images is 24; lower it to 23", images=str(tmp_path / "few.npz"))
     refused("empty is empty; expected images", images=str(tmp_path / "empty"))
-    refused("expected one of the two", images=str(tmp_path / "few.npz"), model="models:/ddpm-digits@champion")
+    refused("expected images or models", images=str(tmp_path / "few.npz"), model="models:/ddpm-digits@champion")
     refused("without a dataset to hold them against", images=str(tmp_path / "few.npz"), dataset=None)
 
 

@@ -42,6 +42,8 @@ def find_features(config: EvaluateConfig, store: str) -> Features:
         return Features(network=config.features)
     weights.check()
     uri, sha256 = _kept(config.weights or _published(config.features), storage.join(store, "feature_weights"))
+    if config.weights is None and sha256 != weights.published:
+        raise InputError(f"{uri} has the sha256 {sha256}; expected {weights.published}, the published file: delete it")
     read_network(config.features, uri, sha256, "cpu")
     return Features(network=config.features, resize=config.resize, weights=uri, sha256=sha256)
 

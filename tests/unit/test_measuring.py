@@ -180,7 +180,7 @@ def test_enough_images_are_extrapolated() -> None:
 
 
 def test_only_the_published_sum_gives_bare_names() -> None:
-    published, other = (Features(network="inception", sha256=digits + "0" * 56) for digits in (PUBLISHED, "cb3eec85"))
+    published, other = (Features(network="inception", sha256=sha256) for sha256 in (PUBLISHED, "cb3eec85" + "0" * 56))
     assert [published.named("kid"), published.figure(50_000), published.figure(2_048)] == ["kid", "fid", "fid@2048"]
     assert [other.named("kid"), other.figure(50_000)] == ["kid_inception_cb3eec85", "fd_inception_cb3eec85"]
     assert [PIXELS.named("kid"), PIXELS.figure(50_000)] == ["kid_pixels", "fd_pixels"]

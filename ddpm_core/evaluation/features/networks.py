@@ -20,8 +20,8 @@ from ddpm_core.precision import whole_float32
 from ddpm_core.types import Float, Tensor, UInt8
 
 FeatureName = Literal["random_conv", "pixels", "inception", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"]
-PUBLISHED = "6726825d"
-"""The first digits of the sha256 of the weights that FID is defined by, as the published file's name has them."""
+PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""The sha256 of the weights that FID is defined by, of which the published file's name has the first digits."""
 PUBLISHED_DINOV2 = {
     "vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
     "vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
@@ -55,7 +55,7 @@ class Weights:
     build: Callable[[dict[str, Tensor]], nn.Module]
     """From the tensors of a file; images in, what `Seen` holds out. It may raise anything, if they are not its own."""
     published: str
-    """The sha256 of the weights that papers mean, or its first digits."""
+    """The sha256 of the weights that papers mean."""
     known_as: str | None
     """What figures with those end in: nothing, where papers mean these features by the bare name. None: papers have no name."""
     check: Callable[[], None] = lambda: None
@@ -135,7 +135,7 @@ class Features:
 
     @property
     def _is_published(self) -> bool:
-        return self._network.weights is not None and self.sha256.startswith(self._network.weights.published)
+        return self._network.weights is not None and self.sha256 == self._network.weights.published
 
     @property
     def _known_as(self) -> str | None:

@@ -969,7 +969,7 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
     monkeypatch.setattr(pipeline, "read_weights", lambda _: weights)
     monkeypatch.setattr(pipeline, "find_weights", lambda *_: weights)
     monkeypatch.setattr(pipeline, "run_sample", lambda *_: sampled)
-    monkeypatch.setattr(pipeline, "run_evaluate", lambda *_: replace(EVALUATED, page_uri=str(page)))
+    monkeypatch.setattr(pipeline, "run_evaluate", lambda *_: replace(EVALUATED, report_uri=str(page.parent)))
 
     def typed(while_training: Callable[[], None]) -> tuple[int, list[str], list[str], list[str]]:
         """Exit code, the lines on stdout without their seconds and on stderr, and the warnings."""

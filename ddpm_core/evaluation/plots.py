@@ -16,6 +16,8 @@ from ddpm_core.evaluation.frechet_infinity import Extrapolation
 
 _LIGHT, _DARK = ("#5a5750", "#9a5b13"), ("#b9b6ae", "#e0a458")
 """Ink and accent on a light and on a dark page."""
+_HALF = (5.2, 3.6)
+"""Inches of a chart that stands beside another."""
 
 
 def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = False) -> bytes:
@@ -55,7 +57,7 @@ def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
 def distance_curve(curve: Extrapolation, *, dark: bool = False) -> bytes:
     """The distance against one over the number of images, and the line to where endless images would be."""
     ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(8.4, 3.2)
+    figure = _figure(*_HALF)
     axes = figure.subplots()
     per_image = 1.0 / curve.counts
     ends = np.array([0.0, per_image.max()])
@@ -69,7 +71,7 @@ def distance_curve(curve: Extrapolation, *, dark: bool = False) -> bytes:
 def precision_recall_curve(points: NDArray[np.float64], *, dark: bool = False) -> bytes:
     """Precision over recall, [k, 2], by balls that reach to the 1st to k-th neighbour."""
     ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(4.2, 3.6)
+    figure = _figure(*_HALF)
     axes = figure.subplots()
     axes.plot(points[:, 1], points[:, 0], color=accent, linewidth=1.4, marker="o")
     for k, (precision, recall) in enumerate(points.tolist(), 1):
@@ -87,13 +89,18 @@ def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool
         points: by sampler, (steps, distance).
     """
     ink, _ = _DARK if dark else _LIGHT
-    figure = _figure(8.4, 3.2)
+    figure = _figure(*_HALF)
     axes = figure.subplots()
     for name, each in points.items():
         steps, distances = zip(*sorted(each), strict=True)
         axes.plot(steps, distances, linewidth=1.4, marker="o", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    counts = sorted({steps for each in points.values() for steps, _ in each})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(lambda value, _: f"{value:g}")
     _dress(axes, ink, "steps", "Fréchet distance")
     axes.legend(frameon=False, labelcolor=ink)
     return _png(figure)

@@ -633,6 +633,62 @@ def test_a_champion_falls_to_a_difference_that_chance_does_not_explain(
     assert champion() == 5
 
 
+def test_of_two_promotions_at_once_the_second_compares_with_what_the_first_crowned(
+    tracker: tracking.Tracker,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both read "no champion" if nothing keeps them apart, and the worse, that sets last, is the one that stays."""
+    files = {value: _weights(tmp_path, seed).read_bytes() for seed, value in enumerate((2.0, 3.0))}
+    weights = {
+        value: Weights(
+            uri="/r",
+            step=1,
+            sha256=hashlib.sha256(file).hexdigest(),
+            config=CONFIG,
+            dataset_digest="0",
+            dataset_uri="/d",
+            file=file,
+        )
+        for value, file in files.items()
+    }
+    within, go_on = threading.Event(), threading.Event()
+    promote = pipeline.promote
+
+    def slow(*args: object, figure: Figure, **rest: object) -> tracking.Promotion:
+        if figure.value == 2.0:
+            within.set()
+            assert go_on.wait(30)
+        return promote(*args, figure=figure, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "promote", slow)
+    found = {}
+    with tracker.run("line", key="l") as parent:
+        line = pipeline.Pipeline(replace(make("digits"), store=store), tracker, parent)
+
+        def promoted(value: float) -> None:
+            figure = Figure(name="fd", value=value, of="images")
+            found[value] = line.promote(
+                weights[value], Evaluated(report_uri=f"/{value}", figures=(figure,), reference="r", seeds="0")
+            )[1]
+
+        better, worse = (threading.Thread(target=promoted, args=(value,)) for value in (2.0, 3.0))
+        better.start()
+        assert within.wait(30)
+        worse.start()
+        worse.join(3)
+        assert worse.is_alive()
+        assert "is held by process" in capsys.readouterr().err
+        go_on.set()
+        for thread in (better, worse):
+            thread.join(30)
+    assert [found[value].promoted for value in (2.0, 3.0)] == [True, False]
+    champion = tracking.resolve_model(tracker, "models:/ddpm-digits@champion")
+    assert champion.weights_sha256 == weights[2.0].sha256
+
+
 def test_a_name_that_mlflow_refuses_is_one_line(tracker: tracking.Tracker, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="registering a/b"):
         _register(tracker, tmp_path, name="a/b")

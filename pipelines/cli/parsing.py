@@ -106,6 +106,8 @@ def _one_line(box: str) -> str:
     hint = ""
     if match:
         hint = f"; did you mean {match.group(1)}?" if "Perhaps" in rest else f"; expected {match.group(1)}"
+    if choice := re.search(r"invalid choice '(.*?)' .*Expected one of \((.*)\)", said):
+        hint = _nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
     return f"{said}{hint} (all flags: --help)"
 
 

@@ -7,6 +7,7 @@ import torch
 from test_checkpoint import checkpoint
 
 from ddpm_core.artifacts.checkpoint import write_checkpoint
+from ddpm_core.errors import InputError
 from pipelines.cli.parsing import parse
 from pipelines.evaluate import EvaluateArgs
 from pipelines.recipes.recipes import make
@@ -36,3 +37,17 @@ def test_a_runs_checkpoint_says_its_recipe_and_flags_still_win(tmp_path: Path) -
         assert (parsed.recipe, parsed.sample.sampler.num_steps) == ("mnist", 7)
     assert parse(SampleArgs, ["mnist", "--model", str(tmp_path / "none")], "sample.py", "").recipe == "mnist"
     assert parse(SampleArgs, ["mnist", "--model", "models:/other@champion"], "sample.py", "").recipe == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--evaluate.features", "incepton"], r"invalid choice 'incepton' .*; did you mean inception\? \(all flags"),
+        (["--evaluate.features", "zzz"], r"invalid choice 'zzz' .*'dinov2_vitl14'\) \(all flags"),
+        (["--evaluate.feature", "pixels"], r"did you mean --evaluate\.features\?"),
+    ],
+)
+def test_a_misspelt_flag_or_name_is_told_with_its_nearest(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        parse(EvaluateArgs, ["digits", *flags], "evaluate.py", "")
+    assert "\n" not in str(error.value)

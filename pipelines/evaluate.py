@@ -27,7 +27,7 @@ from ddpm_core.evaluation.figures import number
 from pipelines.cli.checks import check_counts, check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
-from pipelines.feature_weights import find_features
+from pipelines.feature_weights import check_features, find_features
 from pipelines.measuring.image_sets import foreign_images
 from pipelines.recipes.config import SampleStage, default_store
 from pipelines.subject import Subject, of_model, of_others
@@ -65,7 +65,7 @@ class EvaluateArgs:
 def check(args: EvaluateArgs) -> None:
     """That a block fits somewhere, the features' weights, and the dataset."""
     check_sampling(args.sample)
-    find_features(args.evaluate, args.store)
+    check_features(args.evaluate)
     index = None if args.dataset is None else find_dataset(args.dataset, args.store)
     if len(args.compare) == 1 or (args.compare and args.model is not None):
         raise InputError(f"compare is {' '.join(args.compare)}; expected two models or more, and no --model")
@@ -140,6 +140,7 @@ def run(args: EvaluateArgs) -> Outcome:
     """Sample what is not there yet, then evaluate."""
     from pipelines.pipeline import open_pipeline
 
+    find_features(args.evaluate, args.store)  # minutes of fetching, and what may be wrong with it, before all else
     with open_pipeline(as_recipe(args), for_sampling(args.sample), for_a_cpu("evaluate")) as pipeline:
         if args.compare:
             return _compared(pipeline, args)

@@ -26,11 +26,11 @@ _DIGITS = re.compile(r"-([0-9a-f]{8,64})$")
 _TIMEOUT_S = 30.0
 
 
-def find_features(config: EvaluateConfig, store: str) -> Features:
-    """The features that are asked for, their weights in the store.
+def check_features(config: EvaluateConfig) -> None:
+    """Refuse features that cannot be had; nothing is fetched or written.
 
     Raises:
-        InputError: in one line, if the weights cannot be had, or are not those of the network.
+        InputError: in one line.
     """
     weights = FEATURES[config.features].weights
     if weights is None:
@@ -39,8 +39,23 @@ def find_features(config: EvaluateConfig, store: str) -> Features:
                 f"evaluate.weights is {config.weights}, and {config.features} has no weights; "
                 "leave it out, or say --evaluate.features inception"
             )
-        return Features(network=config.features)
+        return
     weights.check()
+    source = config.weights or _published(config.features)
+    if not _is_url(source) and not storage.exists(source):
+        raise InputError(f"evaluate.weights is {source}, and there is no such file; expected a path or a URL")
+
+
+def find_features(config: EvaluateConfig, store: str) -> Features:
+    """The features that are asked for, their weights in the store.
+
+    Raises:
+        InputError: in one line, if the weights cannot be had, or are not those of the network.
+    """
+    check_features(config)
+    weights = FEATURES[config.features].weights
+    if weights is None:
+        return Features(network=config.features)
     uri, sha256 = _kept(config.weights or _published(config.features), storage.join(store, "feature_weights"))
     if config.weights is None and sha256 != weights.published:
         raise InputError(f"{uri} has the sha256 {sha256}; expected {weights.published}, the published file: delete it")
@@ -60,19 +75,23 @@ def _published(network: FeatureName) -> str:
 
 def _kept(source: str, folder: str) -> tuple[str, str]:
     """Where the weights lie in the store, and their sha256; what their name says of it is held against it."""
-    is_url = urlsplit(source).scheme in ("http", "https")
+    is_url = _is_url(source)
     name = PurePosixPath(urlsplit(source).path if is_url else source)
     digits = _DIGITS.search(name.stem)
     if is_url and digits:
         there = storage.join(folder, name.name)
         if storage.exists(there):
             return there, _sum(there, storage.read_bytes(there), digits[1])
-    data = _fetch(source) if is_url else _read(source)
+    data = _fetch(source) if is_url else storage.read_bytes(source)
     sha256 = _sum(_without_secrets(source) if is_url else source, data, digits[1] if digits else "")
     kept = storage.join(folder, name.name if digits else f"{name.stem}-{sha256[:16]}{name.suffix}")
     if not (storage.exists(kept) and storage.read_bytes(kept) == data):
         storage.write_bytes(kept, data)
     return kept, sha256
+
+
+def _is_url(source: str) -> bool:
+    return urlsplit(source).scheme in ("http", "https")
 
 
 def _sum(uri: str, data: bytes, digits: str) -> str:
@@ -82,12 +101,6 @@ def _sum(uri: str, data: bytes, digits: str) -> str:
             f"{uri} has the sha256 {sha256}, its name says {digits}...: another file, or cut short; fetch it again"
         )
     return sha256
-
-
-def _read(uri: str) -> bytes:
-    if not storage.exists(uri):
-        raise InputError(f"evaluate.weights is {uri}, and there is no such file; expected a path or a URL")
-    return storage.read_bytes(uri)
 
 
 def _fetch(url: str) -> bytes:

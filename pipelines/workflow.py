@@ -30,6 +30,7 @@ from pipelines.cli.checks import (
     check_training,
     data_summary,
     evaluation_cost,
+    prepare_evaluation,
     sampling_cost,
     split_counts,
 )
@@ -98,6 +99,7 @@ def run(args: WorkflowArgs) -> Outcome:
     """Run the pipeline."""
     from pipelines.pipeline import open_pipeline
 
+    prepare_evaluation(args)
     asks = for_a_cpu("shard"), for_training(args.train), for_sampling(args.sample)
     with open_pipeline(as_recipe(args), *asks, reads_source=True) as pipeline:
         return _run(pipeline, args.seeds)

@@ -17,7 +17,7 @@ from ddpm_core.evaluation.reference import open_reference
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.labels import check_labels
 from pipelines.cluster.placement import check_here, for_sampling, for_training
-from pipelines.feature_weights import find_features
+from pipelines.feature_weights import check_features, find_features
 from pipelines.recipes.config import Recipe, SampleStage
 from pipelines.tracking.resolve import find_dataset
 
@@ -106,16 +106,25 @@ def check_evaluation(recipe: Recipe) -> None:
         InputError: in one line.
     """
     check_counts(recipe.sample.num_images, recipe.evaluate.num_images)
-    features = find_features(recipe.evaluate, recipe.store)
-    shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
-    if recipe.evaluate.reference is not None:
-        open_reference(recipe.evaluate.reference, features, features.dimensions(shape.image_size, shape.channels))
+    check_features(recipe.evaluate)
     check_labels(recipe.sample, recipe.unet.num_classes, label_dropout=recipe.train.label_dropout)
     if recipe.evaluate.bits_per_dim_images and not _num_unseen(recipe):
         raise InputError(
             f"evaluate.bits-per-dim-images is {recipe.evaluate.bits_per_dim_images} and the dataset holds no image out of "
             "training; expected 0, or a share of images by --data.test-fraction"
         )
+
+
+def prepare_evaluation(recipe: Recipe) -> None:
+    """Fetch the features' weights, if they have any, and read the reference, before hours of training.
+
+    Raises:
+        InputError: in one line, if that cannot be done.
+    """
+    features = find_features(recipe.evaluate, recipe.store)
+    shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
+    if recipe.evaluate.reference is not None:
+        open_reference(recipe.evaluate.reference, features, features.dimensions(shape.image_size, shape.channels))
 
 
 def _check_disk(recipe: Recipe, network: UNet, image_bytes: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
-from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, sampling_cost
+from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, prepare_evaluation, sampling_cost
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
 
@@ -23,6 +23,7 @@ def digits(store: Path, **changes: dict[str, object]) -> Recipe:
 def begin(recipe: Recipe) -> None:
     check_training(recipe)
     check_evaluation(recipe)
+    prepare_evaluation(recipe)
 
 
 def refused(recipe: Recipe, message: str) -> None:

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.features.networks import FEATURES, FeatureName, Features, read_network
+from ddpm_core.evaluation.features.networks import FEATURES, FeatureName, Features
+from ddpm_core.evaluation.features.weights import read_network
 from pipelines.progress import say
 
 PUBLISHED_URL = (
@@ -59,7 +60,7 @@ def find_features(config: EvaluateConfig, store: str) -> Features:
     uri, sha256 = _kept(config.weights or _published(config.features), storage.join(store, "feature_weights"))
     if config.weights is None and sha256 != weights.published:
         raise InputError(f"{uri} has the sha256 {sha256}; expected {weights.published}, the published file: delete it")
-    read_network(config.features, uri, sha256, "cpu")
+    read_network(weights, uri, sha256, "cpu")
     return Features(network=config.features, resize=config.resize, weights=uri, sha256=sha256)
 
 

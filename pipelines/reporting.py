@@ -11,7 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
+from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.sample_set import SampleSet
@@ -23,7 +23,7 @@ from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
-from ddpm_core.evaluation.report_page import DatasetFacts, ImageFacts, ModelFacts, ReportContent, Strip, render_report
+from ddpm_core.evaluation.report_page import ImageFacts, ReportContent, Strip, render_report
 from ddpm_core.serialization import from_json, to_json
 from ddpm_core.types import Tensor
 from pipelines.cluster.model_cache import loaded_model
@@ -35,6 +35,7 @@ from pipelines.measuring.image_sets import SplitImages
 from pipelines.naming import code_version
 from pipelines.recipes.config import Recipe, SampleStage
 from pipelines.recipes.paper import Printed
+from pipelines.report_facts import command, dataset_facts, loss_history, model_facts
 from pipelines.subject import Subject
 
 _STRIP_FRAMES = 11
@@ -128,14 +129,14 @@ def _content(
     subject: Subject, index: DatasetIndex, recipe: Recipe, found: Found, pictures: Pictures, features: Features
 ) -> ReportContent:
     name = recipe.recipe
-    history = _history(subject.model[0]) if subject.model else []
+    history = loss_history(subject.model[0]) if subject.model else []
     rates = sorted(row["images_per_s"] for row in history)
     return ReportContent(
         title=f"{name}: a DDPM after {subject.step:,} steps" if subject.model else f"Images of {subject.where}",
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        dataset=_dataset_facts(name, index),
+        dataset=dataset_facts(name, index),
         images=ImageFacts(uri=subject.where, first=subject.first, count=recipe.evaluate.num_images),
-        model=_model_facts(*subject.model) if subject.model else None,
+        model=model_facts(*subject.model) if subject.model else None,
         figures=found.figures,
         curve=found.curve,
         precision_recall=found.precision_recall,
@@ -154,68 +155,9 @@ def _content(
         neighbours=pictures.neighbours,
         history=history,
         train_images_per_s=rates[len(rates) // 2] if rates else None,
-        commands=(_command(subject, index, recipe, features),),
+        commands=(command(subject, index, recipe, features),),
         versions={**versions(), "code": code_version()},
     )
-
-
-def _command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Features) -> str:
-    """The one that gives this report again."""
-    whose = f"--model {subject.model[0].uri}" if subject.model else f"--images {subject.where} --dataset {index.uri}"
-    number = f" --evaluate.num-images {recipe.evaluate.num_images}"
-    if subject.model:
-        number += f" --sample.num-images {subject.images.num_images}"
-    return f"python pipelines/evaluate.py {recipe.recipe} --store {recipe.store} {whose}{number}{_flags(features)}"
-
-
-def _flags(features: Features) -> str:
-    """Those that ask for the same features."""
-    if features.network == "random_conv":
-        return ""
-    resize = f" --evaluate.resize {features.resize}" if features.network == "inception" else ""
-    weights = f" --evaluate.weights {features.weights}" if features.weights else ""
-    return f" --evaluate.features {features.network}{resize}{weights}"
-
-
-def _dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
-    return DatasetFacts(
-        name=name,
-        uri=index.uri,
-        digest=index.digest,
-        image_size=index.image_size,
-        channels=index.channels,
-        counts=index.counts,
-        own_splits=index.own_splits,
-        num_rejected=index.num_rejected,
-        class_names=index.class_names,
-    )
-
-
-def _model_facts(weights: Weights, samples: SampleSet) -> ModelFacts:
-    sampler = samples.identity["sampler"]
-    steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
-    return ModelFacts(
-        checkpoint_uri=weights.uri,
-        weights_sha256=weights.sha256,
-        num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
-        step=weights.step,
-        images_seen=weights.step * weights.config["train"]["batch_size"],
-        sampler=f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}",
-        settings={name: value for part in _SETTINGS for name, value in _flat(part, weights.config.get(part)).items()},
-    )
-
-
-_SETTINGS = ("unet", "schedule", "reverse", "loss", "train")
-"""The parts of a run's config that decide its weights."""
-
-
-def _flat(name: str, value: Any) -> dict[str, str]:
-    """Nested settings by dotted names, in words."""
-    if isinstance(value, dict):
-        return {key: said for inner, each in value.items() for key, said in _flat(f"{name}.{inner}", each).items()}
-    if isinstance(value, list):
-        return {name: ", ".join(map(str, value)) or "none"}
-    return {name: "none" if value is None else str(value)}
 
 
 def _request(samples: SampleSet, where: SampleStage) -> SampleStage:
@@ -223,27 +165,6 @@ def _request(samples: SampleSet, where: SampleStage) -> SampleStage:
     names = ("sampler", "labels", "guidance", "precision")
     request = from_json(SampleStage, {name: samples.identity[name] for name in names})
     return replace(request, threads=where.threads, use_gpu=where.use_gpu, node_labels=where.node_labels)
-
-
-def _noise(identity: dict[str, Any]) -> str:
-    """The noise of a sampler in words; none of one that has none."""
-    sampler = identity["sampler"]
-    match sampler["name"]:
-        case "ddim":
-            return f", eta {sampler['eta']:g}"
-        case "ancestral":
-            variance: str = sampler["variance"] or identity["reverse"]["variance"]
-            return f", {variance.replace('_', ' ')} variance"
-        case _:
-            return ""
-
-
-def _history(weights: Weights) -> list[HistoryRow]:
-    """The loss curve, where the checkpoint still stands; old ones are deleted by policy."""
-    try:
-        return read_history(weights.uri)
-    except FileNotFoundError:
-        return []
 
 
 def _shard_neighbours(shard: tuple[int, int], index: DatasetIndex, queries: Tensor, count: int) -> Neighbours:

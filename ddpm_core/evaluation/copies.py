@@ -36,6 +36,10 @@ NUM_WORST = 12
 Rule = Literal["relative", "exact"]
 
 
+class TooFewHeldOut(InputError):
+    """So few images are held out that no threshold can be set by them."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CopySearch:
     """The training images nearest to q queries and to their mirrors, among those searched so far."""
@@ -177,7 +181,8 @@ def judge_copies(generated: CopySearch, held_out: CopySearch, *, false_alarms: f
         false_alarms: in (0, 1).
 
     Raises:
-        InputError: if the shapes differ, the held-out images are too few for the rate, or false_alarms is out of range.
+        TooFewHeldOut: if there are too few of them for the rate.
+        InputError: if the shapes differ, or false_alarms is out of range.
     """
     if generated.shape != held_out.shape:
         raise InputError(f"generated images are {generated.shape} and held-out {held_out.shape}; expected the same")
@@ -221,7 +226,7 @@ def _threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
     """The r-th lowest of n: one more is below it with a probability of r / (n + 1) at the most."""
     rank = math.floor(false_alarms * (len(scores) + 1) + 1e-9)
     if rank < 1:
-        raise InputError(
+        raise TooFewHeldOut(
             f"{len(scores)} held-out images are left to set the threshold (half of all, without near-duplicates); "
             f"expected {math.ceil(1 / false_alarms) - 1} or more for {false_alarms:.2%} of false alarms"
         )

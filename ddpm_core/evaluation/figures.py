@@ -1,11 +1,12 @@
 """A figure as it is printed: what it was measured on, and how sure it is."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_core.evaluation.intervals import jackknife
+from ddpm_core.evaluation.intervals import Interval, jackknife
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,16 @@ class Figure:
         return "" if self.low is None or self.high is None else f"{number(self.low)} to {number(self.high)}"
 
 
-def jackknifed(name: str, value: float, left_out: NDArray[np.float64], of: str, **rest: object) -> Figure:
+def sure(found: Interval, **rest: Any) -> Figure:
+    """A figure with an interval, and its other fields."""
+    return Figure(value=found.value, low=found.low, high=found.high, **rest)
+
+
+def jackknifed(value: float, left_out: NDArray[np.float64], **rest: Any) -> Figure:
     """A figure with the interval that follows from leaving out groups of images; none of these, no interval."""
     if not len(left_out):
-        return Figure(name=name, value=value, of=of, **rest)  # type: ignore[arg-type]
-    found = jackknife(value, left_out)
-    groups = tuple(left_out.tolist())
-    return Figure(name=name, value=value, of=of, low=found.low, high=found.high, left_out=groups, **rest)  # type: ignore[arg-type]
+        return Figure(value=value, **rest)
+    return sure(jackknife(value, left_out), left_out=tuple(left_out.tolist()), **rest)
 
 
 def number(value: float) -> str:

@@ -6,8 +6,8 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS
+from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.sources import check_source, open_source, source_uri
-from ddpm_core.data.writer import plan_dataset
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule

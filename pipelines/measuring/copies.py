@@ -40,7 +40,7 @@ def find_copies(images: ImageSet, index: DatasetIndex, count: int) -> Copies:
     """Search the training set for a set's first `count` images, and for as many real ones that were not trained on.
 
     Raises:
-        InputError: in one line, if too few images are held out to say what is suspicious.
+        TooFewHeldOut: in one line, if nothing can be said of what is suspicious.
     """
     generated = first_images(images, count)
     unseen = first_images(SplitImages(index, index.final_split), count)

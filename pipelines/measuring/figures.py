@@ -1,11 +1,9 @@
 """The figures of an evaluation, each with what it was measured on and how sure it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.manifest import DatasetIndex
@@ -15,20 +13,11 @@ from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.figures import Figure, jackknifed, number
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 from ddpm_core.evaluation.frechet_infinity import Extrapolation, frechet_infinity
-from ddpm_core.evaluation.intervals import GROUPS, Interval, interval, leave_one_out, of_mean
-from ddpm_core.evaluation.kid import (
-    NUM_SUBSETS,
-    SUBSET_SIZE,
-    KernelSums,
-    kid,
-    kid_subsets,
-    kid_without_groups,
-    sums_in_groups,
-)
-from ddpm_core.evaluation.manifold import K_DENSITY_COVERAGE, K_PRECISION_RECALL
+from ddpm_core.evaluation.inception_score import score_of_splits
+from ddpm_core.evaluation.intervals import GROUPS, leave_one_out
 from pipelines.measuring.features import Sums, Wanted, imported_reference, measure_features, real_features
 from pipelines.measuring.image_sets import ImageSet
-from pipelines.measuring.pairs import SMALLEST, Pairs, measure_pairs
+from pipelines.measuring.pairs import SMALLEST, measure_pairs, pair_figures
 from pipelines.measuring.wording import chosen_by, said
 from pipelines.recipes.config import SampleStage
 
@@ -64,6 +53,11 @@ class _Found:
     def dimensions(self) -> int:
         return len(self.reference.mean)
 
+    @property
+    def without_groups(self) -> Iterator[Sums]:
+        """Of all generated images but each group's in turn; none where there are no groups."""
+        return leave_one_out(self.groups, Sums.merge) if self.groups else iter(())
+
     def against(self, count: int, what: str = "generated") -> str:
         return f"{count:,} {what} images against {self.whose}"
 
@@ -86,18 +80,14 @@ def feature_figures(
     cuts = {first for first, _ in bounds} | {num_floor if num_floor >= 2 else count}
     wanted = Wanted(count=count, cuts=tuple(sorted(cuts - {0, count})), num_kept=num_pairs)
     measured = measure_features("measure samples", images, wanted, features, config.batch_size, where)
-    train, real = real_features(index, "train", index.num_samples("train"), num_pairs, config, store, features, where)
-    whose = f"{train.count:,} training images"
-    if config.reference is not None:
-        train = imported_reference(config.reference, index, features).stats
-        whose = f"{config.reference}, declared to be {config.reference_protocol}"
+    reference, whose, real = _reference(index, num_pairs, config, store, features, where)
     place = {edge: number for number, edge in enumerate(wanted.edges)}
     found = _Found(
         features=features,
         index=index,
         groups=[measured.between(place[first], place[end]) for first, end in bounds],
         generated=measured.total,
-        reference=train,
+        reference=reference,
         whose=whose,
     )
     figures = [_distance(found)]
@@ -109,7 +99,7 @@ def feature_figures(
     figures += _extrapolated(found, curve) + _inception_score(found)
     pairs = measure_pairs(measured.features, real) if num_pairs else None
     if pairs is not None:
-        figures += _pair_figures(found, pairs, measured.features, real)
+        figures += pair_figures(pairs, measured.features, real, features)
     return FeatureFigures(figures=tuple(figures), curve=curve, precision_recall=pairs.curve if pairs else None)
 
 
@@ -122,28 +112,36 @@ def distances_by_steps(
     where: SampleStage,
 ) -> dict[str, list[tuple[int, float]]]:
     """By sampler, its steps and the distance that they reach; of as many images as the figures."""
-    num_train = index.num_samples("train")
-    train, _ = real_features(index, "train", num_train, 0, config, store, features, where)
+    reference, _, _ = _reference(index, 0, config, store, features, where)
     found: dict[str, list[tuple[int, float]]] = {}
     for name, steps, images in sets:
         what, wanted = f"measure {name} {steps}", Wanted(count=config.num_images)
         measured = measure_features(what, images, wanted, features, config.batch_size, where)
-        found.setdefault(name, []).append((steps, frechet_distance(measured.total.stats, train)))
+        found.setdefault(name, []).append((steps, frechet_distance(measured.total.stats, reference)))
     return found
+
+
+def _reference(
+    index: DatasetIndex, num_kept: int, config: EvaluateConfig, store: str, features: Features, where: SampleStage
+) -> tuple[FeatureStats, str, Array]:
+    """What distances are held against, in moments and in words; and the features of the first training images."""
+    count = index.num_samples("train")
+    if config.reference is None or num_kept:
+        train, kept = real_features(index, "train", count, num_kept, config, store, features, where)
+    if config.reference is None:
+        return train, f"{count:,} training images", kept
+    imported = imported_reference(config.reference, index, features).stats
+    words = f"{config.reference}, declared to be {config.reference_protocol}"
+    return imported, words, kept if num_kept else np.empty((0, len(imported.mean)), np.float32)
 
 
 def _distance(found: _Found) -> Figure:
     stats = found.generated.stats
-    left_out = (
-        [frechet_distance(rest.stats, found.reference) for rest in leave_one_out(found.groups, Sums.merge)]
-        if found.groups
-        else []
-    )
     return jackknifed(
-        found.features.figure(stats.count),
         frechet_distance(stats, found.reference),
-        np.array(left_out),
-        found.against(stats.count),
+        np.array([frechet_distance(rest.stats, found.reference) for rest in found.without_groups]),
+        name=found.features.figure(stats.count),
+        of=found.against(stats.count),
         note=found.few(stats.count),
         headline=True,
     )
@@ -190,73 +188,14 @@ def _inception_score(found: _Found) -> list[Figure]:
     scores = found.generated.scores
     if scores is None:
         return []
-    without = leave_one_out(found.groups, Sums.merge) if found.groups else ()
-    left_out = [rest.scores.score for rest in without if rest.scores]
+    left_out = [rest.scores.score for rest in found.without_groups if rest.scores]
     name, of = found.features.named("inception_score"), f"{scores.count:,} generated images"
     note = "higher is better; few images lower it"
-    whole = jackknifed(name, scores.score, np.array(left_out), of, note=note)
-    pairs = zip(found.groups[::2], found.groups[1::2], strict=True)
-    splits = [both.scores.score for both in (one.merge(other) for one, other in pairs) if both.scores]
-    if not splits:
+    whole = jackknifed(scores.score, np.array(left_out), name=name, of=of, note=note)
+    if not found.groups:
         return [whole]
-    note = f"the customary mean over {len(splits)} splits; their standard deviation is {number(float(np.std(splits)))}"
-    return [whole, Figure(name=f"{name}_splits", value=float(np.mean(splits)), of=of, note=note)]
-
-
-def _pair_figures(found: _Found, pairs: Pairs, generated: Array, real: Array) -> list[Figure]:
-    n, m = len(generated), len(real)
-    of, named = f"{n:,} generated and {m:,} training images", found.features.named
-    balls = f"is the k-th real one, k = {K_DENSITY_COVERAGE}"
-    precise = of_mean((pairs.balls[:, K_PRECISION_RECALL - 1] > 0).astype(np.float64))
-    dense = of_mean(pairs.balls[:, K_DENSITY_COVERAGE - 1] / K_DENSITY_COVERAGE)
-    return [
-        _kid(pairs.kernel, generated, named("kid"), of),
-        *_customary_kid(named("kid_subsets"), generated, real),
-        _sure(
-            precise,
-            name=named("precision"),
-            of=of,
-            note=f"share of generated images among real ones, k = {K_PRECISION_RECALL}",
-        ),
-        Figure(
-            name=named("recall"),
-            value=pairs.manifold.recall,
-            of=of,
-            note=f"share of real images among generated ones, k = {K_PRECISION_RECALL}",
-        ),
-        _sure(
-            dense,
-            name=named("density"),
-            of=of,
-            note=f"real images that have a generated one as near as {balls}, over k",
-        ),
-        Figure(
-            name=named("coverage"),
-            value=pairs.manifold.coverage,
-            of=of,
-            note=f"share of real images with a generated one as near as {balls}",
-        ),
-    ]
-
-
-def _kid(kernel: KernelSums, generated: Array, name: str, of: str) -> Figure:
-    n, estimate = len(generated), kid(kernel)
-    left_out: tuple[float, ...] = ()
-    if n >= 2 * GROUPS:
-        within = sums_in_groups(torch.from_numpy(generated), GROUPS)
-        left_out = tuple(kid_without_groups(kernel, within, GROUPS).tolist())
-    sure = interval(estimate.value, float(np.sqrt(estimate.variance_generated)), n - 1)
-    return _sure(sure, name=name, of=of, left_out=left_out, note="unbiased, lower is closer; below 0 by chance")
-
-
-def _customary_kid(name: str, generated: Array, real: Array) -> list[Figure]:
-    """As other code prints it; none where there are fewer images than a subset has."""
-    if min(len(generated), len(real)) < SUBSET_SIZE:
-        return []
-    mean, deviation = kid_subsets(torch.from_numpy(generated), torch.from_numpy(real))
-    note = f"the customary mean over subsets; their standard deviation is {number(deviation)}"
-    return [Figure(name=name, value=mean, of=f"{NUM_SUBSETS} subsets of {SUBSET_SIZE:,} images", note=note)]
-
-
-def _sure(found: Interval, **rest: Any) -> Figure:
-    return Figure(value=found.value, low=found.low, high=found.high, **rest)
+    pairs = zip(found.groups[::2], found.groups[1::2], strict=True)
+    splits = [both.scores for both in (one.merge(other) for one, other in pairs) if both.scores]
+    mean, deviation = score_of_splits(splits)
+    note = f"the customary mean over {len(splits)} splits; their standard deviation is {number(deviation)}"
+    return [whole, Figure(name=f"{name}_splits", value=mean, of=of, note=note)]

@@ -1,7 +1,7 @@
 """Bits/dim of a split's images, by parallel tasks and summed in one order."""
 
-from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import ray
 import torch
@@ -13,7 +13,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex, Split
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound
 from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.evaluation.figures import Figure
+from ddpm_core.evaluation.figures import Figure, sure
 from ddpm_core.evaluation.intervals import interval
 from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_sampling
@@ -85,18 +85,16 @@ def bound_figures(bound: BoundStats | None, index: DatasetIndex) -> tuple[Figure
     if bound is None:
         return ()
     split = f"{bound.count:,} of {index.num_samples(index.final_split):,} {index.final_split} images"
-    whole = Figure(
-        name="bits_per_dim",
-        value=bound.bits_per_dim,
-        of=split,
-        note=said("an upper bound", chosen_by(index)),
-        headline=True,
-    )
-    if bound.count > 1:
-        sure = interval(bound.bits_per_dim, bound.standard_error, bound.count - 1)
-        whole = replace(whole, low=sure.low, high=sure.high)
+    degrees = bound.count - 1
+    found = interval(bound.bits_per_dim, bound.standard_error, degrees) if degrees else None
+    whole: dict[str, Any] = {
+        "name": "bits_per_dim",
+        "of": split,
+        "note": said("an upper bound", chosen_by(index)),
+        "headline": True,
+    }
     return (
-        whole,
+        sure(found, **whole) if found else Figure(value=bound.bits_per_dim, **whole),
         Figure(name="rate", value=bound.rate, of=split, note="bits/dim of all steps but the last"),
         Figure(name="distortion", value=bound.distortion, of=split, note="bits/dim of the last step"),
         Figure(

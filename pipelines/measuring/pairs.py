@@ -9,7 +9,19 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from ddpm_core.evaluation.kid import KernelSums, kernel_row_sums
+from ddpm_core.evaluation.features.networks import Features
+from ddpm_core.evaluation.figures import Figure, number, sure
+from ddpm_core.evaluation.intervals import GROUPS, interval, of_mean
+from ddpm_core.evaluation.kid import (
+    NUM_SUBSETS,
+    SUBSET_SIZE,
+    KernelSums,
+    kernel_row_sums,
+    kid,
+    kid_of_subset,
+    kid_without_groups,
+    sums_in_groups,
+)
 from ddpm_core.evaluation.manifold import (
     K_DENSITY_COVERAGE,
     K_PRECISION_RECALL,
@@ -115,3 +127,49 @@ def _blocks(features: Array) -> Iterator[Tensor]:
 
 def _rows(features: Array, first: int) -> Tensor:
     return torch.from_numpy(features[first : first + _BLOCK].copy())  # Ray's memory is read-only, torch would warn
+
+
+def pair_figures(pairs: Pairs, generated: Array, real: Array, features: Features) -> list[Figure]:
+    """KID, precision, recall, density and coverage, with intervals where they hold."""
+    of, named = f"{len(generated):,} generated and {len(real):,} training images", features.named
+    near = f"as near as is the k-th real one, k = {K_DENSITY_COVERAGE}"
+    precise = of_mean((pairs.balls[:, K_PRECISION_RECALL - 1] > 0).astype(np.float64))
+    dense = of_mean(pairs.balls[:, K_DENSITY_COVERAGE - 1] / K_DENSITY_COVERAGE)
+    recall, coverage = pairs.manifold.recall, pairs.manifold.coverage
+    among = f"share of {{}} images among {{}} ones, k = {K_PRECISION_RECALL}".format
+    return [
+        _kid(pairs.kernel, generated, named("kid"), of),
+        *_customary_kid(named("kid_subsets"), generated, real),
+        sure(precise, name=named("precision"), of=of, note=among("generated", "real")),
+        Figure(name=named("recall"), value=recall, of=of, note=among("real", "generated")),
+        sure(dense, name=named("density"), of=of, note=f"real images that have a generated one {near}, over k"),
+        Figure(name=named("coverage"), value=coverage, of=of, note=f"share of real images with a generated one {near}"),
+    ]
+
+
+def _kid(kernel: KernelSums, generated: Array, name: str, of: str) -> Figure:
+    n, estimate = len(generated), kid(kernel)
+    left_out: tuple[float, ...] = ()
+    if n >= 2 * GROUPS:
+        within = sums_in_groups(torch.from_numpy(generated), GROUPS)
+        left_out = tuple(kid_without_groups(kernel, within, GROUPS).tolist())
+    found = interval(estimate.value, float(np.sqrt(estimate.variance_generated)), n - 1)
+    return sure(found, name=name, of=of, left_out=left_out, note="unbiased, lower is closer; below 0 by chance")
+
+
+def _customary_kid(name: str, generated: Array, real: Array) -> list[Figure]:
+    """As other code prints it; none where there are fewer images than a subset has."""
+    if min(len(generated), len(real)) < SUBSET_SIZE:
+        return []
+    sets = ray.put(generated), ray.put(real)
+    with progress("measure KID", NUM_SUBSETS, "subset") as shown:
+        found = gather(_subset, range(NUM_SUBSETS), for_a_cpu("evaluate"), *sets, on_done=shown.set)
+    note = f"the customary mean over subsets; their standard deviation is {number(float(np.std(found)))}"
+    of = f"{NUM_SUBSETS} subsets of {SUBSET_SIZE:,} images"
+    return [Figure(name=name, value=float(np.mean(found)), of=of, note=note)]
+
+
+def _subset(which: int, generated: Array, real: Array) -> float:
+    """In a task."""
+    torch.set_num_threads(1)
+    return kid_of_subset(torch.from_numpy(generated.copy()), torch.from_numpy(real.copy()), which)

@@ -121,7 +121,7 @@ def _paper_256(source: str, steps: int, base_channels: int = 128) -> Recipe:
         train=TrainStage(steps=steps, batch_size=64, learning_rate=2e-5, use_gpu=True),
         reverse=ReverseConfig(variance="fixed_small"),
         sample=SampleStage(num_images=50_000, batch_size=16, use_gpu=True),
-        evaluate=EvaluateConfig(num_images=50_000),
+        evaluate=EvaluateConfig(num_images=50_000, features="inception"),
     )
 
 

@@ -8,6 +8,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_findings
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.copies import TooFewHeldOut
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.figures import Figure, number
 from ddpm_core.serialization import from_json, to_json
@@ -154,5 +155,5 @@ def _copies(subject: Subject, index: DatasetIndex, config: EvaluateConfig) -> tu
         return None, "no images are held out of training to compare with"
     try:
         return find_copies(subject.images, index, config.num_copies), ""
-    except InputError as error:
+    except TooFewHeldOut as error:
         return None, str(error)

@@ -10,8 +10,9 @@ from functools import lru_cache
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
 from ddpm_core.data.config import DataConfig
+from ddpm_core.data.plan import ShardPlan, plan_dataset
 from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
-from ddpm_core.data.writer import ShardPlan, ShardResult, check_rejected, commit_dataset, plan_dataset, write_shard
+from ddpm_core.data.writer import ShardResult, check_rejected, commit_dataset, write_shard
 from ddpm_core.errors import InputError
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share

@@ -2,15 +2,17 @@
 
 import types
 from dataclasses import asdict
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from foreign_files import foreign
 from prdc import compute_prdc
 from torch import Tensor
 
-from ddpm_core.evaluation.inception_score import ScoreSums, inception_score_splits
-from ddpm_core.evaluation.kid import kernel_sums, kid, kid_subsets
+from ddpm_core.evaluation.inception_score import ScoreSums, score_of_splits
+from ddpm_core.evaluation.kid import kernel_sums, kid, kid_of_subset
 from ddpm_core.evaluation.manifold import manifold
 
 
@@ -35,7 +37,8 @@ def test_kid_of_subsets_is_torch_fidelitys_but_for_the_draw() -> None:
     x, y = features(400, 1), features(500, 2)
     settings = {"kid_subsets": 100, "kid_subset_size": 100, "verbose": False}
     theirs = torch_fidelity("kid").kid_features_to_metric(x, y, **settings)
-    mean, deviation = kid_subsets(x, y, size=100)
+    found = [kid_of_subset(x, y, which, size=100) for which in range(100)]
+    mean, deviation = np.mean(found), np.std(found)
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
     assert abs(mean - expected[0]) < 4 * expected[1] * (2 / 100) ** 0.5
     assert deviation == pytest.approx(expected[1], rel=0.35)
@@ -46,7 +49,10 @@ def test_inception_score_is_torch_fidelitys(splits: int) -> None:
     logits = 3 * features(203, 1, 1008).float()
     theirs = torch_fidelity("isc").isc_features_to_metric(logits, splits=splits, shuffle=False)
     expected = theirs["inception_score_mean"], theirs["inception_score_std"]
-    assert inception_score_splits(logits, splits) == pytest.approx(expected, rel=1e-10, abs=1e-10)
+    n = len(logits)
+    edges = [split * n // splits for split in range(splits + 1)]
+    parts = [ScoreSums.from_logits(logits[a:b]) for a, b in pairwise(edges)]
+    assert score_of_splits(parts) == pytest.approx(expected, rel=1e-10, abs=1e-10)
     if splits == 1:
         assert ScoreSums.from_logits(logits).score == pytest.approx(expected[0], rel=1e-10)
 

@@ -13,7 +13,7 @@ SHARED = RNG.normal(0, 0.2, 20)
 
 def distance(value: float) -> Figure:
     """Its groups move with the seeds, and a little for themselves."""
-    return jackknifed("fd", value, value + SHARED + RNG.normal(0, 0.002, 20), "512 images")
+    return jackknifed(value, value + SHARED + RNG.normal(0, 0.002, 20), name="fd", of="512 images")
 
 
 def test_the_same_seeds_tell_apart_what_two_intervals_do_not() -> None:

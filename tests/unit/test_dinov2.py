@@ -19,7 +19,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.features import dinov2
 from ddpm_core.evaluation.features.dinov2 import Dims, Dinov2
-from ddpm_core.evaluation.features.networks import FEATURES, Features, read_network
+from ddpm_core.evaluation.features.networks import FEATURES, Features
+from ddpm_core.evaluation.features.weights import read_network
 from pipelines.feature_weights import find_features
 
 TINY = Dims(width=48, depth=2, heads=3)

@@ -21,9 +21,9 @@ from ddpm_core.evaluation.features.networks import (
     PUBLISHED_DINOV2,
     FeatureName,
     Features,
-    read_network,
 )
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
+from ddpm_core.evaluation.features.weights import read_network
 from pipelines import feature_weights
 from pipelines.feature_weights import find_features
 

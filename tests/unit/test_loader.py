@@ -28,10 +28,11 @@ from ddpm_core.data import shard_cache
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.data.loader import StreamConfig, TrainingStream
+from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.data.shard_cache import LIMIT_VARIABLE, limit_bytes, open_copy
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, plan_dataset, write_shard
+from ddpm_core.data.writer import commit_dataset, write_shard
 
 NUM_IMAGES, SHARD = 130, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 6, 6, 3), dtype=np.uint8)

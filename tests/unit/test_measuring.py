@@ -2,24 +2,37 @@
 
 import itertools
 import random
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ddpm_core.artifacts.manifest import DatasetIndex, ShardEntry, make_index
+from ddpm_core.artifacts.sample_set import SampleSet
+from ddpm_core.errors import InputError
+from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.evaluation.copies import TooFewHeldOut
 from ddpm_core.evaluation.features.networks import PUBLISHED, Features
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 from ddpm_core.evaluation.intervals import jackknife
+from ddpm_core.evaluation.reference import read_reference
 from ddpm_core.types import Tensor
+from pipelines.cli.parsing import parse
 from pipelines.cluster.tasks import MergeTree
+from pipelines.evaluate import EvaluateArgs
 from pipelines.measuring import features as measuring
-from pipelines.measuring import figures
+from pipelines.measuring import figures, likelihood
 from pipelines.measuring.features import Measured, Wanted
 from pipelines.recipes.config import SampleStage
+from pipelines.recipes.recipes import make
+from pipelines.report_facts import command
+from pipelines.stages import evaluate as stage
+from pipelines.subject import Subject
 
 PIXELS = Features(network="pixels")
 
@@ -177,6 +190,85 @@ def test_enough_images_are_extrapolated() -> None:
     assert found.curve.counts[0] >= 40
     named = {figure.name: figure for figure in found.figures}
     assert named["fd_infinity_pixels"].value < named["fd_pixels"].value
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("imported", [False, True])
+def test_steps_are_held_against_the_same_reference_as_the_figure(
+    imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the training images, or the file that is asked for."""
+    images, theirs = Drawn(60), measured(Drawn(200, shift=50), Wanted(count=200)).total.stats
+    np.savez(tmp_path / "stats.npz", mu=theirs.mean, sigma=theirs.covariance)
+    monkeypatch.setattr(figures, "imported_reference", lambda path, *_: read_reference(Path(path).read_bytes(), path))
+    given = {"reference": str(tmp_path / "stats.npz"), "reference_protocol": "other noise"} if imported else {}
+    args = index(300), EvaluateConfig(num_images=60, num_pairs=0, **given), "/store", PIXELS, SampleStage()
+    first = figures.feature_figures(images, *args).figures[0]
+    assert figures.distances_by_steps([("ddim", 5, images)], *args) == {
+        "ddim": [(5, pytest.approx(first.value, rel=1e-12))]
+    }
+    assert ("declared to be other noise" in first.of) is imported
+
+
+def test_a_group_of_bits_per_dim_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found stands in the store: the same again, by whichever worker, reads it."""
+    asked = []
+
+    def group_bound(model: object, index: object, split: str, numbers: range, num_steps: int | None) -> BoundStats:
+        asked.append(numbers)
+        zeros, seen = np.zeros(4), np.ones(4, np.int64)
+        sums = {"prior": 0.1, "total": 2.5, "total_squares": 3.0}
+        return BoundStats(count=len(numbers), terms=zeros, x_0_mse=zeros, seen=seen, **sums)
+
+    monkeypatch.setattr(likelihood, "loaded_model", lambda *_: None)
+    monkeypatch.setattr(likelihood, "group_bound", group_bound)
+    groups = [range(32), range(32, 64), range(32, 40)]
+    args = (None,), index(9), "test", None, str(tmp_path / "bounds"), SampleStage()
+    first, again = ([likelihood._group_bound(group, *args) for group in groups] for _ in range(2))
+    assert [stats.to_bytes() for stats in again] == [stats.to_bytes() for stats in first]
+    assert asked == groups
+
+
+def test_too_few_held_out_images_are_no_verdict_and_damage_is_no_such_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: Exception) -> None:
+        def find_copies(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(stage, "find_copies", find_copies)
+
+    subject, held = Subject(images=Drawn(9), identity=[], where="/images", first=0), index(9, test=9)
+    fails(TooFewHeldOut("4 held-out images are left"))
+    assert stage._copies(subject, held, EvaluateConfig()) == (None, "4 held-out images are left")
+    fails(InputError("shard-000001.tar is damaged"))
+    with pytest.raises(InputError, match="is damaged"):
+        stage._copies(subject, held, EvaluateConfig())
+    none = stage._copies(subject, index(9), EvaluateConfig())
+    assert none == (None, "no images are held out of training to compare with")
+    assert stage._copies(subject, held, EvaluateConfig(num_copies=0)) == (None, "")
+
+
+def test_the_command_of_a_report_asks_for_all_that_decided_it() -> None:
+    """It is read as a shell and this command would read it, and asks for the same."""
+    asked = {"num_images": 77, "features": "inception", "resize": "clean_fid", "weights": "/store/w-6726825d.pth"}
+    asked |= {"reference": "/a b.npz", "reference_protocol": "CIFAR-10's train"}
+    recipe = make("digits")
+    recipe = replace(recipe, store="/my store", evaluate=replace(recipe.evaluate, **asked))
+    features = Features(network="inception", resize="clean_fid", weights=recipe.evaluate.weights, sha256=PUBLISHED)
+    subject = Subject(images=Drawn(80), identity=[], where="/their images", first=0)
+
+    def read(subject: Subject) -> EvaluateArgs:
+        python, file, *typed = shlex.split(command(subject, index(9), recipe, features))
+        assert (python, file) == ("python", "pipelines/evaluate.py")
+        return parse(EvaluateArgs, typed, "evaluate.py", "")
+
+    found = read(subject)
+    assert (found.recipe, found.store, found.images, found.dataset) == ("digits", "/my store", "/their images", "/data")
+    assert (found.evaluate, found.steps) == (recipe.evaluate, ())
+    set_ = SampleSet(uri="/s", identity={}, first_seed=0, num_images=80, block_size=8, facts={})
+    found = read(
+        replace(subject, by_steps=tuple((name, count, set_) for name in ("ddim", "heun") for count in (5, 10)))
+    )
+    assert (found.samplers, found.steps) == (("ddim", "heun"), (5, 10))
 
 
 def test_only_the_published_sum_gives_bare_names() -> None:

@@ -20,9 +20,10 @@ from PIL import Image
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, SPLITS, DatasetIndex, read_index, read_rows
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, decode_png
+from ddpm_core.data.plan import ShardPlan, plan_dataset
 from ddpm_core.data.sources import RawImage, Source
 from ddpm_core.data.sources.splits import SetAside
-from ddpm_core.data.writer import ShardPlan, commit_dataset, plan_dataset, write_shard
+from ddpm_core.data.writer import commit_dataset, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)

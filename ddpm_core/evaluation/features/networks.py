@@ -1,21 +1,17 @@
 """Feature networks: each is a name in FeatureName and an entry of FEATURES, which names the figures on it and their protocol."""
 
-import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors.torch import load as load_safetensors
-from torch import nn
 
-from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.features import dinov2, random_conv
 from ddpm_core.evaluation.features.inception import NUM_FEATURES, Inception
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
+from ddpm_core.evaluation.features.weights import Weights, read_network
 from ddpm_core.precision import whole_float32
 from ddpm_core.types import Float, Tensor, UInt8
 
@@ -42,24 +38,6 @@ class Seen(NamedTuple):
 
 
 See = Callable[[UInt8[Tensor, "b c h w"]], Seen]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What a network with weights is."""
-
-    of: str
-    """Whose they are, for messages."""
-    steps: Callable[["Features"], str]
-    """How images come to the network, for the report."""
-    build: Callable[[dict[str, Tensor]], nn.Module]
-    """From the tensors of a file; images in, what `Seen` holds out. It may raise anything, if they are not its own."""
-    published: str
-    """The sha256 of the weights that papers mean."""
-    known_as: str | None
-    """What figures with those end in: nothing, where papers mean these features by the bare name. None: papers have no name."""
-    check: Callable[[], None] = lambda: None
-    """Raises InputError where the network cannot be had, before weights are fetched for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +78,7 @@ class Features:
         if not self._network.weights:
             return self._network.words
         whose = "the published weights" if self._is_published else "weights of another file than the published one"
-        steps = self._network.weights.steps(self)
+        steps = self._network.weights.steps(self.resize)
         return f"{self._network.words}, {whose} (sha256 {self.sha256[:16]}), {steps}, float32"
 
     def figure(self, num_images: int) -> str:
@@ -176,7 +154,9 @@ def _dinov2(features: Features) -> See:
 
 
 def _seen(features: Features, prepare: Callable[[Tensor], Tensor], images: Tensor) -> Seen:
-    network = read_network(features.network, features.weights, features.sha256, str(images.device))
+    weights = FEATURES[features.network].weights
+    assert weights is not None
+    network = read_network(weights, features.weights, features.sha256, str(images.device))
     with torch.no_grad(), whole_float32():
         parts = [network(prepare(part).expand(-1, 3, -1, -1)) for part in torch.split(images, _AT_ONCE)]
     return Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
@@ -196,7 +176,7 @@ def _dinov2_network(name: str, dims: dinov2.Dims, known_as: str | None = None) -
         num_features=dims.width,
         weights=Weights(
             of=f"DINOv2's {name}",
-            steps=lambda features: "images brought to 224x224 by PIL's bicubic, as dgm-eval does",
+            steps=lambda _: "images brought to 224x224 by PIL's bicubic, as dgm-eval does",
             build=partial(dinov2.Dinov2, dims),
             published=PUBLISHED_DINOV2[name],
             known_as=known_as,
@@ -226,7 +206,7 @@ FEATURES: dict[FeatureName, Network] = {
         num_features=NUM_FEATURES,
         weights=Weights(
             of="FID's Inception network",
-            steps=lambda features: f"images brought to 299x299 as {features.resize} does",
+            steps=lambda resize: f"images brought to 299x299 as {resize} does",
             build=_build_inception,
             published=PUBLISHED,
             known_as="",
@@ -236,37 +216,3 @@ FEATURES: dict[FeatureName, Network] = {
     "dinov2_vitb14": _dinov2_network("vitb14", dinov2.BASE),
     "dinov2_vitl14": _dinov2_network("vitl14", dinov2.LARGE, known_as="dinov2"),
 }
-
-
-@lru_cache(maxsize=1)
-def read_network(name: FeatureName, uri: str, sha256: str, device: str) -> nn.Module:
-    """A network with the weights of a file, .pth or .safetensors; never unpickled.
-
-    Raises:
-        InputError: in one line, if the file has another sum, or holds the weights of another network.
-    """
-    weights = FEATURES[name].weights
-    assert weights is not None, f"{name} has no weights"
-    weights.check()
-    data = storage.read_bytes(uri)
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise InputError(f"{uri} has the sha256 {found}; expected {sha256}: it changed, or was cut short; delete it")
-    try:
-        network = weights.build(_tensors(uri, data))
-    except Exception as error:
-        why = " ".join((str(error).strip() or type(error).__name__).split())[:200]
-        raise InputError(
-            f"{uri} (sha256 {found[:16]}) does not hold the weights of {weights.of}; "
-            f"expected a .pth or .safetensors with its tensors: {why}"
-        ) from None
-    return network.eval().requires_grad_(False).to(device)
-
-
-def _tensors(uri: str, data: bytes) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor]
-    if uri.endswith(".safetensors"):
-        tensors = load_safetensors(data)
-    else:
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return tensors

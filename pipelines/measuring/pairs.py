@@ -132,18 +132,38 @@ def _rows(features: Array, first: int) -> Tensor:
 def pair_figures(pairs: Pairs, generated: Array, real: Array, features: Features) -> list[Figure]:
     """KID, precision, recall, density and coverage, with intervals where they hold."""
     of, named = f"{len(generated):,} generated and {len(real):,} training images", features.named
-    near = f"as near as is the k-th real one, k = {K_DENSITY_COVERAGE}"
     precise = of_mean((pairs.balls[:, K_PRECISION_RECALL - 1] > 0).astype(np.float64))
     dense = of_mean(pairs.balls[:, K_DENSITY_COVERAGE - 1] / K_DENSITY_COVERAGE)
-    recall, coverage = pairs.manifold.recall, pairs.manifold.coverage
-    among = f"share of {{}} images among {{}} ones, k = {K_PRECISION_RECALL}".format
+    tight, wide = f"k = {K_PRECISION_RECALL}", f"k = {K_DENSITY_COVERAGE}"
+    recall = Figure(
+        name=named("recall"),
+        value=pairs.manifold.recall,
+        of=of,
+        note=f"share of real images in the ball of a generated one, {tight}",
+    )
+    coverage = Figure(
+        name=named("coverage"),
+        value=pairs.manifold.coverage,
+        of=of,
+        note=f"share of real images with a generated one in their ball, {wide}",
+    )
     return [
         _kid(pairs.kernel, generated, named("kid"), of),
         *_customary_kid(named("kid_subsets"), generated, real),
-        sure(precise, name=named("precision"), of=of, note=among("generated", "real")),
-        Figure(name=named("recall"), value=recall, of=of, note=among("real", "generated")),
-        sure(dense, name=named("density"), of=of, note=f"real images that have a generated one {near}, over k"),
-        Figure(name=named("coverage"), value=coverage, of=of, note=f"share of real images with a generated one {near}"),
+        sure(
+            precise,
+            name=named("precision"),
+            of=of,
+            note=f"share of generated images in the ball of a real one, {tight}",
+        ),
+        recall,
+        sure(
+            dense,
+            name=named("density"),
+            of=of,
+            note=f"balls of real images that a generated one lies in, over k, {wide}",
+        ),
+        coverage,
     ]
 
 

@@ -23,8 +23,8 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "lin
     Args:
         num_timesteps: T.
         num_steps: S, how many.
-        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, k, 2k, ... with
-            k = T // S, as in DDIM's code; trailing counts down from T-1 in steps of T / S (Lin et al. 2024, Table 2);
+        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, T / S,
+            2 T / S, ... rounded down, as in DDIM's code where S divides T; trailing counts down from T-1 in steps of T / S (Lin et al. 2024, Table 2);
             quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are 1 apart.
 
     Raises:
@@ -40,7 +40,7 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "lin
             # (T-1) i / gaps to the nearest whole number, counted down from T-1
             return sorted(T - 1 - (2 * (T - 1) * i + gaps) // (2 * gaps) for i in range(S))
         case "leading":
-            return [i * (T // S) for i in range(S)]
+            return [i * T // S for i in range(S)]
         case "trailing":
             return sorted(round(T - i * T / S) - 1 for i in range(S))
         case "quadratic":

@@ -30,7 +30,8 @@ class SamplerConfig:
 
     name: SamplerName = "ancestral"
     """ancestral is the paper's Algorithm 2; ddim is Song, Meng, Ermon 2021; dpm_solver is DPM-Solver++(2M) of Lu et al.
-    2022; heun is Heun's method on the probability-flow ODE (Karras et al. 2022), two passes a step."""
+    2022; heun is Heun's method on the probability-flow ODE (Karras et al. 2022), two passes a step. Both are of second
+    order; see docs/samplers.md."""
     num_steps: int | None = None
     """Steps, of the schedule's; none for all of them."""
     spacing: Spacing = "linspace"
@@ -174,9 +175,16 @@ def ddim(
 def dpm_solver(
     p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
-    """Sample by DPM-Solver++(2M): the ODE of x_0_hat, extrapolated from two steps (Lu et al. 2022b, Algorithm 2)."""
+    """Sample by DPM-Solver++(2M): the ODE of x_0_hat, extrapolated from two steps (Lu et al. 2022b, Algorithm 2).
+
+    Published, x_0_hat goes on along a line in lambda = log SNR / 2. Over a step more than twice as long as the one before
+    that is a guess: lambda is without bounds, and the last of few steps leaps far in it. There x_0_hat goes on along a line
+    in sqrt(alpha_bar), which is bounded and of which the step is solved in closed form; that is of second order, too.
+    """
     schedule = p.schedule
     half_log_snr: list[float] = (0.5 * schedule.log_snr).tolist()  # lambda_t there
+    alpha_bar: list[float] = schedule.alpha_bar.tolist()
+    angle: list[float] = schedule.angle.tolist()
     ratio = ((1 - schedule.alpha_bar_prev) / (1 - schedule.alpha_bar)).sqrt()
     x_t, before, h_before = x_T, x_T, 0.0
     for step in reversed(range(schedule.num_timesteps)):
@@ -186,13 +194,17 @@ def dpm_solver(
         if step == 0:
             return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and h is infinite
         h = half_log_snr[step - 1] - half_log_snr[step]
-        # D_i there, with 1 / (2 r) = h_i / (2 h_{i-1}). Farther than the two are apart it would not be extrapolated but
-        # guessed, as in the leap to t = 0 that ends a few steps of linspace: there the step is of first order.
-        estimate = x_0_hat
-        if 0 < h <= 2 * h_before:
-            estimate = x_0_hat + h / (2 * h_before) * (x_0_hat - before)
-        gain = gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t) * -math.expm1(-h)
-        x_t = gather_at(ratio, t, x_t) * x_t + gain * estimate
+        gain = math.sqrt(alpha_bar[step - 1]) * -math.expm1(-h)
+        euler = gather_at(ratio, t, x_t) * x_t + gain * x_0_hat
+        if h_before == 0 or h == 0:
+            change = 0.0
+        elif h <= 2 * h_before < math.inf:  # D_i there, with 1 / (2 r) = h_i / (2 h_{i-1})
+            change = gain * h / (2 * h_before)
+        else:  # (1 - cos(the step in phi)) / (the step before in sqrt(alpha_bar)), said without cancellation
+            rise = alpha_bar[step] - alpha_bar[step + 1]
+            sums = math.sqrt(alpha_bar[step]) + math.sqrt(alpha_bar[step + 1])
+            change = 2 * math.sin(0.5 * (angle[step] - angle[step - 1])) ** 2 * sums / rise
+        x_t = euler + change * (x_0_hat - before)
         before, h_before = x_0_hat, h
     raise AssertionError("a schedule has a step")
 
@@ -200,28 +212,30 @@ def dpm_solver(
 def heun(
     p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
-    """Sample by Heun's method on dy/ds = eps_hat, y = x_t / sqrt(alpha_bar), s = 1 / sqrt(SNR) (Karras et al. 2022, Alg. 1)."""
+    """Sample by Heun's method on the probability-flow ODE (Karras et al. 2022, Algorithm 1), in the angle.
+
+    Published, it is a trapezium rule in s = 1 / sqrt(SNR), over which a first step from next to no signal takes thousands
+    of units times the mean of two eps_hat: what their errors differ by is the image. Here the variable is the angle phi of
+    sqrt(alpha_bar) = cos phi, which runs from 0 to pi / 2 (Salimans and Ho 2022, Appendix D). There the ODE is dx/dphi = v
+    and x'' = -x - q, where q is 0 as long as x_0_hat stands still: then ddim's step, a rotation, is exact. The second
+    look, at its end, says v there, and so q; and a constant q is solved in closed form.
+    """
     schedule = p.schedule
-    signal: list[bool] = (schedule.alpha_bar > 0).tolist()
+    # tan(h / 2) of the step h in phi, over the deviation of the noise where it ends
+    gain = torch.tan(0.5 * (schedule.angle[1:] - schedule.angle[:-1])) / (1 - schedule.alpha_bar[:-1]).sqrt()
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
         x_0_hat, eps_hat = _predictions(p, x_t, t, config.clip)
         on_step(step, x_t, x_0_hat)
-        # Euler's step of the ODE, said without the division by alpha_bar: it is ddim's
-        root, deviation = (
-            gather_at(schedule.alpha_bar_prev.sqrt(), t, x_t),
-            gather_at((1 - schedule.alpha_bar_prev).sqrt(), t, x_t),
-        )
-        euler = root * x_0_hat + deviation * eps_hat
-        # The last step ends at s = 0 and one from alpha_bar = 0 begins at infinity: there the trapezium is not defined.
-        if step == 0 or not signal[step]:
-            x_t = euler
-            continue
-        _, eps_next = _predictions(p, euler, t - 1, config.clip)
-        shrink = schedule.snr[step - 1].rsqrt() - schedule.snr[step].rsqrt()
-        x_t = euler + 0.5 * shrink * root * (eps_next - eps_hat)
-    return x_t
+        if step == 0:
+            return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and there is nothing to look at
+        root, deviation = schedule.alpha_bar_prev.sqrt(), (1 - schedule.alpha_bar_prev).sqrt()
+        rotated = gather_at(root, t, x_t) * x_0_hat + gather_at(deviation, t, x_t) * eps_hat
+        x_0_next = p_mean_variance(p, rotated, t - 1, clip=config.clip).x_0_hat
+        # v there is what the rotation made of it, less (x_0_next - x_0_hat) / deviation
+        x_t = rotated + gather_at(gain, t - 1, x_t) * (x_0_next - x_0_hat)
+    raise AssertionError("a schedule has a step")
 
 
 SAMPLERS: dict[SamplerName, Sampler] = {

@@ -88,6 +88,11 @@ class NoiseSchedule:
         """log(alpha_bar / (1 - alpha_bar)); -inf where alpha_bar is 0."""
         return self.alpha_bar.log() - (-self.alpha_bar).log1p()
 
+    @property
+    def angle(self) -> Float[Tensor, " T"]:
+        """phi with sqrt(alpha_bar) = cos phi and sqrt(1 - alpha_bar) = sin phi (Salimans and Ho 2022, Appendix D)."""
+        return torch.atan2((1 - self.alpha_bar).sqrt(), self.alpha_bar.sqrt())
+
     @cached_property
     def ends_in_noise(self) -> bool:
         """Whether float32 cannot tell the last alpha_bar from 0 (zero terminal SNR).

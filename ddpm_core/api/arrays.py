@@ -1,6 +1,7 @@
 """Between the arrays that people have and the tensors that networks see."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,31 @@ def to_tensor(images: Images, image_shape: tuple[int, int, int]) -> UInt8[Tensor
             f"the images are {images.dtype} {list(images.shape)}; expected uint8 [n, {height}, {width}, {channels}]"
         )
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def to_mask(known: NDArray[Any], count: int, image_shape: tuple[int, int, int]) -> Tensor:
+    """A mask of images as it broadcasts to [n, channels, height, width].
+
+    Args:
+        known: [height, width], [n, height, width], or four dimensions in the order of images.
+
+    Raises:
+        InputError: if it has another shape, or holds no numbers.
+    """
+    channels, height, width = image_shape
+    if known.dtype.kind not in "biuf":
+        raise InputError(f"known is of type {known.dtype}; expected True or 1 where an image is to be kept")
+    if known.shape == (height, width):
+        known = known[None, :, :, None]
+    elif known.shape == (count, height, width):
+        known = known[..., None]
+    full = (count, height, width, channels)
+    if known.ndim != 4 or any(size not in (1, whole) for size, whole in zip(known.shape, full, strict=True)):
+        raise InputError(
+            f"known has shape {list(known.shape)}; expected [{height}, {width}], [{count}, {height}, {width}], or "
+            f"[{count} or 1, {height} or 1, {width} or 1, {channels} or 1]"
+        )
+    return torch.from_numpy(np.ascontiguousarray(known)).permute(0, 3, 1, 2)
 
 
 def to_keys(seeds: Sequence[int]) -> Int[Tensor, " n"]:

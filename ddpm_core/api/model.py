@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm_core.api.arrays import Images, to_images, to_keys, to_tensor
+from ddpm_core.api.arrays import Images, to_images, to_keys, to_mask, to_tensor
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion import editing
@@ -137,24 +137,41 @@ class Model:
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
     def progressive(
-        self, seeds: Sequence[int], timesteps: Sequence[int], *, sampler: SamplerConfig | None = None
+        self,
+        seeds: Sequence[int],
+        timesteps: Sequence[int],
+        *,
+        sampler: SamplerConfig | None = None,
+        labels: Sequence[int] = (),
+        guidance: float = 0.0,
     ) -> tuple[NDArray[np.uint8], Images]:
         """What the network expects to see on the way: x_0_hat at some of the sampler's steps (Fig. 6), and the images.
 
         Args:
             timesteps: in [0, T-1], each one that the sampler takes.
+            labels: of a model with classes: one an image (-1: without one). None given: without.
+            guidance: the scale of classifier-free guidance.
 
         Returns:
             uint8 [n, steps, height, width, channels], and the images as `sample` gives them.
         """
-        keys, p = self._edited(seeds)
+        keys, p = self._edited(seeds, labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
         x_T = noise(p.schedule.num_timesteps)
         seen, x_0 = editing.progressive(p, sampler or SamplerConfig(), x_T, noise, timesteps)
         return to_images(seen), to_images(x_0)
 
     def interpolate(
-        self, images: Images, others: Images, shares: Sequence[float], step: int, *, seed: int = 0
+        self,
+        images: Images,
+        others: Images,
+        shares: Sequence[float],
+        step: int,
+        *,
+        seed: int = 0,
+        sampler: SamplerConfig | None = None,
+        labels: Sequence[int] = (),
+        guidance: float = 0.0,
     ) -> NDArray[np.uint8]:
         """Ways from images to others: mixed where both are diffused to a step, and denoised from there (Fig. 8).
 
@@ -162,31 +179,42 @@ class Model:
             shares: of the other image, each from 0 to 1.
             step: in [0, T-1]; the larger, the coarser is what the images share.
             seed: of the noise, the same for all.
+            labels, guidance: as in `progressive`.
 
         Returns:
             uint8 [n, shares, height, width, channels].
         """
         x_0, x_0_other = (to_unit(self._on_device(some)) for some in (images, others))
-        keys, p = self._edited([seed] * len(x_0))
+        keys, p = self._edited([seed] * len(x_0), labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
-        eps, sampler = noise(p.schedule.num_timesteps), SamplerConfig()
-        ways = [editing.interpolate(p, sampler, x_0, x_0_other, share, step, eps, noise) for share in shares]
+        eps, way = noise(p.schedule.num_timesteps), sampler or SamplerConfig()
+        ways = [editing.interpolate(p, way, x_0, x_0_other, share, step, eps, noise) for share in shares]
         return to_images(torch.stack(ways, dim=1))
 
     def inpaint(
-        self, images: Images, known: NDArray[np.bool_], seeds: Sequence[int], *, resamplings: int = 10
+        self,
+        images: Images,
+        known: NDArray[Any],
+        seeds: Sequence[int],
+        *,
+        num_steps: int | None = None,
+        resamplings: int = 10,
+        labels: Sequence[int] = (),
+        guidance: float = 0.0,
     ) -> Images:
         """Images completed where they are not known (RePaint).
 
         Args:
-            known: [n or 1, height or 1, width or 1, channels or 1]: True where an image is to be kept.
+            known: True, 1 or 255 where an image is to be kept, False or 0 elsewhere; [height, width], [n, height, width]
+                or [n or 1, height or 1, width or 1, channels or 1].
             seeds: one an image.
+            num_steps: steps; None for all T.
             resamplings: how often each step is done.
+            labels, guidance: as in `progressive`.
         """
         x_0 = to_unit(self._on_device(images))
-        if known.ndim != 4:
-            raise InputError(f"known has shape {known.shape}; expected four dimensions, as [1, height, width, 1]")
-        keys, p = self._edited(seeds)
+        mask = to_mask(known, len(x_0), self.config.image_shape)
+        keys, p = self._edited(seeds, labels, guidance)
         if len(keys) != len(x_0):
             raise InputError(f"there are {len(keys)} seeds for {len(x_0)} images; expected one an image")
         noise, T, draws = seeded_noise(keys, self.config.image_shape), p.schedule.num_timesteps, 3 * resamplings
@@ -194,8 +222,8 @@ class Model:
         def drawn(t: int, number: int) -> Tensor:
             return noise(T + 1 + t * draws + number)  # none of them a step of `sample`
 
-        mask = torch.from_numpy(known).permute(0, 3, 1, 2).to(x_0)
-        return to_images(editing.inpaint(p, x_0, mask, noise(T), drawn, resamplings=resamplings))
+        made = editing.inpaint(p, x_0, mask, noise(T), drawn, num_steps=num_steps, resamplings=resamplings)
+        return to_images(made)
 
     def bits_per_dim(
         self, images: Images, *, labels: Sequence[int] | None = None, num_steps: int | None = None
@@ -203,27 +231,39 @@ class Model:
         """The variational bound of each image, bits/dim: what its lossless code would cost at most (Eq. 5).
 
         Args:
-            labels: of a model with classes; none: without one.
+            labels: of a model with classes: one an image (-1: without one). None given: without.
             num_steps: network passes an image: of an unbiased choice of steps; None for all T.
         """
-        pixels, given = self._on_device(images), labels or [-1] * len(images)
-        if len(given) != len(pixels):
-            raise InputError(f"there are {len(given)} labels for {len(pixels)} images; expected one an image")
-        found = []
+        pixels = self._on_device(images)
+        given, found = self._labels(labels or (), len(pixels)), []
         for first in range(0, len(pixels), GROUP):
             some = pixels[first : first + GROUP]
-            p = self.reverse_process(torch.tensor(given[first : first + GROUP], device=self.device))
+            p = self.reverse_process(given[first : first + GROUP])
             found.append(bits_per_image(p, some, first, num_steps).cpu())
         return torch.cat(found).double().numpy()
 
     def _on_device(self, images: Images) -> UInt8[Tensor, "n c h w"]:
         return to_tensor(images, self.config.image_shape).to(self.device)
 
-    def _edited(self, seeds: Sequence[int]) -> tuple[Int[Tensor, " n"], ReverseProcess]:
-        """The noise's keys, and p_theta without classes."""
+    def _edited(
+        self, seeds: Sequence[int], labels: Sequence[int], guidance: float
+    ) -> tuple[Int[Tensor, " n"], ReverseProcess]:
+        """The noise's keys, and p_theta of images of these classes."""
         keys = to_keys(seeds).to(self.device)
-        p = self.reverse_process(torch.full_like(keys, -1))
+        p = self.reverse_process(self._labels(labels, len(keys), guidance), guidance)
         return keys, replace(p, schedule=p.schedule.to(self.device))
+
+    def _labels(self, labels: Sequence[int], count: int, guidance: float = 0.0) -> Int[Tensor, " n"]:
+        """A label an image; -1 everywhere if none are given.
+
+        Raises:
+            InputError: if the model does not know them, or there are others than one an image.
+        """
+        if len(labels) not in (0, count):
+            raise InputError(f"there are {len(labels)} labels for {count} images; expected one an image")
+        without = [-1] * count if self.config.num_classes else []
+        self.check(SampleConfig(labels=tuple(labels or without), guidance=guidance))
+        return torch.tensor(list(labels) or [-1] * count, device=self.device)
 
     def check(self, request: SampleConfig) -> None:
         """Refuse a request that the model cannot fulfil.

@@ -6,10 +6,11 @@ import torch
 
 from ddpm_core.diffusion.checks import check_images, check_latents, check_like
 from ddpm_core.diffusion.process import gather_at, q_sample
+from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
 from ddpm_core.diffusion.samplers import Noise, SamplerConfig, sample, steps_taken
 from ddpm_core.errors import InputError
-from ddpm_core.types import Float, Tensor
+from ddpm_core.types import Bool, Float, Tensor
 
 ResampleNoise = Callable[[int, int], Tensor]
 
@@ -108,10 +109,11 @@ def progressive(
 def inpaint(
     p: ReverseProcess,
     x_0: Float[Tensor, "b c h w"],
-    known: Float[Tensor, "#b #c #h #w"],
+    known: Tensor,
     x_T: Float[Tensor, "b c h w"],
     noise: ResampleNoise,
     *,
+    num_steps: int | None = None,
     resamplings: int = 10,
     clip: Clip = "static",
 ) -> Float[Tensor, "b c h w"]:
@@ -121,10 +123,12 @@ def inpaint(
     step is done several times over, going back by one step of q in between.
 
     Args:
-        x_0: images in [-1, 1]; what they show where they are not known does not matter.
-        known: 1 where x_0 is to be kept, 0 where it is to be made.
+        x_0: images in [-1, 1]; what they hold where they are not known does not matter, no number included.
+        known: True or 1 where x_0 is to be kept, False or 0 where it is to be made, of any type; of whole numbers 255 is
+            as good as 1. Of a shape that broadcasts to x_0's, as [h, w] or [b, 1, h, w].
         x_T: standard normal noise.
         noise: gives standard normals [b, c, h, w] for (a step t, the number of the draw at that step).
+        num_steps: steps, of the schedule's; none for all of them.
         resamplings: how often each step is done, 1 or more (U there).
 
     Returns:
@@ -133,35 +137,50 @@ def inpaint(
     Raises:
         InputError: if an argument is out of its range.
     """
+    kept_where = _as_mask(known, x_0)
+    x_0 = x_0.where(kept_where, torch.zeros_like(x_0))
     check_images(x_0)
     check_latents(x_T, "x_T")
     check_like(x_T, x_0, "x_T", "x_0")
-    if known.ndim != 4 or any(size not in (1, full) for size, full in zip(known.shape, x_0.shape, strict=True)):
-        raise InputError(
-            f"the mask has shape {list(known.shape)}, x_0 has {list(x_0.shape)}; expected one that broadcasts"
-        )
-    other = known[(known != 0) & (known != 1)]
-    if len(other) > 0:
-        raise InputError(
-            f"the mask has {float(other[0]):g} among its values; expected 1 where x_0 is known, 0 elsewhere"
-        )
     if resamplings < 1:
         raise InputError(f"resamplings is {resamplings}; expected 1 or more")
+    original = steps_taken(SamplerConfig(num_steps=num_steps), p.schedule.num_timesteps)
+    p = spaced_process(p, original)
     schedule, x_t = p.schedule, x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _all(step, x_t)
         for again in reversed(range(resamplings if step > 0 else 1)):
             reverse = p_mean_variance(p, x_t, t, clip=clip)
             if step == 0:
-                return known * x_0 + (1 - known) * reverse.mean
+                return x_0.where(kept_where, reverse.mean)
             # three draws a round: the known part's, the unknown part's, the way back's
-            kept = q_sample(x_0, t - 1, noise(step, 3 * again), schedule)
-            made = reverse.mean + (0.5 * reverse.log_variance).exp() * noise(step, 3 * again + 1)
-            x_t = known * kept + (1 - known) * made
+            kept = q_sample(x_0, t - 1, noise(original[step], 3 * again), schedule)
+            made = reverse.mean + (0.5 * reverse.log_variance).exp() * noise(original[step], 3 * again + 1)
+            x_t = kept.where(kept_where, made)
             if again > 0:  # Eq. 2: x_t from x_{t-1}
                 x_t = gather_at(schedule.alphas.sqrt(), t, x_t) * x_t
-                x_t = x_t + gather_at(schedule.betas.sqrt(), t, x_t) * noise(step, 3 * again + 2)
+                x_t = x_t + gather_at(schedule.betas.sqrt(), t, x_t) * noise(original[step], 3 * again + 2)
     raise AssertionError("a schedule has a step")
+
+
+def _as_mask(known: Tensor, x_0: Float[Tensor, "b c h w"]) -> Bool[Tensor, "..."]:
+    """Where x_0 is known, whatever the mask's type.
+
+    Raises:
+        InputError: if its shape or a value is no mask's.
+    """
+    sizes = zip(reversed(known.shape), reversed(x_0.shape), strict=False)
+    if known.ndim > x_0.ndim or any(size not in (1, full) for size, full in sizes):
+        raise InputError(
+            f"the mask has shape {list(known.shape)}, x_0 has {list(x_0.shape)}; expected one that broadcasts"
+        )
+    full = (known == 255) & (not known.dtype.is_floating_point)
+    other = known[(known != 0) & (known != 1) & ~full]
+    if len(other) > 0:
+        raise InputError(
+            f"the mask has {float(other[0]):g} among its values; expected 1 where x_0 is known, 0 elsewhere"
+        )
+    return known.to(x_0.device) != 0
 
 
 def _all(step: int, like: Float[Tensor, "b c h w"]) -> Tensor:

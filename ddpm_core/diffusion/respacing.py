@@ -23,9 +23,10 @@ def spaced_timesteps(num_timesteps: int, num_steps: int, spacing: Spacing = "lin
     Args:
         num_timesteps: T.
         num_steps: S, how many.
-        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, T / S,
-            2 T / S, ... rounded down, as in DDIM's code where S divides T; trailing counts down from T-1 in steps of T / S (Lin et al. 2024, Table 2);
-            quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are 1 apart.
+        spacing: linspace spreads them from 0 to T-1, both included (one step is T-1). leading is 0, T / S, 2 T / S, ...
+            rounded down, as in DDIM's code where S divides T; trailing counts down from T-1 in steps of T / S (Lin et al.
+            2024, Table 2); quadratic is dense near 0, DDIM's choice for CIFAR-10; where its steps would coincide they are
+            1 apart.
 
     Raises:
         InputError: if S is not in 1 to T.

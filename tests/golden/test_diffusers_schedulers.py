@@ -5,6 +5,7 @@ what is compared is what is done with them.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -234,17 +235,22 @@ def test_dpm_solver_is_their_multistep_solver(prediction: Prediction, num_steps,
     assert_same(ours(config, prediction), found, tolerance=3e-6)
 
 
-def test_dpm_solver_leaps_to_t_0_by_a_step_of_first_order() -> None:
-    """On purpose unlike theirs, which extrapolates even there: theirs is made to forget the estimate before the leap."""
+def test_dpm_solver_leaps_to_t_0_along_another_line() -> None:
+    """On purpose unlike theirs, which extrapolates in log SNR even there: ours goes on from a step of theirs of first order."""
     steps = spaced_timesteps(T, 5)
     assert steps[:3] == [0, 5, 9]
     scheduler = multistep(steps)
 
     def step(output: Tensor, t: int, x_t: Tensor) -> Tensor:
-        if t == 5:
-            scheduler.lower_order_nums = 0
-        moved: Tensor = scheduler.step(output, t, x_t).prev_sample
-        return moved
+        if t != 5:
+            moved: Tensor = scheduler.step(output, t, x_t).prev_sample
+            return moved
+        before = scheduler.model_outputs[-1]
+        scheduler.lower_order_nums = 0
+        moved = scheduler.step(output, t, x_t).prev_sample
+        root = SCHEDULE.alpha_bar.sqrt()
+        turned = 1 - torch.cos(root[5].acos() - root[0].acos())
+        return moved + turned * (scheduler.model_outputs[-1] - before) / (root[5] - root[9])
 
     found = ours(SamplerConfig(name="dpm_solver", num_steps=5, clip="none"))
     assert_same(found, theirs(scheduler, step), tolerance=3e-6)
@@ -253,8 +259,11 @@ def test_dpm_solver_leaps_to_t_0_by_a_step_of_first_order() -> None:
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 @pytest.mark.parametrize(("num_steps", "spacing"), [(None, "linspace"), (6, "leading"), (7, "trailing")])
 @pytest.mark.parametrize("clip_sample", [True, False])
-def test_heun_is_their_heun(prediction: Prediction, num_steps, spacing: Spacing, clip_sample: bool) -> None:
-    """Theirs walks in y = x / sqrt(alpha_bar), half a step at a time."""
+def test_heun_looks_where_their_heun_looks(
+    prediction: Prediction, num_steps, spacing: Spacing, clip_sample: bool
+) -> None:
+    """Theirs walks in y = x / sqrt(alpha_bar) and s = 1 / sqrt(SNR), half a step at a time; ours, in phi, corrects a step
+    by the same difference of two looks, weighed otherwise: tan(h / 2) for half the step in s times alpha_bar."""
     scheduler = exact(
         HeunDiscreteScheduler(num_train_timesteps=T, prediction_type=THEIR_NAMES[prediction], clip_sample=clip_sample)
     )
@@ -262,14 +271,41 @@ def test_heun_is_their_heun(prediction: Prediction, num_steps, spacing: Spacing,
     scheduler.set_timesteps(timesteps=steps)
     s = SCHEDULE.snr.rsqrt()[steps]
     scheduler.sigmas = torch.cat((s[:1], s[1:].repeat_interleave(2), torch.zeros(1)))
-    states, y = {}, X_T * (1 + s[0] ** 2).sqrt()
+    phi, root = SCHEDULE.angle, SCHEDULE.alpha_bar.sqrt()
+    states, y, step = {}, X_T * (1 + s[0] ** 2).sqrt(), 0
     for t in scheduler.timesteps:
         x_t = scheduler.scale_model_input(y, t)
         if scheduler.state_in_first_order:
             states[int(t)] = x_t
-        y = scheduler.step(network(x_t, all_at(int(t))), t, y).prev_sample
+        first, y = y, scheduler.step(network(x_t, all_at(int(t))), t, y).prev_sample
+        if scheduler.state_in_first_order and step + 1 < len(steps):
+            here, there, step = steps[step], steps[step + 1], step + 1
+            weight = 2 * (0.5 * (phi[here] - phi[there])).tan() / (s[step - 1] - s[step]) / root[there] ** 2
+            y = first + weight * (y - first)
     config = SamplerConfig(name="heun", num_steps=num_steps, spacing=spacing, clip="static" if clip_sample else "none")
     assert_same(ours(config, prediction), {**states, -1: y})
+
+
+def test_heun_ends_where_their_heun_ends() -> None:
+    """By different sums, one ODE: the more steps, the closer, as two methods of second order do."""
+    apart = []
+    for count in (40, 80, 160):
+        scheduler = HeunDiscreteScheduler(num_train_timesteps=count, beta_start=0.2 / count, beta_end=6.0 / count)
+        schedule = make_schedule(ScheduleConfig(num_timesteps=count, beta_start=0.2 / count, beta_end=6.0 / count))
+        scheduler.set_timesteps(timesteps=list(range(count))[::-1])
+
+        def denoise(x_t: Tensor, t: Tensor, schedule: Any = schedule) -> Tensor:
+            """Of normal data; it knows where it is by alpha_bar alone."""
+            left = schedule.alpha_bar[t][:, None, None, None]
+            return (1 - left).sqrt() * (x_t - left.sqrt() * 0.3) / (1 - 0.75 * left)
+
+        y = X_T / schedule.alpha_bar[-1].sqrt()
+        for t in scheduler.timesteps:
+            y = scheduler.step(denoise(scheduler.scale_model_input(y, t), all_at(int(t))), t, y).prev_sample
+        p = ReverseProcess(denoiser=denoise, schedule=schedule, config=ReverseConfig())
+        x_0 = sample(p, SamplerConfig(name="heun", clip="none"), X_T, noise)
+        apart.append(float((x_0 - y).abs().max()))
+    assert all(3 < coarse / fine < 5.5 for coarse, fine in pairwise(apart)), apart
 
 
 @pytest.mark.parametrize("resamplings", [1, 3])

@@ -100,7 +100,20 @@ def test_what_it_cannot_do_is_refused(asked: dict[str, object], said: str) -> No
         (lambda: MODEL.bits_per_dim(IMAGES[:, :4]), r"uint8 \[5, 4, 8, 1\]; expected"),
         (lambda: MODEL.bits_per_dim(IMAGES, labels=[1]), r"1 labels for 5 images"),
         (lambda: MODEL.interpolate(IMAGES[0], IMAGES[1], [0.5], 0), r"uint8 \[8, 8, 1\]; expected"),
-        (lambda: MODEL.inpaint(IMAGES[:1], np.ones((8, 8), dtype=bool), [1]), r"known has shape \(8, 8\)"),
+        (
+            lambda: MODEL.bits_per_dim(IMAGES, labels=[1] * 5),
+            r"labels is \[1, 1, 1, 1, 1\] and the model was trained wit",
+        ),
+        (
+            lambda: MODEL.inpaint(IMAGES[:1], np.ones((8, 7), dtype=bool), [1]),
+            r"known has shape \[8, 7\]; expected \[8, 8",
+        ),
+        (lambda: MODEL.inpaint(IMAGES[:1], np.full((8, 8), "yes"), [1]), r"known is of type <U3; expected True or 1"),
+        (lambda: MODEL.inpaint(IMAGES[:1], np.full((8, 8), 0.5), [1]), r"the mask has 0.5 among its values"),
+        (
+            lambda: MODEL.progressive([1], [4, 0], labels=[3]),
+            r"labels is \[3\] and the model was trained without class",
+        ),
         (lambda: MODEL.inpaint(IMAGES[:2], np.ones((1, 8, 8, 1), dtype=bool), [1]), r"1 seeds for 2 images"),
     ],
 )
@@ -131,6 +144,28 @@ def test_what_is_known_stays_and_the_rest_is_drawn_by_the_seed() -> None:
     assert np.array_equal(first[:, :4], IMAGES[:1, :4])
     assert np.array_equal(first, again)
     assert not np.array_equal(first[:, 4:], other[:, 4:])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (1, 8, 8, 1), (2, 8, 8, 1)])
+def test_a_mask_may_be_of_any_type_and_of_any_shape_that_means_one(shape: tuple[int, ...], kind: type) -> None:
+    half = np.zeros((8, 8), dtype=bool)
+    half[:, :3] = True
+    known = np.broadcast_to(half.reshape((1,) * (len(shape) == 3) + (8, 8) + (1,) * (len(shape) == 4)), shape)
+    plain, other = (
+        MODEL.inpaint(IMAGES[:2], mask, [7, 8], resamplings=2) for mask in (half[None, :, :, None], known.astype(kind))
+    )
+    assert np.array_equal(plain, other)
+    if kind is np.uint8:
+        assert np.array_equal(plain, MODEL.inpaint(IMAGES[:2], 255 * known.astype(kind), [7, 8], resamplings=2))
+
+
+def test_images_are_completed_in_fewer_steps() -> None:
+    known = np.zeros((8, 8), dtype=bool)
+    known[:4] = True
+    few = MODEL.inpaint(IMAGES[:1], known, [7], num_steps=2, resamplings=2)
+    assert np.array_equal(few[:, :4], IMAGES[:1, :4])
+    assert not np.array_equal(few, MODEL.inpaint(IMAGES[:1], known, [7], resamplings=2))
 
 
 def test_the_last_thing_seen_on_the_way_is_the_image() -> None:

@@ -10,6 +10,7 @@ from known_data import normal
 
 from ddpm_core.diffusion.editing import inpaint, interpolate, progressive, reconstruct
 from ddpm_core.diffusion.process import predict_x_0, q_sample
+from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
@@ -88,6 +89,19 @@ def test_interpolation_ends_at_the_reconstructions(sampler: SamplerConfig) -> No
         torch.testing.assert_close(found, reconstruct(P, sampler, end, 40, eps, noise(5)), rtol=0, atol=0)
     middle = interpolate(P, sampler, one, one, 0.5, 40, eps, noise(5))
     torch.testing.assert_close(middle, reconstruct(P, sampler, one, 40, eps, noise(5)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "jsd", "cosine"])
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER)
+def test_there_is_a_mixture_at_every_step(sampler: SamplerConfig, name) -> None:
+    """From the first, where there is next to no noise, to the last, where there may be nothing else: halfway between ends."""
+    schedule = make_schedule(ScheduleConfig(name=name, num_timesteps=12))
+    p = ReverseProcess(denoiser=DATA.denoiser(schedule, "v"), schedule=schedule, config=ReverseConfig(prediction="v"))
+    one, other, eps = drawn(5, 0), drawn(5, 2), standard(5, 1)
+    for step in range(12):
+        ends = [reconstruct(p, sampler, x_0, step, eps, noise(5)) for x_0 in (one, other)]
+        found = interpolate(p, sampler, one, other, 0.5, step, eps, noise(5))
+        torch.testing.assert_close(found, 0.5 * (ends[0] + ends[1]), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("sampler", EVERY_SAMPLER)
@@ -178,6 +192,43 @@ def test_inpainting_keeps_what_is_known_bit_for_bit(clip) -> None:
         assert float(made.abs().max()) <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 5), (1, 5, 5), (4, 1, 5, 5), (1, 1, 5, 1), (1, 1, 1, 1)])
+def test_a_mask_of_any_type_and_shape_is_the_same_mask(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """And what an image holds where it is not known, even no number at all, does not matter."""
+    generator = torch.Generator().manual_seed(3)
+    x_0, x_T = torch.rand(4, 2, 5, 5, generator=generator) * 2 - 1, torch.randn(4, 2, 5, 5, generator=generator)
+    known = torch.rand(shape, generator=generator) < 0.5
+    p = ReverseProcess(denoiser=lambda x_t, t: torch.tanh(x_t), schedule=SCHEDULE)
+
+    def completed(x_0: Tensor, mask: Tensor) -> Tensor:
+        return inpaint(p, x_0, mask, x_T, lambda t, n: 0.1 * x_T * (n + 1), num_steps=5, resamplings=2)
+
+    expected = completed(x_0, known.expand(4, 2, 5, 5).float())
+    assert torch.equal(completed(x_0, known.to(dtype)), expected)
+    holes = x_0.where(known.expand_as(x_0), torch.tensor(NAN))
+    assert torch.equal(completed(holes, known.to(dtype)), expected)
+    if dtype in (torch.uint8, torch.int64):
+        assert torch.equal(completed(x_0, 255 * known.to(dtype)), expected)
+
+
+def test_inpainting_in_fewer_steps_is_that_of_the_diffusion_seen_at_them_alone() -> None:
+    """The noise is asked for by the schedule's own steps."""
+    steps, asked = [0, 33, 66, 99], []
+
+    def remembered(t: int, number: int) -> Tensor:
+        asked.append((t, number))
+        return resample_noise(3)(t, number)
+
+    found = inpaint(P, drawn(3, 0), KNOWN, standard(3, 1), remembered, num_steps=4, resamplings=2, clip="none")
+    few = spaced_process(P, steps)
+    expected = inpaint(
+        few, drawn(3, 0), KNOWN, standard(3, 1), lambda t, n: resample_noise(3)(steps[t], n), resamplings=2, clip="none"
+    )
+    assert torch.equal(found, expected)
+    assert asked == [(t, n) for t in (99, 66, 33) for n in (3, 4, 5, 0, 1)]
+
+
 def test_inpainting_of_nothing_known_is_sampling() -> None:
     found = inpaint(P, drawn(5, 0), 0 * KNOWN, standard(5, 1), resample_noise(5), resamplings=1, clip="none")
     expected = sample(P, ANCESTRAL, standard(5, 1), lambda t: resample_noise(5)(t, 1))
@@ -235,7 +286,7 @@ NAN = float("nan")
         (lambda x, e: reconstruct(P, DDIM, x, -1, e, noise(2)), f"t is -1; expected 0 to {T - 1}"),
         (
             lambda x, e: reconstruct(P, SamplerConfig(num_steps=3, spacing="leading"), x, 40, e, noise(2)),
-            "spacing is leading, whose first step below 40 is 26; expected linspace or trailing",
+            "spacing is leading, whose first step below 40 is 27; expected linspace or trailing",
         ),
         (
             lambda x, e: interpolate(P, DDIM, x, x, 1.5, 5, e, noise(2)),
@@ -259,9 +310,18 @@ NAN = float("nan")
             lambda x, e: inpaint(P, x, torch.ones(1, 1, 3, 3), e, lambda t, n: e),
             r"the mask has shape \[1, 1, 3, 3\], x_0 has \[1, 2, 1, 2\]; expected one that broadcasts",
         ),
-        (lambda x, e: inpaint(P, x, torch.ones(2), e, lambda t, n: e), r"the mask has shape \[2\]"),
+        (lambda x, e: inpaint(P, x, torch.ones(3), e, lambda t, n: e), r"the mask has shape \[3\]"),
+        (
+            lambda x, e: inpaint(P, x, torch.ones(1, 1, 1, 1, 1), e, lambda t, n: e),
+            r"the mask has shape \[1, 1, 1, 1, 1\]",
+        ),
+        (lambda x, e: inpaint(P, x, 255 + 0 * x, e, lambda t, n: e), "the mask has 255 among its values; expected 1"),
+        (
+            lambda x, e: inpaint(P, x, 2 + (0 * x).int(), e, lambda t, n: e),
+            "the mask has 2 among its values; expected 1",
+        ),
+        (lambda x, e: inpaint(P, NAN * x, 1 + 0 * x, e, lambda t, n: e), "x_0 has 4 values that are not finite"),
         (lambda x, e: inpaint(P, x, 0 * x, e, lambda t, n: e, resamplings=0), "resamplings is 0; expected 1 or more"),
-        (lambda x, e: inpaint(P, NAN * x, 0 * x, e, lambda t, n: e), "x_0 has 4 values that are not finite"),
         (lambda x, e: inpaint(P, x, 0 * x, NAN * e, lambda t, n: e), "x_T has 4 values that are not finite"),
         (lambda x, e: inpaint(P, x, 0 * x, e[..., :1], lambda t, n: e), r"x_T has shape \[1, 2, 1, 1\], x_0 has"),
     ],

@@ -282,7 +282,8 @@ def test_any_number_of_spaced_timesteps_are_distinct(spacing: Spacing, T: int) -
         ("linspace", 3, [0, 4, 9]),  # 4.5: the half goes down
         ("linspace", 4, [0, 3, 6, 9]),
         ("leading", 1, [0]),
-        ("leading", 4, [0, 2, 4, 6]),
+        ("leading", 4, [0, 2, 5, 7]),  # 0, 2.5, 5, 7.5 rounded down
+        ("leading", 6, [0, 1, 3, 5, 6, 8]),
         ("trailing", 1, [9]),
         ("trailing", 4, [1, 4, 7, 9]),  # 2.5, 5, 7.5, 10, rounded half to even, less 1
         ("quadratic", 1, [0]),
@@ -304,13 +305,13 @@ def exact_steps(spacing: Spacing, T: int, S: int) -> list[Fraction]:
         case "linspace":
             return [Fraction((T - 1) * i, S - 1) for i in range(S)]
         case "leading":
-            return [Fraction(T // S * i) for i in range(S)]
+            return [Fraction(T * i, S) for i in range(S)]
         case "trailing":
             return [Fraction(T * (i + 1), S) - 1 for i in range(S)]
     raise AssertionError(spacing)
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 def test_spaced_timesteps_are_those_of_diffusers_but_for_halves(spacing: Spacing) -> None:
     """What lies halfway between two steps may go down here and up there; nothing else may differ.
 
@@ -331,7 +332,18 @@ def test_spaced_timesteps_are_those_of_diffusers_but_for_halves(spacing: Spacing
                 halves += 1
                 assert abs(mine - value) == abs(other - value) == Fraction(1, 2)
     assert compared == 199 or (spacing == "trailing" and compared > 180)
-    assert (halves > 0) == (spacing != "leading")
+    assert halves > 0
+
+
+def test_leading_is_that_of_diffusers_where_S_divides_T_and_does_not_begin_low_elsewhere() -> None:
+    """Theirs takes T // S for the gap: of 501 steps in 1,000 the first would be 500, with much of the image left in it."""
+    T, scheduler = 200, DDIMScheduler(num_train_timesteps=200, timestep_spacing="leading")
+    for S in range(1, T + 1):
+        scheduler.set_timesteps(S)
+        theirs, ours = scheduler.timesteps.tolist()[::-1], spaced_timesteps(T, S, "leading")
+        assert ours == theirs or T % S > 0
+        assert all(0 <= value - step < 1 for step, value in zip(ours, exact_steps("leading", T, S), strict=True))
+    assert spaced_timesteps(1000, 501, "leading")[-1] == 998
 
 
 @pytest.mark.parametrize("S", [10, 20, 50, 100])

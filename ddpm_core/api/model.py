@@ -12,7 +12,7 @@ from ddpm_core.api.arrays import Images, to_images, to_keys, to_mask, to_tensor
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion import editing
-from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.diffusion.reverse import Clip, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
@@ -226,20 +226,26 @@ class Model:
         return to_images(made)
 
     def bits_per_dim(
-        self, images: Images, *, labels: Sequence[int] | None = None, num_steps: int | None = None
+        self,
+        images: Images,
+        *,
+        labels: Sequence[int] | None = None,
+        num_steps: int | None = None,
+        clip: Clip = "static",
     ) -> NDArray[np.float64]:
         """The variational bound of each image, bits/dim: what its lossless code would cost at most (Eq. 5).
 
         Args:
             labels: of a model with classes: one an image (-1: without one). None given: without.
             num_steps: network passes an image: of an unbiased choice of steps; None for all T.
+            clip: what is done to the predicted image: static, original, dynamic or none.
         """
         pixels = self._on_device(images)
         given, found = self._labels(labels or (), len(pixels)), []
         for first in range(0, len(pixels), GROUP):
             some = pixels[first : first + GROUP]
             p = self.reverse_process(given[first : first + GROUP])
-            found.append(bits_per_image(p, some, first, num_steps).cpu())
+            found.append(bits_per_image(p, some, first, num_steps, clip).cpu())
         return torch.cat(found).double().numpy()
 
     def _on_device(self, images: Images) -> UInt8[Tensor, "n c h w"]:

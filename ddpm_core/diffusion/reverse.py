@@ -12,7 +12,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.types import Denoiser, Float, Int, Tensor
 
 Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
-Clip = Literal["none", "static", "dynamic"]
+Clip = Literal["none", "static", "dynamic", "original"]
 
 _DYNAMIC_QUANTILE = 0.995
 
@@ -108,6 +108,8 @@ def interpret(
 
     Args:
         output: c channels, or 2c of which the second half says the variance.
+        clip: of x_0_hat, from which the mean follows. Where the network predicts the mean, the paper's published code clips
+            the x_0_hat that it shows and leaves the mean as predicted: original does that, static does not.
 
     Raises:
         InputError: if the output has another shape.
@@ -117,7 +119,7 @@ def interpret(
     x_0_hat = clip_x_0(predict_x_0(config.prediction, value, x_t, t, schedule), clip)
     mean = q_posterior(x_0_hat, x_t, t, schedule).mean
     # A prediction of the mean that was not clipped is the mean itself, free of the rounding on the way to x_0 and back.
-    if config.prediction == "mean" and clip == "none":
+    if config.prediction == "mean" and clip in ("none", "original"):
         mean = value
     variance, log_variance = _variance(config.variance, second, x_t, t, schedule)
     return PMeanVariance(mean, variance, log_variance, x_0_hat)
@@ -177,6 +179,7 @@ def clip_x_0(x_0_hat: Float[Tensor, "b c h w"], clip: Clip) -> Float[Tensor, "b 
     Args:
         clip: none leaves it, static clamps it, dynamic first divides it by the 99.5th percentile of its magnitude, an
             image at a time, where that exceeds 1 (Saharia et al. 2022, Section 2.3): less saturation under guidance.
+            original clamps it as static does; a predicted mean then stays as it is (see `interpret`).
 
     Raises:
         InputError: if the name is unknown.
@@ -185,7 +188,7 @@ def clip_x_0(x_0_hat: Float[Tensor, "b c h w"], clip: Clip) -> Float[Tensor, "b 
     match clip:
         case "none":
             return x_0_hat
-        case "static":
+        case "static" | "original":
             return x_0_hat.clamp(-1, 1)
         case "dynamic":
             scale = x_0_hat.abs().flatten(1).quantile(_DYNAMIC_QUANTILE, dim=1).clamp(min=1)[:, None, None, None]

@@ -41,7 +41,8 @@ class SamplerConfig:
     variance: FixedVariance | None = None
     """Of ancestral: another variance of a reverse step than the model's own; it must be a fixed one."""
     clip: Clip = "static"
-    """What keeps the predicted image in [-1, 1] at every step: static clamps it, dynamic rescales it first, none lets it."""
+    """What keeps the predicted image in [-1, 1] at every step: static clamps it, dynamic rescales it first, none lets it;
+    original is static but leaves a predicted mean as it is."""
 
     def __post_init__(self) -> None:
         check_name(self.name, SamplerName, "sampler.name")

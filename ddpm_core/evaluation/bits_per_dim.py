@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion.likelihood import Bound, variational_bound
-from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.diffusion.reverse import Clip, ReverseProcess
 from ddpm_core.errors import InputError
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, integers, normals
@@ -133,7 +133,11 @@ def strata(num_timesteps: int, num_steps: int | None) -> list[range]:
 
 @whole_float32()
 def measure_bound(
-    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int, num_steps: int | None = None
+    p: ReverseProcess,
+    images: UInt8[Tensor, "b c h w"],
+    first_index: int,
+    num_steps: int | None = None,
+    clip: Clip = "static",
 ) -> BoundStats:
     """The bound of one group of images, by all steps or by an unbiased choice of them.
 
@@ -142,24 +146,29 @@ def measure_bound(
         images: at most GROUP of them.
         first_index: the place of the first one in its split, a multiple of GROUP; it keys the noise and the steps.
         num_steps: network passes an image; None for all T.
+        clip: what is done to x_0_hat.
 
     Raises:
         InputError: if the group is not aligned.
     """
-    bound, chosen, widths = _measured(p, images, first_index, num_steps)
+    bound, chosen, widths = _measured(p, images, first_index, num_steps, clip)
     return _summed(bound, chosen, widths, p.schedule.num_timesteps)
 
 
 def bits_per_image(
-    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int = 0, num_steps: int | None = None
+    p: ReverseProcess,
+    images: UInt8[Tensor, "b c h w"],
+    first_index: int = 0,
+    num_steps: int | None = None,
+    clip: Clip = "static",
 ) -> Float[Tensor, " b"]:
     """The bound of each image of a group, bits/dim; as `measure_bound` otherwise."""
-    bound, _, widths = _measured(p, images, first_index, num_steps)
+    bound, _, widths = _measured(p, images, first_index, num_steps, clip)
     return _per_image(bound, widths)
 
 
 def _measured(
-    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int, num_steps: int | None
+    p: ReverseProcess, images: UInt8[Tensor, "b c h w"], first_index: int, num_steps: int | None, clip: Clip
 ) -> tuple[Bound, list[int], list[int]]:
     """The bound's terms, the steps at which they were measured, and for how many steps each of them stands."""
     if first_index % GROUP or len(images) > GROUP:
@@ -177,7 +186,8 @@ def _measured(
     def noise(t: int) -> Tensor:
         return normals(_KEY, Purpose.LIKELIHOOD, index, tuple(images.shape[1:]), step=t)
 
-    return variational_bound(p, to_unit(images), noise, timesteps=chosen), chosen, [len(r) for r in ranges]
+    bound = variational_bound(p, to_unit(images), noise, timesteps=chosen, clip=clip)
+    return bound, chosen, [len(r) for r in ranges]
 
 
 def _per_image(bound: Bound, widths: list[int]) -> Float[Tensor, " b"]:

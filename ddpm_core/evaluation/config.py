@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ddpm_core.diffusion.checks import check_name
+from ddpm_core.diffusion.reverse import Clip
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.features.networks import FeatureName
 from ddpm_core.evaluation.features.resize import ResizeName
@@ -45,6 +46,9 @@ class EvaluateConfig:
     """Images of the test whose bits/dim is measured (of validation, where there is no test, and while training); 0: none."""
     bits_per_dim_steps: int | None = None
     """Network passes for each of them; none for all T, the exact terms. Fewer give an unbiased estimate."""
+    bits_per_dim_clip: Clip = "static"
+    """What is done to the predicted image there: static clamps it, as in the paper's evaluation; original leaves a predicted
+    mean as it is, as in its published code; dynamic, none."""
     batch_size: int = 256
     """Images measured at once; no figure depends on it, but for the last digits."""
 
@@ -56,6 +60,7 @@ class EvaluateConfig:
                 f"evaluate.reference is {self.reference} and evaluate.reference-protocol is {self.reference_protocol!r}; "
                 "expected both: a file does not say what it was measured on"
             )
+        check_name(self.bits_per_dim_clip, Clip, "evaluate.bits-per-dim-clip")
         check_name(self.features, FeatureName, "evaluate.features")
         check_name(self.resize, ResizeName, "evaluate.resize")
         for name in ("bits_per_dim_images", "num_pairs", "num_copies"):

@@ -38,10 +38,12 @@ def split_bound(
     count = min(config.bits_per_dim_images, index.num_samples(split))
     if not count:
         return None
-    identity = [weights.sha256, weights.config, index.digest, split, config.bits_per_dim_steps]
+    identity: list[Any] = [weights.sha256, weights.config, index.digest, split, config.bits_per_dim_steps]
+    if config.bits_per_dim_clip != "static":  # which those that were kept before have
+        identity.append(config.bits_per_dim_clip)
     folder = storage.join(store, "bounds", digest(identity, 16))
     groups = [range(first, min(first + GROUP, count)) for first in range(0, count, GROUP)]
-    arguments = (ray.put(weights),), index, split, config.bits_per_dim_steps, folder, where
+    arguments = (ray.put(weights),), index, split, config, folder, where
     with progress("measure bits/dim", len(groups), "group") as shown:
         return merged(_group_bound, groups, for_sampling(where), BoundStats.merge, *arguments, on_done=shown.set)
 
@@ -51,7 +53,7 @@ def _group_bound(
     shared: tuple[ray.ObjectRef],
     index: DatasetIndex,
     split: Split,
-    num_steps: int | None,
+    config: EvaluateConfig,
     folder: str,
     where: SampleStage,
 ) -> BoundStats:
@@ -61,7 +63,7 @@ def _group_bound(
         return BoundStats.from_bytes(storage.read_bytes(kept))
     torch.set_num_threads(where.threads)
     model = loaded_model(shared, torch.device("cuda" if where.use_gpu else "cpu"))
-    found = group_bound(model, index, split, numbers, num_steps)
+    found = group_bound(model, index, split, numbers, config)
     storage.write_bytes(kept, found.to_bytes())
     return found
 
@@ -72,12 +74,13 @@ def _reader(index: DatasetIndex, split: Split) -> ImageReader:
     return ImageReader(index, split, shard_cache(), keep_bytes=0)
 
 
-def group_bound(model: Model, index: DatasetIndex, split: Split, numbers: range, num_steps: int | None) -> BoundStats:
+def group_bound(model: Model, index: DatasetIndex, split: Split, numbers: range, config: EvaluateConfig) -> BoundStats:
     """The bound of one group of a split's images: the sum over groups does not depend on who measured which."""
     reader = _reader(index, split)
     places = reader.places(numbers)
     p = model.reverse_process(reader.labels(*places).to(model.device))
-    return measure_bound(p, reader.images(*places).to(model.device), numbers.start, num_steps)
+    images = reader.images(*places).to(model.device)
+    return measure_bound(p, images, numbers.start, config.bits_per_dim_steps, config.bits_per_dim_clip)
 
 
 def bound_figures(bound: BoundStats | None, index: DatasetIndex) -> tuple[Figure, ...]:

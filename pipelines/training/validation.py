@@ -105,7 +105,7 @@ def validate(
     count = min(config.bits_per_dim_images, index.num_samples("validation"))
     if count:
         groups = (range(first, min(first + GROUP, count)) for first in range(0, count, GROUP))
-        bounds = (group_bound(model, index, "validation", group, config.bits_per_dim_steps) for group in groups)
+        bounds = (group_bound(model, index, "validation", group, config) for group in groups)
         metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
     write_validation(run_uri, step, metrics)
     shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}

@@ -10,9 +10,16 @@ import torch
 
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion.likelihood import variational_bound
-from ddpm_core.diffusion.reverse import ReverseProcess
+from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats, measure_bound, progress_table, strata
+from ddpm_core.evaluation.bits_per_dim import (
+    GROUP,
+    BoundStats,
+    bits_per_image,
+    measure_bound,
+    progress_table,
+    strata,
+)
 from ddpm_core.evaluation.plots import bound_curves
 from ddpm_core.random import Purpose, normals
 
@@ -33,6 +40,16 @@ P = ReverseProcess(denoiser=denoiser, schedule=SCHEDULE)
 def measured(images: torch.Tensor, num_steps: int | None = None) -> BoundStats:
     parts = [measure_bound(P, images[i : i + GROUP], i, num_steps) for i in range(0, len(images), GROUP)]
     return reduce(BoundStats.merge, parts)
+
+
+def test_a_predicted_mean_is_measured_as_it_is_or_clipped_as_is_asked() -> None:
+    """The bound sees the mean alone, which the original's way leaves; the image that is shown is clipped both ways."""
+    p = ReverseProcess(denoiser=lambda x_t, t: 1.5 * x_t, schedule=P.schedule, config=ReverseConfig(prediction="mean"))
+    free, static, original = (measure_bound(p, IMAGES[:4], 0, clip=clip) for clip in ("none", "static", "original"))
+    assert original.total == pytest.approx(free.total, rel=1e-12)
+    assert original.total != pytest.approx(static.total, rel=1e-3)
+    assert original.rmse == pytest.approx(static.rmse, rel=1e-12)
+    assert float(bits_per_image(p, IMAGES[:4], 0, clip="original").sum()) == pytest.approx(original.total)
 
 
 def test_all_steps_are_the_whole_bound() -> None:

@@ -178,7 +178,7 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
         (lambda: predict_x_0(wrong, EPS, IMAGES, STEPS, SCHEDULE), "reverse.prediction", predictions),
         (lambda: to_prediction(wrong, IMAGES, IMAGES, STEPS, SCHEDULE), "reverse.prediction", predictions),
         (lambda: min_snr_weight(wrong, SCHEDULE, 5.0), "reverse.prediction", predictions),
-        (lambda: clip_x_0(IMAGES, wrong), "sampler.clip", "none, static, dynamic"),
+        (lambda: clip_x_0(IMAGES, wrong), "sampler.clip", "none, static, dynamic, original"),
         (lambda: spaced_timesteps(T, 3, wrong), "sampler.spacing", "linspace, leading, trailing, quadratic"),
     ):
         with pytest.raises(ValueError, match=f"{flag} is epsilon; expected one of {names}$"):

@@ -214,7 +214,7 @@ def test_a_group_of_bits_per_dim_is_measured_once(tmp_path: Path, monkeypatch: p
     """What was found stands in the store: the same again, by whichever worker, reads it."""
     asked = []
 
-    def group_bound(model: object, index: object, split: str, numbers: range, num_steps: int | None) -> BoundStats:
+    def group_bound(model: object, index: object, split: str, numbers: range, config: EvaluateConfig) -> BoundStats:
         asked.append(numbers)
         zeros, seen = np.zeros(4), np.ones(4, np.int64)
         sums = {"prior": 0.1, "total": 2.5, "total_squares": 3.0}
@@ -223,7 +223,7 @@ def test_a_group_of_bits_per_dim_is_measured_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(likelihood, "loaded_model", lambda *_: None)
     monkeypatch.setattr(likelihood, "group_bound", group_bound)
     groups = [range(32), range(32, 64), range(32, 40)]
-    args = (None,), index(9), "test", None, str(tmp_path / "bounds"), SampleStage()
+    args = (None,), index(9), "test", EvaluateConfig(), str(tmp_path / "bounds"), SampleStage()
     first, again = ([likelihood._group_bound(group, *args) for group in groups] for _ in range(2))
     assert [stats.to_bytes() for stats in again] == [stats.to_bytes() for stats in first]
     assert asked == groups

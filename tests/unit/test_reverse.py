@@ -70,6 +70,18 @@ def test_a_predicted_mean_is_the_mean_to_the_last_bit_unless_clipped() -> None:
     assert not torch.equal(clipped.mean, output)
 
 
+def test_the_original_clips_what_it_shows_of_a_predicted_mean_and_not_the_mean() -> None:
+    """Its p_mean_variance: model_mean = model_output, pred_xstart = clipped; of all other predictions it clips as static."""
+    x_t, output = noise(0), noise(1)
+    by_mean = p_mean_variance(of_output(output, prediction="mean"), x_t, EVERY_T, clip="original")
+    assert torch.equal(by_mean.mean, output)
+    assert float(by_mean.x_0_hat.abs().max()) <= 1
+    for prediction in ("eps", "x_0", "v"):
+        p = of_output(output, prediction=prediction)
+        original, static = (p_mean_variance(p, x_t, EVERY_T, clip=clip) for clip in ("original", "static"))
+        assert all(torch.equal(one, other) for one, other in zip(original, static, strict=True))
+
+
 def test_the_denoiser_sees_x_t_and_t() -> None:
     x_t, seen = noise(0), []
 

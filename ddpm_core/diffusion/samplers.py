@@ -180,7 +180,8 @@ def dpm_solver(
 
     Published, x_0_hat goes on along a line in lambda = log SNR / 2. Over a step more than twice as long as the one before
     that is a guess: lambda is without bounds, and the last of few steps leaps far in it. There x_0_hat goes on along a line
-    in sqrt(alpha_bar), which is bounded and of which the step is solved in closed form; that is of second order, too.
+    in sqrt(alpha_bar) = cos phi. Of that the step is solved in closed form: the ODE is x'' = -x - q in phi (Salimans and Ho
+    2022, Appendix D, for q = 0, which is ddim's rotation), and q is the line's slope. It is of second order, too.
     """
     schedule = p.schedule
     half_log_snr: list[float] = (0.5 * schedule.log_snr).tolist()  # lambda_t there
@@ -213,17 +214,18 @@ def dpm_solver(
 def heun(
     p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
-    """Sample by Heun's method on the probability-flow ODE (Karras et al. 2022, Algorithm 1), in the angle.
+    """Sample by Heun's method on the probability-flow ODE (Karras et al. 2022, Algorithm 1): a step, a second look where it
+    ends, and the step again with both.
 
-    Published, it is a trapezium rule in s = 1 / sqrt(SNR), over which a first step from next to no signal takes thousands
-    of units times the mean of two eps_hat: what their errors differ by is the image. Here the variable is the angle phi of
-    sqrt(alpha_bar) = cos phi, which runs from 0 to pi / 2 (Salimans and Ho 2022, Appendix D). There the ODE is dx/dphi = v
-    and x'' = -x - q, where q is 0 as long as x_0_hat stands still: then ddim's step, a rotation, is exact. The second
-    look, at its end, says v there, and so q; and a constant q is solved in closed form.
+    Published, it is a trapezium rule in s = 1 / sqrt(SNR). That takes a first step from next to no signal over thousands of
+    units of s times the mean of two eps_hat, so that what their errors differ by is the image; and a last leap to t = 0
+    leaves half of the noise. Here x_0_hat goes along a line in sqrt(alpha_bar) from look to look, of which the step is
+    solved in closed form, as in `dpm_solver`. That is of second order, too, and moves no further than the two looks differ.
     """
     schedule = p.schedule
-    # tan(h / 2) of the step h in phi, over the deviation of the noise where it ends
-    gain = torch.tan(0.5 * (schedule.angle[1:] - schedule.angle[:-1])) / (1 - schedule.alpha_bar[:-1]).sqrt()
+    here, there = schedule.angle[1:], schedule.angle[:-1]
+    # (1 - cos(the step in phi)) / (the step in sqrt(alpha_bar)), said without cancellation
+    gain = torch.sin(0.5 * (here - there)) / torch.sin(0.5 * (here + there))
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
@@ -234,7 +236,6 @@ def heun(
         root, deviation = schedule.alpha_bar_prev.sqrt(), (1 - schedule.alpha_bar_prev).sqrt()
         rotated = gather_at(root, t, x_t) * x_0_hat + gather_at(deviation, t, x_t) * eps_hat
         x_0_next = p_mean_variance(p, rotated, t - 1, clip=config.clip).x_0_hat
-        # v there is what the rotation made of it, less (x_0_next - x_0_hat) / deviation
         x_t = rotated + gather_at(gain, t - 1, x_t) * (x_0_next - x_0_hat)
     raise AssertionError("a schedule has a step")
 

@@ -22,7 +22,7 @@ from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.respacing import Spacing, spaced_timesteps
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess, Variance, p_mean_variance
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
+from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.types import Tensor
 
 # They hand tensors to numpy in a way that numpy 2 deprecates.
@@ -263,7 +263,7 @@ def test_heun_looks_where_their_heun_looks(
     prediction: Prediction, num_steps, spacing: Spacing, clip_sample: bool
 ) -> None:
     """Theirs walks in y = x / sqrt(alpha_bar) and s = 1 / sqrt(SNR), half a step at a time; ours, in phi, corrects a step
-    by the same difference of two looks, weighed otherwise: tan(h / 2) for half the step in s times alpha_bar."""
+    by the same difference of two looks, weighed otherwise."""
     scheduler = exact(
         HeunDiscreteScheduler(num_train_timesteps=T, prediction_type=THEIR_NAMES[prediction], clip_sample=clip_sample)
     )
@@ -280,8 +280,9 @@ def test_heun_looks_where_their_heun_looks(
         first, y = y, scheduler.step(network(x_t, all_at(int(t))), t, y).prev_sample
         if scheduler.state_in_first_order and step + 1 < len(steps):
             here, there, step = steps[step], steps[step + 1], step + 1
-            weight = 2 * (0.5 * (phi[here] - phi[there])).tan() / (s[step - 1] - s[step]) / root[there] ** 2
-            y = first + weight * (y - first)
+            ours_of_x_0 = (1 - (phi[here] - phi[there]).cos()) / (root[there] - root[here])
+            theirs_of_x_0 = 0.5 * (s[step - 1] - s[step]) * root[there] ** 2 / (1 - root[there] ** 2).sqrt()
+            y = first + ours_of_x_0 / theirs_of_x_0 * (y - first)
     config = SamplerConfig(name="heun", num_steps=num_steps, spacing=spacing, clip="static" if clip_sample else "none")
     assert_same(ours(config, prediction), {**states, -1: y})
 
@@ -290,8 +291,9 @@ def test_heun_ends_where_their_heun_ends() -> None:
     """By different sums, one ODE: the more steps, the closer, as two methods of second order do."""
     apart = []
     for count in (40, 80, 160):
-        scheduler = HeunDiscreteScheduler(num_train_timesteps=count, beta_start=0.2 / count, beta_end=6.0 / count)
-        schedule = make_schedule(ScheduleConfig(num_timesteps=count, beta_start=0.2 / count, beta_end=6.0 / count))
+        alpha_bar = torch.linspace(6, -6, count, dtype=torch.float64).sigmoid()
+        schedule = schedule_from_betas(1 - alpha_bar / torch.cat((torch.ones(1), alpha_bar[:-1])))
+        scheduler = HeunDiscreteScheduler(num_train_timesteps=count, trained_betas=schedule.betas.numpy())
         scheduler.set_timesteps(timesteps=list(range(count))[::-1])
 
         def denoise(x_t: Tensor, t: Tensor, schedule: Any = schedule) -> Tensor:

@@ -91,7 +91,7 @@ def covariance_error(p: ReverseProcess, config: SamplerConfig, data: Mixture) ->
         (DDIM_HALF, 0.07, 1),
         (DDIM_1, 0.13, 1),
         (DPM_SOLVER, 0.015, None),
-        (HEUN, 0.002, 2),
+        (HEUN, 0.004, 2),
     ],
 )
 def test_normal_data_come_out_again(config: SamplerConfig, largest: float, order: int | None) -> None:
@@ -301,14 +301,17 @@ COMBINATIONS = [
     for prediction in get_args(Prediction)
     if (schedule, prediction) != ("jsd", "eps")  # refused: alpha_bar is 0 at its end
 ]
-FACTORS = {"dpm_solver": {5: 1.2, 20: 1.15}, "heun": {5: 4.5, 20: 2.2}}
-"""Of DDIM's error at as many network passes, at most. The most that was found: 0.99 and 1.10, 4.34 and 2.14."""
+FACTORS = {"dpm_solver": {5: 1.2, 20: 1.15}, "heun": {5: 2.6, 20: 2.1}}
+"""Of DDIM's error at as many network passes, at most. The most that was found: 1.00 and 1.10, 2.46 and 1.98."""
 
 
 @pytest.mark.parametrize("spacing", get_args(Spacing))
 @pytest.mark.parametrize("schedule", get_args(ScheduleName))
 def test_every_solver_goes_with_every_schedule_prediction_and_spacing(schedule: ScheduleName, spacing: Spacing) -> None:
-    """Held against the exact flow from where the chain begins; whatever is predicted, to the same x_0."""
+    """Held against the exact flow from where the chain begins; whatever is predicted, to the same x_0.
+
+    tests/benchmarks/combinations.py does so at more numbers of passes.
+    """
     whole = make_schedule(ScheduleConfig(name=schedule))
     for passes in (5, 20):
         ends: dict[str, list[Tensor]] = {}
@@ -320,7 +323,7 @@ def test_every_solver_goes_with_every_schedule_prediction_and_spacing(schedule: 
             ends[name] = [
                 sample(process(TWO, whole, prediction), config, X_T, lambda t: X_T) - exact
                 for of, prediction in COMBINATIONS
-                if of == schedule
+                if of == schedule and (prediction == "v" or passes == 5)
             ]
             torch.testing.assert_close(ends[name], ends[name][:1] * len(ends[name]), rtol=0, atol=1e-5)
         error = {name: float(found[0].square().mean().sqrt()) for name, found in ends.items()}

@@ -149,24 +149,24 @@ def test_dpm_solver_passes_a_first_step_on_which_nothing_changes() -> None:
 
 
 def test_heun_looks_twice_and_turns() -> None:
-    """dx/dphi = v with x'' = -x - q: q is what makes v at the end that of the second look; in plain Python numbers."""
+    """x'' = -x - q in phi, x_0_hat on a line of slope q in cos phi through both looks; in plain Python numbers."""
     noise = keyed((1, 1, 1, 1), torch.float64)
     bars = {t: float(SHORT.alpha_bar[t]) for t in (9, 6, 3, 0)} | {-1: 1.0}
     x = float(noise(10))
 
-    def v(x: float, phi: float) -> float:
+    def x_0_hat(x: float, phi: float) -> float:
         """Of eps_hat = x / 2."""
-        return math.cos(phi) * x / 2 - math.sin(phi) * (x - math.sin(phi) * x / 2) / math.cos(phi)
+        return (x - math.sin(phi) * x / 2) / math.cos(phi)
 
     for t, t_next in pairwise([9, 6, 3, 0, -1]):
         phi, phi_next = (math.acos(math.sqrt(bars[i])) for i in (t, t_next))
-        h, v_here = phi_next - phi, v(x, phi)
-        turned, v_turned = math.cos(h) * x + math.sin(h) * v_here, math.cos(h) * v_here - math.sin(h) * x
+        look = x_0_hat(x, phi)
+        turned = math.cos(phi_next) * look + math.sin(phi_next) * x / 2
         if t_next == -1:
             x = turned
         else:
-            q = (v_turned - v(turned, phi_next)) / math.sin(h)
-            x = turned - q * (1 - math.cos(h))
+            q = (x_0_hat(turned, phi_next) - look) / (math.cos(phi_next) - math.cos(phi))
+            x = turned + q * (1 - math.cos(phi_next - phi))
     config = SamplerConfig(name="heun", num_steps=4, clip="none")
     assert float(sample(process(half), config, noise(10), noise)) == pytest.approx(x, rel=1e-9)
 

@@ -144,7 +144,7 @@ def measure_bound(
         num_steps: network passes an image; None for all T.
 
     Raises:
-        InputError: if the group is not aligned.
+        InputError: if the group is not aligned, or an image's bound is not finite.
     """
     bound, chosen, widths = _measured(p, images, first_index, num_steps)
     return _summed(bound, chosen, widths, p.schedule.num_timesteps)
@@ -177,7 +177,14 @@ def _measured(
     def noise(t: int) -> Tensor:
         return normals(_KEY, Purpose.LIKELIHOOD, index, tuple(images.shape[1:]), step=t)
 
-    return variational_bound(p, to_unit(images), noise, timesteps=chosen), chosen, [len(r) for r in ranges]
+    bound = variational_bound(p, to_unit(images), noise, timesteps=chosen)
+    finite = bound.terms.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(
+            f"the bound of {int((~finite).sum())} of {len(images)} images from number {first_index} on is not finite; expected "
+            "finite terms: the network overflows, take another checkpoint"
+        )
+    return bound, chosen, [len(r) for r in ranges]
 
 
 def _per_image(bound: Bound, widths: list[int]) -> Float[Tensor, " b"]:

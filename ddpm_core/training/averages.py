@@ -64,7 +64,7 @@ def young_average(config: TrainConfig, step: int) -> str:
         by = f"train.ema-half-life {config.ema_half_life:,} images, train.ema-warmup {config.ema_warmup:g}"
         remedy = "--train.ema-half-life"
     return (
-        f"the averaged weights of step {step:,} are still to {100 * share:.3g}% those that they began with ({by}), so their "
+        f"the averaged weights of step {step:,} are still {100 * share:.3g}% those that they began with ({by}), so their "
         f"images show little of what was learned; expected at most {LARGEST_SHARE:.0%}: train on to step "
         f"{_enough(config):,}, or anew with a smaller {remedy}"
     )

@@ -1011,7 +1011,7 @@ def test_a_young_average_is_registered_but_no_champion(tracker: tracking.Tracker
         tracked = pipeline.Pipeline(replace(make("digits"), store=store), tracker, parent)
         version, (promoted, reason) = tracked.promote(young, EVALUATED)
         assert (version, promoted) == (1, False)
-        assert reason.startswith("the averaged weights of step 100 are still to 99% those that they began with")
+        assert reason.startswith("the averaged weights of step 100 are still 99% those that they began with")
         assert "\n" not in reason
         assert tracking.default_model(tracker, "ddpm-digits") == "models:/ddpm-digits@candidate"
         old = replace(young, config={**CONFIG, "train": {**by, "ema_decay": 0.9}})

@@ -96,9 +96,9 @@ def test_a_run_whose_average_will_be_young_is_told_before_it_starts(
     for changes, expected in (
         (
             {"ema_decay": 0.9999},
-            "warning: train.steps is 640: the averaged weights of step 640 are still to 93.8% those",
+            "warning: train.steps is 640: the averaged weights of step 640 are still 93.8% those",
         ),
-        ({"steps": 0}, "warning: train.steps is 0: the averaged weights of step 0 are still to 100% those"),
+        ({"steps": 0}, "warning: train.steps is 0: the averaged weights of step 0 are still 100% those"),
         ({"ema_decay": 0.99}, ""),
         ({}, ""),
     ):
@@ -114,7 +114,7 @@ def test_a_sweep_is_told_by_the_step_of_its_first_rung(tmp_path: Path, capsys: p
     sweep.check(sweep.SweepArgs(**vars(digits(tmp_path, train={"ema_decay": 0.99}))))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        "warning: trials are first ranked after 71 steps: the averaged weights of step 71 are still to 49.5%"
+        "warning: trials are first ranked after 71 steps: the averaged weights of step 71 are still 49.5%"
     )
     sweep.check(sweep.SweepArgs(**vars(digits(tmp_path))))
     assert capsys.readouterr().err == ""

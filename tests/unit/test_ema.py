@@ -105,12 +105,12 @@ def test_the_share_of_millions_of_steps_is_still_a_number() -> None:
 
 def test_a_young_average_is_told_with_its_step_and_what_to_do() -> None:
     assert young_average(TrainConfig(ema_decay=0.9999), 640) == (
-        "the averaged weights of step 640 are still to 93.8% those that they began with (train.ema-decay 0.9999), so their "
+        "the averaged weights of step 640 are still 93.8% those that they began with (train.ema-decay 0.9999), so their "
         "images show little of what was learned; expected at most 1%: train on to step 46,051, or anew with a smaller "
         "--train.ema-decay"
     )
     said = young_average(TrainConfig(batch_size=64, ema_warmup=0.0), 640)
-    assert "to 94.5% those that they began with (train.ema-half-life 500,000 images, train.ema-warmup 0)" in said
+    assert "94.5% those that they began with (train.ema-half-life 500,000 images, train.ema-warmup 0)" in said
     assert said.endswith("or anew with a smaller --train.ema-half-life")
 
 

@@ -250,7 +250,7 @@ def test_whoever_loads_a_young_average_is_told(
     lines = [record.message for record in caplog.records]
     assert len(lines) == said
     if said:
-        assert lines[0].startswith(f"{tmp_path}: the averaged weights of step 640 are still to 93.8% those")
+        assert lines[0].startswith(f"{tmp_path}: the averaged weights of step 640 are still 93.8% those")
 
 
 def test_weights_without_a_training_are_loaded_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

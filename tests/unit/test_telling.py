@@ -19,7 +19,7 @@ from pipelines.recipes.recipes import make
 from pipelines.stages.train import _ProgressReporter
 from pipelines.training.worker import _events
 
-YOUNG = "samples of step 320: the averaged weights of step 320 are still to 96.9% those that they began with"
+YOUNG = "samples of step 320: the averaged weights of step 320 are still 96.9% those that they began with"
 
 
 class Shown:
@@ -84,7 +84,7 @@ def test_whoever_reads_young_weights_for_a_command_is_told(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said
     if said:
-        assert lines[0].startswith("/runs/a: the averaged weights of step 640 are still to 93.8% those")
+        assert lines[0].startswith("/runs/a: the averaged weights of step 640 are still 93.8% those")
 
 
 def _posted(look: Callable[[TrainState], Any], kind: str) -> list[tuple[str, Any]]:

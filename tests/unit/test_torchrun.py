@@ -98,6 +98,6 @@ def test_a_run_whose_average_will_be_young_is_told_at_the_start(
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()
     assert process.returncode == 0
-    said = "warning: train.steps is 2: the averaged weights of step 2 are still to 100% those that they began with"
+    said = "warning: train.steps is 2: the averaged weights of step 2 are still 100% those that they began with"
     assert [line.startswith(said) for line in lines[:2]] == [told, False]
     assert lines[-1].startswith("saved ")

@@ -16,7 +16,7 @@ def decay_of(config: TrainConfig, num_updates: int) -> float:
     """The decay of an update, in [0, 1): fixed, or 0.5^(batch / half-life) (Karras et al. 2022, their training code).
 
     The half-life is `ema_half_life` images, but at most `ema_warmup` of the images that all updates have seen, this one's
-    included.
+    included (theirs counts those before it: one batch less).
 
     Args:
         num_updates: updates done before this one, 0 or more.

@@ -62,7 +62,7 @@ def test_after_the_half_life_what_was_averaged_counts_half() -> None:
     [(0, 3.2), (1, 6.4), (9, 32), (639, 2_048), (156_249, 500_000), (156_250, 500_000), (10**7, 500_000)],
 )
 def test_the_half_life_is_at_most_a_share_of_the_images_seen(update: int, half_life: float) -> None:
-    """EDM's ema_rampup_ratio of 0.05: N counts the images of the update itself."""
+    """Those of the update itself included."""
     assert decay_of(TrainConfig(batch_size=64), update) == pytest.approx(0.5 ** (64 / half_life), rel=1e-12)
 
 

@@ -14,6 +14,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import hold
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.serialization import to_json
+from ddpm_core.training.averages import young_weights
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
@@ -152,7 +153,7 @@ class Pipeline:
                         reference=evaluated.reference,
                         seeds=evaluated.seeds,
                         trainings=trainings,
-                        veto=_REPEATS if evaluated.suspicious else "",
+                        veto=young_weights(weights.config, weights.step) or (_REPEATS if evaluated.suspicious else ""),
                     )
             except TrackingError as error:
                 raise TrackingError(f"{error}; the report is made, the same command again promotes") from error
@@ -180,10 +181,17 @@ class Pipeline:
         return swept
 
     def find_weights(self, model: str | None) -> Weights:
-        """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS; None: the recipe's champion or candidate."""
-        return find_weights(model or default_model(self.tracker, self.model_name), self.tracker, self.recipe.store)
+        """The weights at a checkpoint's or run's URI, or models:/NAME@ALIAS; None: the recipe's champion or candidate.
+
+        A line is said of averaged weights that are still too much those that they began with.
+        """
+        weights = find_weights(model or default_model(self.tracker, self.model_name), self.tracker, self.recipe.store)
+        if warning := young_weights(weights.config, weights.step):
+            say(f"{weights.uri}: {warning}")
+        return weights
 
     def _register(self, run: RunHandle, weights: Weights) -> int:
+        weights.check()
         training = {
             "checkpoint_uri": weights.uri,
             "step": weights.step,

@@ -19,7 +19,7 @@ from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.features.random_conv import NAME
 from ddpm_core.serialization import to_json
-from pipelines.cli.checks import check_data, check_training, data_summary
+from pipelines.cli.checks import check_data, check_training, data_summary, warn_of_young_average
 from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import check_here, for_a_cpu, for_trials
 from pipelines.naming import digest
@@ -37,6 +37,8 @@ def check(args: SweepArgs) -> None:
     """Source, schedules, and that the trials fit."""
     check_data(args)
     check_training(args)
+    first = args.sweep.first_rung(args.train.steps)
+    warn_of_young_average(args.train, first, f"trials are first ranked after {first:,} steps")
     check_here(for_trials(args.sweep, args.train))
     for name in args.sweep.schedules:
         config = ScheduleConfig(name=name, num_timesteps=args.schedule.num_timesteps)  # type: ignore[arg-type]

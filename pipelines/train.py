@@ -16,7 +16,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
 from dataclasses import dataclass
 
-from pipelines.cli.checks import check_data, check_training, data_summary
+from pipelines.cli.checks import check_data, check_training, data_summary, warn_of_young_average
 from pipelines.cli.command import Outcome, run_command, typed
 from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.recipes.config import Recipe
@@ -35,6 +35,7 @@ def check(args: TrainArgs) -> None:
     """Source and workers."""
     check_data(args)
     check_training(args)
+    warn_of_young_average(args.train, args.train.steps, f"train.steps is {args.train.steps:,}")
 
 
 def plan(args: TrainArgs) -> list[str]:

@@ -33,6 +33,7 @@ from pipelines.cli.checks import (
     prepare_evaluation,
     sampling_cost,
     split_counts,
+    warn_of_young_average,
 )
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
@@ -78,6 +79,7 @@ def check(args: WorkflowArgs) -> None:
     """Everything that any stage will need."""
     check_data(args)
     check_training(args)
+    warn_of_young_average(args.train, args.train.steps, f"train.steps is {args.train.steps:,}")
     check_sampling(args.sample)
     check_evaluation(args)
 

@@ -70,6 +70,15 @@ def to_keys(seeds: Sequence[int]) -> Int[Tensor, " n"]:
 
 
 def to_images(x_0: Float[Tensor, "... c h w"]) -> NDArray[np.uint8]:
-    """x_0, about in [-1, 1], as images [..., height, width, channels]."""
+    """x_0, about in [-1, 1], as images [..., height, width, channels].
+
+    Raises:
+        InputError: if a value is not finite.
+    """
+    if bad := int((~x_0.isfinite()).sum()):
+        raise InputError(
+            f"the images have {bad:,} of {x_0.numel():,} values that are not finite; expected finite ones: the network overflows; "
+            "run it in float32, or take another checkpoint"
+        )
     pixels = to_uint8(x_0.flatten(0, -4)).view(x_0.shape)
     return pixels.movedim(-3, -1).cpu().numpy()

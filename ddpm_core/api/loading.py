@@ -1,6 +1,7 @@
 """Weights and models by where they lie."""
 
 import json
+import logging
 
 import torch
 
@@ -11,6 +12,9 @@ from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
+from ddpm_core.training.averages import young_weights
+
+logger = logging.getLogger(__name__)
 
 REGISTERED_WEIGHTS, REGISTERED_CONFIG = "weights.safetensors", "config.json"
 """The files of a registered version, in its folder `artifacts`."""
@@ -19,23 +23,37 @@ REGISTERED_WEIGHTS, REGISTERED_CONFIG = "weights.safetensors", "config.json"
 def load(uri: str, device: torch.device | str = "cpu") -> Model:
     """The model of a run (its newest checkpoint), a checkpoint, a registered version's folder, or a folder of diffusers.
 
+    A warning is logged of averaged weights that are still more than 1% those that they began with.
+
     Args:
         uri: a folder, or s3://bucket/prefix.
 
     Raises:
-        InputError: if there is none, or its files are damaged, in one line.
+        InputError: if there is none, its files are damaged, or a weight holds NaN or infinity, in one line.
     """
     weights = find_weights(uri)
     if weights is None:
         raise InputError(
             f"no model at {uri}; expected the folder of a run, a checkpoint, a registered version, or of diffusers"
         )
+    if warning := young_weights(weights.config, weights.step):
+        logger.warning("%s: %s", uri, warning)
     return Model.from_weights(weights, device)
 
 
 def find_weights(uri: str) -> Weights | None:
-    """The averaged weights that lie at a URI, as `load` takes it; None if there are none."""
-    uri = storage.absolute(uri)
+    """The averaged weights that lie at a URI, as `load` takes it; None if there are none.
+
+    Raises:
+        InputError: if the files are damaged, or a weight holds NaN or infinity.
+    """
+    weights = _read(storage.absolute(uri))
+    if weights is not None:
+        weights.check()
+    return weights
+
+
+def _read(uri: str) -> Weights | None:
     if checkpoint := find_checkpoint(uri):
         return read_weights(checkpoint)
     for folder in (uri, storage.join(uri, "artifacts")):

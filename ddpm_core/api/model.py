@@ -41,7 +41,7 @@ class Model:
         """The model with averaged weights, on a device.
 
         Raises:
-            InputError: if they are of another network than their config says.
+            InputError: if they are of another network than their config says, or one holds NaN or infinity.
         """
         model = cls.from_tensors(read_model_config(weights.config), weights.tensors, device)
         return replace(model, weights=weights)
@@ -53,7 +53,7 @@ class Model:
         """A model with these weights by name, on a device.
 
         Raises:
-            InputError: if they are of another network.
+            InputError: if they are of another network, or one holds NaN or infinity.
         """
         network = config.build_network()
         load_network(network, tensors)
@@ -83,6 +83,9 @@ class Model:
 
         Args:
             on_step: told t, x_t and x_0_hat at every step of the sampler, batch by batch.
+
+        Raises:
+            InputError: if a value of an image is not finite, naming its seed.
         """
         made = []
         for some in torch.split(seeds.to(self.device), request.batch_size):
@@ -125,7 +128,7 @@ class Model:
             uint8 [n, height, width, channels].
 
         Raises:
-            InputError: if the model cannot do what is asked for.
+            InputError: if the model cannot do what is asked for, or a value of an image is not finite.
         """
         if isinstance(sampler, str):
             if sampler not in get_args(SamplerName):

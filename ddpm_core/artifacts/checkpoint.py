@@ -31,6 +31,7 @@ from ddpm_core.artifacts.checkpoint_files import (
     read_part,
     read_state,
 )
+from ddpm_core.artifacts.finite import check_finite
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.optional import late
 from ddpm_core.types import Tensor
@@ -92,9 +93,18 @@ class Weights:
 
     @property
     def tensors(self) -> Tensors:
-        """The weights by name."""
+        """The weights by name.
+
+        Raises:
+            InputError: if one of them holds NaN or infinity.
+        """
         tensors: Tensors = safetensors.torch.load(self.file)
+        check_finite(tensors, self.uri, "name an earlier checkpoint, or get a sound copy of the weights")
         return tensors
+
+    def check(self) -> None:
+        """Refuse weights of which one holds NaN or infinity. Errors as in `tensors`."""
+        _ = self.tensors
 
 
 _SAVED = re.compile(r"(model|ema|optimizer|history)(-[0-9a-f]{12})?\.(safetensors|parquet)")

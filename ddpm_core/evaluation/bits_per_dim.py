@@ -149,7 +149,7 @@ def measure_bound(
         clip: what is done to x_0_hat.
 
     Raises:
-        InputError: if the group is not aligned.
+        InputError: if the group is not aligned, or an image's bound is not finite.
     """
     bound, chosen, widths = _measured(p, images, first_index, num_steps, clip)
     return _summed(bound, chosen, widths, p.schedule.num_timesteps)
@@ -187,6 +187,12 @@ def _measured(
         return normals(_KEY, Purpose.LIKELIHOOD, index, tuple(images.shape[1:]), step=t)
 
     bound = variational_bound(p, to_unit(images), noise, timesteps=chosen, clip=clip)
+    finite = bound.terms.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(
+            f"the bound of {int((~finite).sum())} of {len(images)} images from number {first_index} on is not finite; expected "
+            "finite terms: the network overflows, take another checkpoint"
+        )
     return bound, chosen, [len(r) for r in ranges]
 
 

@@ -3,13 +3,19 @@
 import torch
 from torch import nn
 
+from ddpm_core.artifacts.finite import check_finite
 from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor
 
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy weights into a network. Errors as in `check_weights`."""
+    """Copy weights into a network.
+
+    Raises:
+        InputError: as `check_weights`, or if a weight holds NaN or infinity.
+    """
     check_weights(network, tensors)
+    check_finite(tensors, "the weights", "take those of an earlier checkpoint")
     with torch.no_grad():
         for name, p in network.named_parameters():
             p.copy_(tensors[name])

@@ -8,6 +8,7 @@ import torch
 from ddpm_core.data.pixels import to_uint8
 from ddpm_core.diffusion.reverse import ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.errors import InputError
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Float, Int, Tensor, UInt8
@@ -38,11 +39,28 @@ def generate(
 
     Returns:
         Images in 0..255.
+
+    Raises:
+        InputError: if a value of an image is not finite, naming its seed.
     """
     p = replace(p, schedule=p.schedule.to(seeds.device))
     noise = seeded_noise(seeds, shape)
     x_T = noise(p.schedule.num_timesteps)
-    return to_uint8(sample(p, sampler, x_T, noise, on_step=on_step))
+    x_0 = sample(p, sampler, x_T, noise, on_step=on_step)
+    _check_finite(x_0, seeds)
+    return to_uint8(x_0)
+
+
+def _check_finite(x_0: Float[Tensor, "b c h w"], seeds: Int[Tensor, " b"]) -> None:
+    """Rounded to levels, NaN is black, and infinity white: an image like any other."""
+    finite = x_0.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = seeds[~finite].tolist()
+        raise InputError(
+            f"the image of seed {bad[0]} has values that are not finite, as have {len(bad)} of the {len(seeds)} in its batch; "
+            "expected finite ones: sample with --sample.precision float32, in more steps or by another sampler; if that "
+            "does not help, another checkpoint"
+        )
 
 
 def seeded_noise(seeds: Int[Tensor, " b"], shape: tuple[int, int, int]) -> Callable[[int], Float[Tensor, "b c h w"]]:

@@ -37,6 +37,7 @@ from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError, UserError
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json
+from ddpm_core.training.averages import young_average
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.identity import check_steps, run_config
@@ -190,6 +191,8 @@ def main(argv: list[str]) -> int:
         with held_by_first(spec.run.uri, worker) as hold:
             store = CheckpointStore(spec.run.uri, hold)
             check_steps(max(store.steps(), default=0), spec.train.steps)
+            if worker.is_first and (warning := young_average(spec.train, spec.train.steps)):
+                say(f"warning: train.steps is {spec.train.steps:,}: {warning}")
             run_worker(spec, worker, events, cache, store, _checkpointer(spec, store, worker, hold))
     except UserError as error:
         say(f"error: {' '.join(str(error).split())}")

@@ -8,6 +8,8 @@ from typing import Any
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Checkpoint
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.finite import find_not_finite
+from ddpm_core.errors import DivergedError
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, ema_tensors, network_tensors, optimizer_tensors
 
@@ -59,6 +61,7 @@ class Checkpointer:
         Raises:
             StorageError: if the save before failed, and the store is a local disk, or an S3 server that failed thrice.
             HeldError: if another job holds the run by now.
+            DivergedError: if the state of the save before held NaN or infinity; it was not written.
         """
         self.finish()
         self._writing = self._pool.submit(self._write, self._checkpoint(copy=True))
@@ -112,6 +115,12 @@ class Checkpointer:
         )
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        for part in (checkpoint.model, checkpoint.ema, checkpoint.optimizer):
+            if found := find_not_finite(part):  # steps like that are skipped: memory or code is at fault
+                raise DivergedError(
+                    f"step {checkpoint.step:,} is not saved: {found}; expected finite ones: the same command goes on from the "
+                    "newest checkpoint; if that comes again, lower --train.learning-rate or look at the machine"
+                )
         self._saved(self._store.commit(checkpoint))
         every, best = self._config.keep_every, self._best()
         self._store.prune(

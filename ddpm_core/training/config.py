@@ -38,8 +38,14 @@ class TrainConfig:
     """Steps over which the learning rate rises linearly."""
     grad_clip: float = 1.0
     """Largest norm of the global gradient."""
-    ema_decay: float = 0.9999
-    """Decay of the averaged weights, from which images are sampled."""
+    ema_half_life: int = 500_000
+    """Of the averaged weights, from which images are sampled: images after which what was averaged counts half
+    (Karras et al. 2022)."""
+    ema_warmup: float = 0.05
+    """The half-life is at most this share of the images seen so far, so that short runs forget how they began; 0: no such
+    limit."""
+    ema_decay: float | None = None
+    """A fixed decay of each step in place of the two; the paper's is 0.9999."""
     flip: bool = True
     """Mirror half of the images."""
     label_dropout: float = 0.1
@@ -73,6 +79,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             "batch_size",
+            "ema_half_life",
             "lanes",
             "window",
             "log_every",
@@ -90,8 +97,20 @@ class TrainConfig:
                 raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected more than 0")
         if not 0 <= self.label_dropout <= 1:
             raise InputError(f"train.label-dropout is {self.label_dropout}; expected a share in [0, 1]")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"train.ema-decay is {self.ema_decay}; expected a decay in [0, 1)")
+        if not 0 <= self.ema_warmup <= 1:
+            raise InputError(f"train.ema-warmup is {self.ema_warmup}; expected a share in [0, 1]")
+        if self.ema_decay is not None:
+            self._check_decay(self.ema_decay)
+
+    def _check_decay(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise InputError(f"train.ema-decay is {decay}; expected a decay in [0, 1)")
+        for name in ("ema_half_life", "ema_warmup"):
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise InputError(
+                    f"train.{_flag(name)} is {getattr(self, name)} beside a fixed train.ema-decay of {decay}; expected one "
+                    f"of them: leave --train.{_flag(name)} out, or add --train.ema-decay None"
+                )
 
 
 def _flag(name: str) -> str:

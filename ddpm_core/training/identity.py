@@ -4,6 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from ddpm_core.artifacts.checkpoint import Checkpoint
+from ddpm_core.artifacts.finite import check_finite
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
@@ -33,6 +34,8 @@ def run_config(
         init_from: sha256 of the weights that it begins with, if not with the seed's.
     """
     decisive = {field.name for field in fields(TrainConfig)} - MAY_CHANGE
+    # Only what is averaged by: of a fixed decay the JSON, and the name by its digest, are what they were before half-lives.
+    decisive -= {"ema_decay"} if train.ema_decay is None else {"ema_half_life", "ema_warmup"}
     return {
         "image_size": index.image_size,
         "channels": index.channels,
@@ -46,10 +49,13 @@ def run_config(
 
 
 def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_digest: str) -> None:
-    """Refuse to go on from a checkpoint that was trained otherwise.
+    """Refuse to go on from a checkpoint that was trained otherwise, or of which a value is no number.
+
+    The latter is no damage of a file, for which the checkpoint before would be taken: it was written so, by a fault that
+    a person should know of.
 
     Raises:
-        InputError: with both values, if dataset or config differ.
+        InputError: with both values, if dataset or config differ; naming the weight or moment that holds NaN or infinity.
     """
     if checkpoint.dataset_digest != dataset_digest:
         raise InputError(
@@ -61,8 +67,12 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
         if wanted.get(key) != found.get(key):
             raise InputError(
                 f"the run was started with {key} = {found.get(key)}, now it is {wanted.get(key)}; "
-                "give the run another --name, or go on with the value it has"
+                f"give the run another --name, or go on with {_flag(key, found.get(key))}"
             )
+    where = f"checkpoints/step-{checkpoint.step:08d}"
+    for part in ("model", "ema", "optimizer"):
+        remedy = f"delete {where} of the run, and the same command goes on from the checkpoint before it"
+        check_finite(getattr(checkpoint, part), f"{part} of {where}", remedy)
 
 
 def check_steps(done: int, steps: int) -> None:
@@ -76,6 +86,16 @@ def check_steps(done: int, steps: int) -> None:
             f"the run has {done:,} steps already, train.steps is {steps:,}; expected {done:,} or more, or another --name for "
             "a shorter run"
         )
+
+
+def _flag(key: str, value: Any) -> str:
+    """The flag that gives a setting the value that it had."""
+    part, _, name = key.replace("_", "-").rpartition(".")
+    if not part:  # of the dataset, or the weights that it began with
+        return "the value it has"
+    if isinstance(value, bool):
+        return f"--{part}.{name}" if value else f"--{part}.no-{name}"
+    return f"--{part}.{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.model.ema import ema_update
 from ddpm_core.model.unet import DropoutKey
 from ddpm_core.random import Purpose, integers, normals, uniforms
+from ddpm_core.training.averages import decay_of
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.parallel import mean_over_workers
 from ddpm_core.training.state import TrainState
@@ -136,7 +137,8 @@ def advance(state: TrainState, config: TrainConfig, *, update: bool) -> None:
         for group in state.optimizer.param_groups:
             group["lr"] = warmup(state.step, config)
         state.optimizer.step()
-        ema_update(state.ema, dict(state.network.named_parameters()), config.ema_decay, num_updates=state.updates)
+        decay = decay_of(config, state.updates)
+        ema_update(state.ema, dict(state.network.named_parameters()), decay, num_updates=state.updates)
     else:
         state.skipped += 1
     state.step += 1

@@ -16,9 +16,11 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.reference import open_reference
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.labels import check_labels
+from ddpm_core.training.averages import young_average
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.feature_weights import check_features, find_features
-from pipelines.recipes.config import Recipe, SampleStage
+from pipelines.progress import say
+from pipelines.recipes.config import Recipe, SampleStage, TrainStage
 from pipelines.tracking.resolve import find_dataset
 
 
@@ -71,6 +73,18 @@ def check_training(recipe: Recipe) -> None:
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
     _check_disk(recipe, *_network(recipe))
+
+
+def warn_of_young_average(train: TrainStage, step: int, when: str) -> None:
+    """Say, before anything starts, that the averaged weights of a planned step will be too much those that they begin with.
+
+    No mistake: the run may be meant to be trained further by the same command.
+
+    Args:
+        when: images are looked at, as `train.steps is 640`.
+    """
+    if warning := young_average(train, step):
+        say(f"warning: {when}: {warning}")
 
 
 def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:

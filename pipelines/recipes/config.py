@@ -146,6 +146,11 @@ class SweepStage:
         for schedule in self.schedules:
             ScheduleConfig(name=schedule)  # type: ignore[arg-type]
 
+    def first_rung(self, steps: int) -> int:
+        """The step at which ASHA looks first, of trials that go to `steps`; 1 or more."""
+        trials: int = self.reduction_factor ** (self.num_rungs - 1)  # of which one comes to the last rung
+        return max(1, steps // trials)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -24,7 +24,6 @@ def digits() -> Recipe:
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
-            ema_decay=0.99,
             flip=False,
             log_every=20,
             checkpoint_every=160,
@@ -48,7 +47,6 @@ def mnist() -> Recipe:
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=200,
-            ema_decay=0.995,
             flip=False,
             checkpoint_every=400,
             preview_every=800,
@@ -66,7 +64,7 @@ def cifar10() -> Recipe:
         data=DataConfig(
             source="cifar-10-python.tar.gz", image_size=32, channels=3, samples_per_shard=2_048, validation_fraction=0.0
         ),
-        train=TrainStage(use_gpu=True),
+        train=TrainStage(ema_decay=0.9999, use_gpu=True),
         sample=SampleStage(num_images=50_000, block_size=256, batch_size=256, use_gpu=True),
         evaluate=EvaluateConfig(num_images=50_000, features="inception", bits_per_dim_images=10_000),
     )
@@ -91,7 +89,6 @@ def cifar10_small() -> Recipe:
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
-            ema_decay=0.995,
             checkpoint_every=500,
             preview_every=500,
             num_workers=2,
@@ -118,7 +115,7 @@ def _paper_256(source: str, steps: int, base_channels: int = 128) -> Recipe:
             attention_resolutions=(16,),
             dropout=0.0,
         ),
-        train=TrainStage(steps=steps, batch_size=64, learning_rate=2e-5, use_gpu=True),
+        train=TrainStage(steps=steps, batch_size=64, learning_rate=2e-5, ema_decay=0.9999, use_gpu=True),
         reverse=ReverseConfig(variance="fixed_small"),
         sample=SampleStage(num_images=50_000, batch_size=16, use_gpu=True),
         evaluate=EvaluateConfig(num_images=50_000, features="inception"),

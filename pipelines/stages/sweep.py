@@ -98,7 +98,7 @@ def _tuner(
     folder: str,
     callback: tune.Callback,
 ) -> tune.Tuner:
-    rung = max(1, recipe.train.steps // config.reduction_factor ** (config.num_rungs - 1))
+    rung = config.first_rung(recipe.train.steps)
     train = replace(recipe.train, num_workers=1, checkpoint_every=rung, preview_every=rung)
     trainable = tune.with_resources(
         tune.with_parameters(

@@ -26,7 +26,9 @@ from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.weights import check_weights
 from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.training.averages import young_average
 from ddpm_core.training.checkpointing import Run
+from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.identity import check_continues, check_steps
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec
@@ -122,7 +124,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
-                reporter = _ProgressReporter(run, shown, validator)
+                reporter = _ProgressReporter(run, shown, validator, recipe.train)
                 fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
                 reporter.note(validator.found(wait=True))
     final = checkpoint_uri(run_uri, recipe.train.steps)
@@ -172,8 +174,9 @@ def _points(history: list[HistoryRow]) -> list[HistoryRow]:
 class _ProgressReporter:
     """Shows a run's progress, logs its figures and pictures, and has its checkpoints judged."""
 
-    def __init__(self, run: RunHandle, shown: Progress, validator: Validator) -> None:
-        self._run, self._shown, self._validator = run, shown, validator
+    def __init__(self, run: RunHandle, shown: Progress, validator: Validator, train: TrainConfig) -> None:
+        self._run, self._shown, self._validator, self._train = run, shown, validator, train
+        self._warned = False
 
     def tell(self, events: list[tuple[str, Any]]) -> None:
         """What the workers posted."""
@@ -189,6 +192,7 @@ class _ProgressReporter:
             self._run.log_metrics(_points(rows))
         for kind, what in events:
             if kind == "preview":
+                self._warn_once(what["step"])
                 self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
             elif kind == "saved":
                 self._validator.saved(what)
@@ -201,7 +205,15 @@ class _ProgressReporter:
     def note(self, metrics: list[dict[str, float]]) -> None:
         """What validation found."""
         if metrics:
+            self._warn_once(int(metrics[-1]["step"]))
             self._run.log_metrics(metrics)
+
+    def _warn_once(self, step: int) -> None:
+        """Whoever looks at the images of a young average is told so, at the first of them."""
+        warning = "" if self._warned else young_average(self._train, step)
+        if warning:
+            self._warned = True
+            self._shown.say(f"samples of step {step:,}: {warning}")
 
 
 def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:

@@ -18,10 +18,11 @@ def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
             models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
-        InputError: if there is none, in one line.
+        InputError: if there is none, or one of the weights holds NaN or infinity, in one line.
     """
     if model.startswith("models:/"):
         registered = loading.read_registered(str(resolve_model(tracker, model).weights.parent))
+        registered.check()
         return replace(registered, uri=_here(store, registered.uri))
     weights = loading.find_weights(model)
     if weights is None:

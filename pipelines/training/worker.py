@@ -16,7 +16,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.artifacts.validation import best_step
-from ddpm_core.errors import UserError
+from ddpm_core.errors import InputError, UserError
 from ddpm_core.training.checkpointing import Checkpointer
 from ddpm_core.training.loop import Events
 from ddpm_core.training.parallel import Worker
@@ -83,15 +83,23 @@ def _may_pass(error: Exception, run_uri: str) -> bool:
 def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Events:
     post = ray_spec.coordinator.post.remote
 
+    def looked_at(state: TrainState, kind: str, look: Callable[[TrainState], Any]) -> None:
+        try:
+            found = look(state)
+        except InputError as error:  # images or features that are no numbers: training itself watches its own
+            post("warned", f"step {state.step:,} could not be looked at: {error}")
+            return
+        if found:
+            post(kind, found)
+
     def validate(state: TrainState) -> None:
         if ray_spec.validate is not None:
             doing(state.step, "validating")
-            if row := ray_spec.validate(state):
-                post("validated", row)
+            looked_at(state, "validated", ray_spec.validate)
 
     return Events(
         logged=lambda row: post("logged", row),
-        preview=lambda state: post("preview", ray_spec.preview(state)),
+        preview=lambda state: looked_at(state, "preview", ray_spec.preview),
         warned=lambda line: post("warned", line),
         saved=validate,
         doing=doing,

@@ -53,7 +53,7 @@ def recipe(store: Path | str) -> Recipe:
             steps=6,
             batch_size=16,
             warmup_steps=2,
-            ema_decay=0.5,
+            ema_decay=0.25,  # of six updates the first counts for 0.1%: old enough to be promoted
             log_every=2,
             checkpoint_every=2,
             preview_every=6,

@@ -1003,6 +1003,21 @@ def test_a_line_ends_without_a_registry(
     assert tracking.resolve_model(tracker, "models:/ddpm-digits@champion").checkpoint_uri == "/runs/0"
 
 
+def test_a_young_average_is_registered_but_no_champion(tracker: tracking.Tracker, store: str, tmp_path: Path) -> None:
+    """Its images show the weights of the first steps, whatever their figure."""
+    by = {"batch_size": 64, "ema_decay": 0.9999}
+    young = replace(_trained_weights(tmp_path), config={**CONFIG, "train": by})
+    with tracker.run("line", key="l") as parent:
+        tracked = pipeline.Pipeline(replace(make("digits"), store=store), tracker, parent)
+        version, (promoted, reason) = tracked.promote(young, EVALUATED)
+        assert (version, promoted) == (1, False)
+        assert reason.startswith("the averaged weights of step 100 are still 99% those that they began with")
+        assert "\n" not in reason
+        assert tracking.default_model(tracker, "ddpm-digits") == "models:/ddpm-digits@candidate"
+        old = replace(young, config={**CONFIG, "train": {**by, "ema_decay": 0.9}})
+        assert tracked.promote(old, EVALUATED)[1].promoted
+
+
 def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_rest(
     wire: _Wire,
     store: str,

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
+from pipelines import sweep, train, workflow
 from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, prepare_evaluation, sampling_cost
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 
 
@@ -84,3 +86,40 @@ def test_costs_are_passes_of_the_network() -> None:
     assert evaluation_cost(papers.evaluate, 1000).endswith("bits/dim of 10,000 images, 10,000,000 network passes")
     guided = replace(make("digits").sample, labels=(1,), guidance=1.5)
     assert sampling_cost(guided, 1000) == "512 images, 51,200 network passes"
+
+
+@pytest.mark.parametrize(("command", "args_type"), [(train, train.TrainArgs), (workflow, workflow.WorkflowArgs)])
+def test_a_run_whose_average_will_be_young_is_told_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Any, args_type: Any
+) -> None:
+    """A warning, no mistake: more steps may come later."""
+    for changes, expected in (
+        (
+            {"ema_decay": 0.9999},
+            "warning: train.steps is 640: the averaged weights of step 640 are still 93.8% those",
+        ),
+        ({"steps": 0}, "warning: train.steps is 0: the averaged weights of step 0 are still 100% those"),
+        ({"ema_decay": 0.99}, ""),
+        ({}, ""),
+    ):
+        recipe = digits(tmp_path, train=changes)  # type: ignore[arg-type]
+        command.check(args_type(**vars(recipe)))
+        said = capsys.readouterr().err
+        assert said.startswith(expected)
+        assert len(said.splitlines()) == bool(expected)
+
+
+def test_a_sweep_is_told_by_the_step_of_its_first_rung(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """640 steps of 0.99 are enough, the 71 after which trials are first stopped are not."""
+    sweep.check(sweep.SweepArgs(**vars(digits(tmp_path, train={"ema_decay": 0.99}))))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: trials are first ranked after 71 steps: the averaged weights of step 71 are still 49.5%"
+    )
+    sweep.check(sweep.SweepArgs(**vars(digits(tmp_path))))
+    assert capsys.readouterr().err == ""
+
+
+def test_rungs_are_shares_of_the_steps() -> None:
+    config = SweepStage(num_rungs=3, reduction_factor=3)
+    assert [config.first_rung(steps) for steps in (640, 9, 1, 0)] == [71, 1, 1, 1]

@@ -85,3 +85,19 @@ def test_a_run_that_is_held_is_refused_in_a_line_and_one_that_was_given_back_goe
         assert "was saved in" in process.stderr.read()
     assert process.returncode == 143
     assert len(CheckpointStore(str(tmp_path / "run")).steps()) == 1
+
+
+@pytest.mark.parametrize(("changes", "told"), [({"ema_decay": 0.9999}, True), ({}, False)])
+def test_a_run_whose_average_will_be_young_is_told_at_the_start(
+    command: list[str], tmp_path: Path, changes: dict[str, float], told: bool
+) -> None:
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["train"] |= {"steps": 2, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with start(command) as process:
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+    assert process.returncode == 0
+    said = "warning: train.steps is 2: the averaged weights of step 2 are still 100% those that they began with"
+    assert [line.startswith(said) for line in lines[:2]] == [told, False]
+    assert lines[-1].startswith("saved ")

@@ -235,6 +235,17 @@ def test_weights_of_another_architecture_are_refused_by_name() -> None:
         ({"steps": -1}, "train.steps is -1; expected 0 or more"),
         ({"learning_rate": 0.0}, "train.learning-rate is 0.0; expected more than 0"),
         ({"ema_decay": 1.0}, "train.ema-decay is 1.0"),
+        ({"ema_decay": -0.1}, r"train.ema-decay is -0.1; expected a decay in \[0, 1\)"),
+        ({"ema_half_life": 0}, "train.ema-half-life is 0; expected 1 or more"),
+        ({"ema_warmup": -0.05}, r"train.ema-warmup is -0.05; expected a share in \[0, 1\]"),
+        ({"ema_warmup": 1.5}, r"train.ema-warmup is 1.5; expected a share in \[0, 1\]"),
+        ({"ema_warmup": float("nan")}, r"train.ema-warmup is nan; expected a share in \[0, 1\]"),
+        (
+            {"ema_decay": 0.9999, "ema_half_life": 10},
+            "train.ema-half-life is 10 beside a fixed train.ema-decay of 0.9999; expected one of them: leave "
+            "--train.ema-half-life out, or add --train.ema-decay None",
+        ),
+        ({"ema_decay": 0.9, "ema_warmup": 0.0}, "train.ema-warmup is 0.0 beside a fixed train.ema-decay of 0.9"),
         ({"label_dropout": 1.5}, r"train.label-dropout is 1.5; expected a share in \[0, 1\]"),
     ],
 )

@@ -511,6 +511,7 @@ def test_shards_that_are_no_whole_are_refused(tmp_path: Path, exported: Path) ->
     index.write_text(json.dumps({**said, "weight_map": {key: file for key, file in files.items() if key != name}}))
     safetensors.torch.save_file({key: tensor for key, tensor in whole.items() if key != name}, first)
     assert f"{name} has shape None; expected (128,)" in refused(tmp_path)
+    safetensors.torch.save_file(whole, first)
     index.write_text(json.dumps(said))
     second.unlink()
     assert f"no {second}, which {index} names; expected the folder with all its files" in refused(tmp_path)

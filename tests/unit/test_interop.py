@@ -875,6 +875,25 @@ def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"exported  {newest}\nto        {folder}\n"
     assert imported_weights(folder).sha256 == weights.sha256
     command.main([newest, folder])
+    command.main(["export", newest, folder])
+
+
+def test_each_command_writes_its_form(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a diffusers folder, too; what is written is held elsewhere."""
+    written: list[tuple[str, str]] = []
+    for name, one in command._COMMANDS.items():
+        monkeypatch.setitem(
+            command._COMMANDS, name, one._replace(write=lambda uri, weights, name=name: written.append((name, uri)))
+        )
+        command.main([name, str(exported), str(tmp_path / "made")])
+        assert capsys.readouterr().out == f"exported  {exported}\nto        {tmp_path}/made\n"
+    assert written == [("export", f"{tmp_path}/made"), ("onnx", f"{tmp_path}/made")]
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    assert "onnx" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -882,6 +901,9 @@ def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.Cap
     [
         ([], "the following arguments are required: CHECKPOINT_OR_RUN_URI, FOLDER_URI (--help shows the usage)"),
         (["nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
+        (["onnx", "nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
+        (["onnx", "nowhere"], "the following arguments are required: FILE_URI (--help shows the usage)"),
+        (["onnx", "nowhere", "there", "--opset", "9"], "unrecognized arguments: --opset 9 (--help shows the usage)"),
         (["models:/ddpm@champion", "there"], "models:/ddpm@champion is no store that is known here; expected"),
     ],
 )

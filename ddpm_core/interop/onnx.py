@@ -59,9 +59,9 @@ def write_onnx(uri: str, weights: Weights) -> None:
     program = _export(network.requires_grad_(False), model)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(said)
-    # Each node says from which line of which path of this machine it comes.
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()
+    # Each node says from which line of which path of this machine it comes, and the graph how it was traced.
+    for part in (program.model.graph, *program.model.graph.all_nodes()):
+        part.metadata_props.clear()
     beside = sum(p.numel() * p.element_size() for p in network.parameters()) > _WHOLE_BYTES
     with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
         file = Path(folder) / uri.rpartition("/")[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -572,6 +573,21 @@ def test_a_model_of_ours_leaves_sampling_to_the_request(exported: Path) -> None:
         ValueError, match=r"the model's sampler is SamplerConfig\(name='heun'.*expected ancestral or ddim"
     ):
         scheduler_json.scheduler_json(ScheduleConfig(), ReverseConfig(), SamplerConfig(name="heun"))
+
+
+def test_editing_clips_as_the_folder_says() -> None:
+    weights = weights_of(schedule=ScheduleConfig(num_timesteps=3))
+    own = SamplerConfig(clip="none")
+    model = Model.from_weights(weights)
+    other = Model.from_weights(replace(weights, config={**weights.config, "sampler": to_json(own)}))
+    image, known = model.sample([1]), np.zeros((1, 1, 1, 1), dtype=bool)
+    for edit_ in (
+        lambda model: model.progressive([5], [1])[1],
+        lambda model: model.interpolate(image, image, [0.5], 2),
+        lambda model: model.inpaint(image, known, [5], resamplings=1),
+    ):
+        assert (edit_(model) != edit_(other)).any()
+    assert (other.progressive([5], [1])[1] == other.progressive([5], [1], sampler=own)[1]).all()
 
 
 def test_the_command_says_where_it_samples_otherwise(tmp_path: Path, exported: Path) -> None:

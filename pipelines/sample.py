@@ -13,13 +13,18 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
+import dataclasses
 from dataclasses import dataclass, field, replace
 
 import tyro
 
+from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.diffusion.samplers import SamplerConfig, steps_taken
+from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed
 from pipelines.cluster.placement import for_sampling
+from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, default_store
 
 
@@ -58,12 +63,31 @@ def plan(args: SampleArgs) -> list[str]:
     ]
 
 
+def told_otherwise(weights: Weights, asked: SamplerConfig) -> str:
+    """A line that says where a request samples otherwise than the model's own folder says; empty if it does not.
+
+    The number of steps is no difference: no folder says it.
+    """
+    own = read_sampler_config(weights.config)
+    if own is None:
+        return ""
+    own, T = replace(own, num_steps=asked.num_steps), read_model_config(weights.config).schedule.num_timesteps
+    if steps_taken(own, T) == steps_taken(asked, T):
+        own = replace(own, spacing=asked.spacing)
+    differing = [f.name for f in dataclasses.fields(SamplerConfig) if getattr(own, f.name) != getattr(asked, f.name)]
+    said = ", ".join(f"sampler.{name} {getattr(own, name)}" for name in differing)
+    taken = ", ".join(str(getattr(asked, name)) for name in differing)
+    return f"sample: {weights.uri} says {said}; taken, as asked for: {taken}" if differing else ""
+
+
 def run(args: SampleArgs) -> Outcome:
     """Generate what is not there yet."""
     from pipelines.pipeline import open_pipeline
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample)) as pipeline:
         weights = pipeline.find_weights(args.model)
+        if note := told_otherwise(weights, args.sample.sampler):
+            say(note)
         sampled = pipeline.sample(weights)
     following = typed("evaluate.py", args.recipe, *(["--model", args.model] if args.model else []), store=args.store)
     return Outcome(

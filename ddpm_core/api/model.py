@@ -16,7 +16,7 @@ from ddpm_core.diffusion.reverse import Clip, ReverseProcess
 from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
-from ddpm_core.model.config import ModelConfig, read_model_config
+from ddpm_core.model.config import ModelConfig, read_model_config, read_sampler_config
 from ddpm_core.model.unet import UNet
 from ddpm_core.model.weights import load_network
 from ddpm_core.sampling.checks import check_request
@@ -64,6 +64,12 @@ class Model:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def default_sampler(self) -> SamplerConfig:
+        """How `sample` makes images unless it is told: as the folder of a model from diffusers says, else ancestral."""
+        own = read_sampler_config(self.weights.config) if self.weights else None
+        return own or SamplerConfig()
+
     def reverse_process(self, labels: Int[Tensor, " b"], guidance: float = 0.0) -> ReverseProcess:
         """p_theta for a batch of images of these classes; -1 for none."""
         return ReverseProcess(
@@ -109,7 +115,7 @@ class Model:
         self,
         seeds: Sequence[int],
         *,
-        sampler: str | SamplerConfig = "ancestral",
+        sampler: str | SamplerConfig | None = None,
         num_steps: int | None = None,
         labels: Sequence[int] = (),
         guidance: float = 0.0,
@@ -119,7 +125,7 @@ class Model:
 
         Args:
             seeds: each in [0, 2^63).
-            sampler: ancestral, ddim, dpm_solver or heun; or all that a sampler can be told.
+            sampler: ancestral, ddim, dpm_solver or heun; or all that a sampler can be told; None for `default_sampler`.
             num_steps: network passes an image; None for all T.
             labels: of a model with classes: which to draw, in turn by seed (-1: without one). None given: all of them.
             guidance: the scale of classifier-free guidance.
@@ -130,7 +136,9 @@ class Model:
         Raises:
             InputError: if the model cannot do what is asked for, or a value of an image is not finite.
         """
-        if isinstance(sampler, str):
+        if sampler is None:
+            sampler = replace(self.default_sampler, num_steps=num_steps)
+        elif isinstance(sampler, str):
             if sampler not in get_args(SamplerName):
                 raise InputError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
             sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
@@ -152,6 +160,7 @@ class Model:
 
         Args:
             timesteps: in [0, T-1], each one that the sampler takes.
+            sampler: None for `default_sampler`.
             labels: of a model with classes: one an image (-1: without one). None given: without.
             guidance: the scale of classifier-free guidance.
 
@@ -161,7 +170,7 @@ class Model:
         keys, p = self._edited(seeds, labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
         x_T = noise(p.schedule.num_timesteps)
-        seen, x_0 = editing.progressive(p, sampler or SamplerConfig(), x_T, noise, timesteps)
+        seen, x_0 = editing.progressive(p, sampler or self.default_sampler, x_T, noise, timesteps)
         return to_images(seen), to_images(x_0)
 
     def interpolate(
@@ -190,7 +199,7 @@ class Model:
         x_0, x_0_other = (to_unit(self._on_device(some)) for some in (images, others))
         keys, p = self._edited([seed] * len(x_0), labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
-        eps, way = noise(p.schedule.num_timesteps), sampler or SamplerConfig()
+        eps, way = noise(p.schedule.num_timesteps), sampler or self.default_sampler
         ways = [editing.interpolate(p, way, x_0, x_0_other, share, step, eps, noise) for share in shares]
         return to_images(torch.stack(ways, dim=1))
 
@@ -225,7 +234,8 @@ class Model:
         def drawn(t: int, number: int) -> Tensor:
             return noise(T + 1 + t * draws + number)  # none of them a step of `sample`
 
-        made = editing.inpaint(p, x_0, mask, noise(T), drawn, num_steps=num_steps, resamplings=resamplings)
+        clip = self.default_sampler.clip
+        made = editing.inpaint(p, x_0, mask, noise(T), drawn, num_steps=num_steps, resamplings=resamplings, clip=clip)
         return to_images(made)
 
     def bits_per_dim(

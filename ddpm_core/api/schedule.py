@@ -38,8 +38,8 @@ def schedule(name: str, **config: Any) -> Schedule:
     """The noise schedule of that name.
 
     Args:
-        name: linear (the paper's), quadratic, constant, warmup10, warmup50, jsd, cosine or sigmoid.
-        config: num_timesteps (T, 1000), beta_start (1e-4), beta_end (0.02), rescale (False).
+        name: linear (the paper's), quadratic, constant, warmup10, warmup50, jsd, cosine, sigmoid or given.
+        config: num_timesteps (T, 1000), beta_start (1e-4), beta_end (0.02), rescale (False); betas of given, T of them.
 
     Raises:
         InputError: if there is no such schedule, or a value is out of its range.

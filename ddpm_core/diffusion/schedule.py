@@ -7,7 +7,7 @@ Everything is float64 and cast where it is used.
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
 from typing import Literal
@@ -18,7 +18,7 @@ from ddpm_core.diffusion.checks import check_name
 from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Tensor
 
-ScheduleName = Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"]
+ScheduleName = Literal["linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid", "given"]
 
 _COSINE_OFFSET = 0.008
 _COSINE_MAX_BETA = 0.999
@@ -37,7 +37,8 @@ class ScheduleConfig:
     name: ScheduleName = "linear"
     """linear is the paper's; quadratic is linear in sqrt(beta); constant is beta_end throughout; warmup10 and warmup50
     rise to beta_end over the first 10% or 50% of the steps; jsd is 1/T, 1/(T-1), ..., 1; cosine is Nichol and
-    Dhariwal's; sigmoid rises along a logistic curve. jsd and cosine read no beta."""
+    Dhariwal's; sigmoid rises along a logistic curve; given is the list in betas. jsd, cosine and given read neither
+    beta_start nor beta_end."""
     beta_start: float = 1e-4
     """beta at t = 0."""
     beta_end: float = 0.02
@@ -46,6 +47,8 @@ class ScheduleConfig:
     """T, the steps from image to noise."""
     rescale: bool = False
     """Multiply the betas by 1000 / T, so that a diffusion of any T destroys about as much as one of 1,000 steps."""
+    betas: tuple[float, ...] = field(default=(), metadata={"unless_default": True})
+    """Of given alone: beta at t = 0, 1, ..., T - 1, each more than 0 and less than 1; the last one may be 1."""
 
     def __post_init__(self) -> None:
         check_name(self.name, ScheduleName, "schedule.name")
@@ -56,12 +59,24 @@ class ScheduleConfig:
                 flag = name.replace("_", "-")
                 raise InputError(f"schedule.{flag} is {getattr(self, name)}; expected more than 0 and less than 1")
         if self.rescale and not self.reads_betas:
-            raise InputError(f"schedule.rescale is set and {self.name} reads no beta; expected another schedule.name")
+            raise InputError(
+                f"schedule.rescale is set and {self.name} reads no beta-end; expected another schedule.name"
+            )
+        if len(self.betas) != (self.num_timesteps if self.name == "given" else 0):
+            expected = f"{self.num_timesteps}, as schedule.num-timesteps says" if self.name == "given" else "none"
+            raise InputError(
+                f"schedule.betas has {len(self.betas)} numbers and schedule.name is {self.name}; expected {expected}"
+            )
+        for t, beta in enumerate(self.betas):
+            if not (0 < beta < 1 or (beta == 1 and t == self.num_timesteps - 1)):
+                raise InputError(
+                    f"schedule.betas has {beta} at t = {t}; expected more than 0 and less than 1 (1 at the last step alone)"
+                )
 
     @property
     def reads_betas(self) -> bool:
         """Whether beta_start and beta_end mean anything to this schedule."""
-        return "start" in signature(SCHEDULES[self.name]).parameters
+        return self.name != "given" and "start" in signature(SCHEDULES[self.name]).parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +128,8 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
         InputError: if a rescaled beta is not less than 1.
     """
     T = config.num_timesteps
+    if config.name == "given":
+        return schedule_from_betas(torch.tensor(config.betas, dtype=torch.float64))
     if not config.reads_betas:
         return schedule_from_betas(SCHEDULES[config.name](T))
     scale = _RESCALED_FROM / T if config.rescale else 1.0
@@ -185,7 +202,29 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
 }
-"""The betas of T steps by name, from T, and from the first and the last beta where they are read."""
+"""The betas of T steps by name, from T, and from the first and the last beta where they are read; but for given, a list."""
+
+
+def zero_terminal_snr(betas: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """The betas whose sqrt(alpha_bar) is that of these, shifted to 0 at the last step and scaled back to its first value.
+
+    Lin, Liu, Li, Yang 2024, Algorithm 1: x_T is then noise alone, as samplers take it to be.
+
+    Args:
+        betas: two or more, as `schedule_from_betas` takes them.
+
+    Returns:
+        As many, float64; the last one is 1.
+
+    Raises:
+        InputError: if there are fewer than two.
+    """
+    if len(betas) < 2:
+        raise InputError(f"zero terminal SNR is asked for and the schedule has {len(betas)} betas; expected 2 or more")
+    root = (1 - betas.to(torch.float64)).cumprod(dim=0).sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alpha_bar = root**2
+    return 1 - torch.cat((alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]))
 
 
 def schedule_from_betas(betas: Float[Tensor, " T"]) -> NoiseSchedule:

@@ -84,6 +84,32 @@ def number(settings: Mapping[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
+def flag(settings: Mapping[str, Any], key: str, where: str) -> bool:
+    """A setting that is true or false.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    value = settings[key]
+    if type(value) is not bool:
+        refuse(settings, key, "true or false", where)
+    return value
+
+
+def numbers(settings: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
+    """A setting that is a list of so many numbers.
+
+    Raises:
+        InputError: if it is not.
+    """
+    values = settings[key]
+    if not isinstance(values, list | tuple) or any(type(value) not in (int, float) for value in values):
+        refuse(settings, key, "a list of numbers", where)
+    if len(values) != count:
+        refuse(settings, key, f"{count} numbers and not {len(values)}", where)
+    return tuple(map(float, values))
+
+
 def listed(settings: Mapping[str, Any], key: str, kind: type, where: str) -> list[Any]:
     """A setting that is a list of values of a kind, at least one.
 

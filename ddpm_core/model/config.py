@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ddpm_core.diffusion.reverse import ReverseConfig
+from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.serialization import from_json
@@ -50,6 +51,15 @@ def read_model_config(config: dict[str, Any]) -> ModelConfig:
         InputError: if a part is missing, or says what this code does not know.
     """
     return from_json(ModelConfig, model_json(config))
+
+
+def read_sampler_config(config: dict[str, Any]) -> SamplerConfig | None:
+    """How a model is sampled by default, if a config says so: one from elsewhere does; ours leave it to the request.
+
+    Raises:
+        InputError: if it says what this code does not know.
+    """
+    return from_json(SamplerConfig, config["sampler"]) if "sampler" in config else None
 
 
 def model_json(config: dict[str, Any]) -> dict[str, Any]:

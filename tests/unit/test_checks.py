@@ -168,7 +168,7 @@ def test_a_networks_output_of_another_shape_is_refused() -> None:
 
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     wrong: Any = "epsilon"
-    schedules = "linear, quadratic, constant, warmup10, warmup50, jsd, cosine, sigmoid"
+    schedules = "linear, quadratic, constant, warmup10, warmup50, jsd, cosine, sigmoid, given"
     predictions, variances = "eps, x_0, mean, v", "fixed_small, fixed_large, learned, learned_range"
     for refused, flag, names in (
         (lambda: ScheduleConfig(name=wrong), "schedule.name", schedules),
@@ -222,5 +222,5 @@ def test_the_checks_break_no_graph() -> None:
 
 def test_each_name_that_a_config_takes_is_registered() -> None:
     assert get_args(SamplerName) == tuple(SAMPLERS)
-    assert get_args(ScheduleName) == tuple(SCHEDULES)
+    assert get_args(ScheduleName) == (*SCHEDULES, "given")  # which is a list, and no formula
     assert set(get_args(Objective)) == OBJECTIVES.keys()

@@ -3,13 +3,15 @@
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -20,6 +22,7 @@ from ddpm_core import storage
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, write_checkpoint
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, p_mean_variance
+from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.interop import __main__ as command
 from ddpm_core.interop import scheduler_json, unet_json
@@ -35,6 +38,10 @@ from ddpm_core.interop.names import (
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import load_network
+from ddpm_core.serialization import to_json
+from pipelines.recipes.config import SampleStage
+from pipelines.sample import told_otherwise
+from pipelines.stages.sample import describe_samples
 from pipelines.tracking.resolve import dataset_of, find_weights
 
 # diffusers has one number of groups for all norms, which our network has from 128 channels on.
@@ -96,12 +103,12 @@ def weights_of(
     schedule, reverse = schedule or ScheduleConfig(), reverse or ReverseConfig()
     one = form(config, SIZE, channels, reverse.num_outputs(channels))
     file = safetensors.torch.save(tensors_of(one))
-    plain = {"unet": asdict(config), "schedule": asdict(schedule), "reverse": asdict(reverse)}
+    plain = {"unet": to_json(config), "schedule": to_json(schedule), "reverse": to_json(reverse)}
     return Weights(
         uri="/run/checkpoints/step-00000010",
         step=10,
         sha256=hashlib.sha256(file).hexdigest(),
-        config=json.loads(json.dumps({"image_size": SIZE, "channels": channels, **plain, "train": {"seed": 0}})),
+        config={"image_size": SIZE, "channels": channels, **plain, "train": {"seed": 0}},
         dataset_digest="d" * 64,
         dataset_uri="/data",
         file=file,
@@ -298,7 +305,8 @@ def test_what_is_written_is_read(
     assert read.tensors.keys() == written.tensors.keys()
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
     assert again.sha256 == written.sha256
-    assert {**written.config, **again.config} == written.config
+    sampler = to_json(SamplerConfig(spacing="leading"))  # DDPMScheduler's own ways
+    assert {**written.config, **again.config} == {**written.config, "sampler": sampler}
     assert (again.step, again.dataset_uri, again.dataset_digest) == (0, "", "")
 
 
@@ -306,7 +314,7 @@ def test_what_is_written_is_read(
 @pytest.mark.parametrize(("num_timesteps", "rescale"), [(1000, False), (200, True)])
 def test_the_schedulers_noise_is_ours(name: str, num_timesteps: int, rescale: bool) -> None:
     config = ScheduleConfig(name=name, num_timesteps=num_timesteps, rescale=rescale and name != "cosine")  # type: ignore[arg-type]
-    theirs = DDPMScheduler(**scheduler_json.scheduler_json(config, ReverseConfig()))
+    theirs = DDPMScheduler(**scheduler_json.scheduler_json(config, ReverseConfig())[1])
     ours = make_schedule(config).alpha_bar
     assert float((theirs.alphas_cumprod.double() / ours - 1).abs().max()) < 1e-4
     assert float((theirs.alphas_cumprod.double() - ours).abs().max()) < 1e-6
@@ -316,7 +324,7 @@ def test_the_schedulers_noise_is_ours(name: str, num_timesteps: int, rescale: bo
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
 def test_a_reverse_step_of_the_scheduler_is_ours(variance: str, prediction: str) -> None:
     reverse = ReverseConfig(prediction=prediction, variance=variance)  # type: ignore[arg-type]
-    theirs = DDPMScheduler(**scheduler_json.scheduler_json(ScheduleConfig(), reverse))
+    theirs = DDPMScheduler(**scheduler_json.scheduler_json(ScheduleConfig(), reverse)[1])
     torch.manual_seed(0)
     x_t, output = torch.randn(1, 3, 4, 4), torch.randn(1, reverse.num_outputs(3), 4, 4)
     p = ReverseProcess(denoiser=lambda x, t: output, schedule=make_schedule(ScheduleConfig()), config=reverse)
@@ -420,7 +428,9 @@ def test_the_published_cifar10_model_is_the_papers() -> None:
     read = unet_json.read_unet(GOOGLE_UNET, "config.json")
     assert read == Form(unet=UNetConfig(dropout=0.0), image_size=32, channels=3, num_outputs=3)
     assert sum(p.numel() for p in read.empty().parameters()) == 35_746_307
-    assert scheduler_json.read_scheduler(GOOGLE_SCHEDULER, "") == (ScheduleConfig(), ReverseConfig())
+    schedule, reverse = scheduler_json.read_scheduler(GOOGLE_SCHEDULER, "")
+    assert (schedule, reverse) == (ScheduleConfig(), ReverseConfig())
+    assert scheduler_json.read_sampler(GOOGLE_SCHEDULER, schedule, reverse, "") == SamplerConfig(spacing="leading")
 
 
 def test_half_precision_is_widened(tmp_path: Path, exported: Path) -> None:
@@ -429,6 +439,175 @@ def test_half_precision_is_widened(tmp_path: Path, exported: Path) -> None:
     safetensors.torch.save_file(halves, path)
     read = read_diffusers(str(tmp_path)).tensors["conv_in.weight"]
     assert torch.equal(read, tensors_of(form())["conv_in.weight"].half().float())
+
+
+# The weights' files.
+
+
+def in_shards(folder: Path, infix: str = "") -> tuple[Path, Path, Path]:
+    """The weights of an exported folder as two shards with an index, in the form that diffusers writes; index and shards."""
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    whole = safetensors.torch.load_file(path)
+    path.unlink()
+    shards = [path.with_name(f"diffusion_pytorch_model{infix}-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    halves = dict(sorted(whole.items())[:20]), dict(sorted(whole.items())[20:])
+    for shard, tensors in zip(shards, halves, strict=True):
+        safetensors.torch.save_file(tensors, shard)
+    files = {name: shard.name for shard, some in zip(shards, halves, strict=True) for name in some}
+    index = path.with_name(f"diffusion_pytorch_model.safetensors.index{infix}.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    return index, *shards
+
+
+@pytest.mark.parametrize("infix", ["", ".fp16"])
+def test_weights_in_shards_are_read(infix: str, tmp_path: Path, exported: Path) -> None:
+    in_shards(copy(exported, tmp_path), infix)
+    assert imported_weights(str(tmp_path)).sha256 == weights_of().sha256
+
+
+def test_shards_as_diffusers_writes_them_are_read(tmp_path: Path, exported: Path) -> None:
+    copy(exported, tmp_path)
+    unet = pipeline(exported).unet
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(tmp_path / "unet", max_shard_size="1MB")
+    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 2
+    assert imported_weights(str(tmp_path)).sha256 == weights_of().sha256
+
+
+def test_half_precision_is_read_where_it_is_alone(tmp_path: Path, exported: Path) -> None:
+    full = copy(exported, tmp_path) / "unet/diffusion_pytorch_model.safetensors"
+    halves = {name: tensor.half() for name, tensor in safetensors.torch.load_file(full).items()}
+    safetensors.torch.save_file(halves, full.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    ours = tensors_of(form())
+    assert torch.equal(read_diffusers(str(tmp_path)).tensors["conv_in.weight"], ours["conv_in.weight"])
+    full.unlink()
+    assert torch.equal(read_diffusers(str(tmp_path)).tensors["conv_in.weight"], ours["conv_in.weight"].half().float())
+
+
+def test_shards_that_are_no_whole_are_refused(tmp_path: Path, exported: Path) -> None:
+    index, first, second = in_shards(copy(exported, tmp_path))
+    said = json.loads(index.read_text())
+    files, name = said["weight_map"], "conv_in.bias"
+    assert files[name] == first.name
+    for changed, message in (
+        (
+            {**files, name: "../unet/" + first.name},
+            "names the file '../unet/diffusion_pytorch_model-00001-of-00002.saf",
+        ),
+        ({**files, name: str(first)}, f"names the file '{str(first)[:40]}"),
+        (
+            {**files, name: "weights.bin"},
+            "names the file 'weights.bin'; expected a .safetensors file in the same folder",
+        ),
+        ({**files, name: "..safetensors"}, "..safetensors, which "),
+        ({**files, name: second.name}, f"{first} has {name} and its index does not say so; expected both of one model"),
+        ({**files, "conv_in.scale": first.name}, f"{first} has no conv_in.scale and its index says that it has"),
+        ({}, "weight_map is {}; expected an object"),
+        (None, "weight_map is None; expected an object"),
+    ):
+        index.write_text(json.dumps({**said, "weight_map": changed}))
+        assert message in refused(tmp_path)
+    # a weight in no shard
+    whole = safetensors.torch.load_file(first)
+    index.write_text(json.dumps({**said, "weight_map": {key: file for key, file in files.items() if key != name}}))
+    safetensors.torch.save_file({key: tensor for key, tensor in whole.items() if key != name}, first)
+    assert f"{name} has shape None; expected (128,)" in refused(tmp_path)
+    safetensors.torch.save_file(whole, first)
+    index.write_text(json.dumps(said))
+    second.unlink()
+    assert f"no {second}, which {index} names; expected the folder with all its files" in refused(tmp_path)
+
+
+def test_one_weight_by_its_old_and_its_new_name_is_refused(tmp_path: Path, exported: Path) -> None:
+    path = copy(exported, tmp_path) / "unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    new = "mid_block.attentions.0.to_q.bias"
+    old = new.replace("to_q", "query")
+    safetensors.torch.save_file({**tensors, old: tensors[new].clone()}, path)
+    assert f"{old} and {new} are one weight by two names" in refused(tmp_path)
+
+
+# How a folder samples.
+
+
+def sampled(changes: Mapping[str, Any], folder: Path) -> SamplerConfig:
+    edit(folder, "scheduler/scheduler_config.json", changes)
+    return read_diffusers(str(folder)).sampler
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, SamplerConfig(spacing="leading")),
+        ({"clip_sample": False}, SamplerConfig(spacing="leading", clip="none")),
+        ({"timestep_spacing": "linspace"}, SamplerConfig()),
+        ({"timestep_spacing": "trailing", "steps_offset": 1}, SamplerConfig(spacing="trailing")),
+        ({"_class_name": "DDIMScheduler"}, SamplerConfig(name="ddim", spacing="leading")),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": 0.5, "clip_sample": False},
+            SamplerConfig(spacing="leading", clip="static"),
+        ),
+        ({"thresholding": True, "sample_max_value": 1e9}, SamplerConfig(spacing="leading", clip="dynamic")),
+    ],
+)
+def test_a_folder_says_how_it_is_sampled(
+    changes: dict[str, Any], expected: SamplerConfig, tmp_path: Path, exported: Path
+) -> None:
+    assert sampled(changes, copy(exported, tmp_path)) == expected
+    weights = imported_weights(str(tmp_path))
+    model = Model.from_weights(weights)
+    assert model.default_sampler == expected
+    asked = replace(expected, num_steps=2)
+    assert (model.sample([5], num_steps=2) == model.sample([5], sampler=asked)).all()
+    other = replace(asked, clip="none" if expected.clip == "static" else "static")
+    assert (model.sample([5], num_steps=2) != model.sample([5], sampler=other)).any()
+    # what was read is written again
+    write_diffusers(str(tmp_path / "again"), weights)
+    again = read_diffusers(str(tmp_path / "again"))
+    assert (again.sampler, again.config) == (expected, read_diffusers(str(tmp_path)).config)
+
+
+def test_a_model_of_ours_leaves_sampling_to_the_request(exported: Path) -> None:
+    assert Model.from_weights(weights_of()).default_sampler == SamplerConfig()
+    with pytest.raises(
+        ValueError, match=r"the model's sampler is SamplerConfig\(name='heun'.*expected ancestral or ddim"
+    ):
+        scheduler_json.scheduler_json(ScheduleConfig(), ReverseConfig(), SamplerConfig(name="heun"))
+
+
+def test_editing_clips_as_the_folder_says() -> None:
+    weights = weights_of(schedule=ScheduleConfig(num_timesteps=3))
+    own = SamplerConfig(clip="none")
+    model = Model.from_weights(weights)
+    other = Model.from_weights(replace(weights, config={**weights.config, "sampler": to_json(own)}))
+    image, known = model.sample([1]), np.zeros((1, 1, 1, 1), dtype=bool)
+    for edit_ in (
+        lambda model: model.progressive([5], [1])[1],
+        lambda model: model.interpolate(image, image, [0.5], 2),
+        lambda model: model.inpaint(image, known, [5], resamplings=1),
+    ):
+        assert (edit_(model) != edit_(other)).any()
+    assert (other.progressive([5], [1])[1] == other.progressive([5], [1], sampler=own)[1]).all()
+
+
+def test_the_command_says_where_it_samples_otherwise(tmp_path: Path, exported: Path) -> None:
+    weights = imported_weights(str(exported))
+    said = SamplerConfig(spacing="leading")
+    assert told_otherwise(weights_of(), SamplerConfig(name="ddim")) == ""
+    assert told_otherwise(weights, replace(said, num_steps=7)) == ""
+    assert told_otherwise(weights, SamplerConfig()) == ""  # all steps, however spaced
+    assert told_otherwise(weights, SamplerConfig(name="ddim", num_steps=50, clip="none")) == (
+        f"sample: {exported} says sampler.name ancestral, sampler.spacing leading, sampler.clip static; "
+        "taken, as asked for: ddim, linspace, none"
+    )
+
+
+def test_the_folders_sampler_names_no_set_of_images(exported: Path) -> None:
+    """It is what is asked for that decides an image."""
+    weights = imported_weights(str(exported))
+    without = replace(weights, config={key: value for key, value in weights.config.items() if key != "sampler"})
+    one, other = (describe_samples(each, SampleStage(), "/store").identity for each in (weights, without))
+    assert one == other
 
 
 # Refusals.
@@ -511,11 +690,44 @@ def test_what_is_left_out_means_what_diffusers_takes_which_is_not_ours(
     [
         ({"_class_name": "PNDMScheduler"}, "_class_name is 'PNDMScheduler'; expected DDPMScheduler or DDIMScheduler"),
         ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; expected one of linear, scaled_linear, squaredcos"),
-        ({"trained_betas": [0.1] * 1000}, "trained_betas is [0.1, 0.1, 0.1"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True; expected False"),
+        ({"trained_betas": [0.1] * 10}, "expected 1000 numbers and not 10"),
+        ({"trained_betas": []}, "trained_betas is []; expected 1000 numbers and not 0"),
+        ({"trained_betas": "0.1"}, "trained_betas is '0.1'; expected a list of numbers"),
+        ({"trained_betas": [True] * 1000}, "; expected a list of numbers"),
+        (
+            {"trained_betas": [0.0001, 2.0], "num_train_timesteps": 2},
+            "betas has 2.0 at t = 1; expected more than 0 and",
+        ),
+        (
+            {"trained_betas": [0.0001, math.nan], "num_train_timesteps": 2},
+            "betas has nan at t = 1; expected more than 0",
+        ),
+        (
+            {"trained_betas": [0.5, 1.0], "num_train_timesteps": 2},
+            "prediction is eps and the schedule ends at alpha_bar",
+        ),
+        ({"rescale_betas_zero_snr": True}, "prediction is eps and the schedule ends at alpha_bar = 0"),
+        ({"rescale_betas_zero_snr": 1}, "rescale_betas_zero_snr is 1; expected true or false"),
+        ({"rescale_betas_zero_snr": True, "num_train_timesteps": 1}, "the schedule has 1 betas; expected 2 or more"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'; expected one of epsilon, sample, v_prediction"),
         ({"predict_epsilon": False}, "predict_epsilon is False; expected True"),
-        ({"thresholding": True}, "thresholding is True; expected False"),
+        ({"clip_sample": None}, "clip_sample is None; expected true or false"),
+        ({"thresholding": "yes"}, "thresholding is 'yes'; expected true or false"),
+        (
+            {"thresholding": True, "sample_max_value": 1.5},
+            "sample_max_value is 1.5; expected 1 (static clipping), or 1.57e+05",
+        ),
+        ({"thresholding": True, "sample_max_value": 0.5}, "sample_max_value is 0.5; expected 1 (static"),
+        ({"thresholding": True, "sample_max_value": None}, "sample_max_value is None; expected a number"),
+        (
+            {"thresholding": True, "sample_max_value": 1e9, "dynamic_thresholding_ratio": 0.9},
+            "dynamic_thresholding_ratio is 0.9; expected 0.995",
+        ),
+        ({"timestep_spacing": "karras"}, "timestep_spacing is 'karras'; expected one of linspace, leading, trailing"),
+        ({"steps_offset": 1}, "steps_offset is 1; expected 0"),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one is False; expected True"),
+        ({"timestep_values": [3, 1]}, "timestep_values is [3, 1]; expected None"),
+        ({"tensor_format": "jax"}, "tensor_format is 'jax'; expected pt or np"),
         ({"clip_sample_range": 2.0}, "clip_sample_range is 2.0; expected 1.0"),
         (
             {"variance_type": "learned"},
@@ -542,9 +754,17 @@ def test_a_scheduler_that_is_not_ours_is_refused_by_name(
         {"variance_type": "fixed_small_log"},
         {"_class_name": "DDIMScheduler", "set_alpha_to_one": True, "variance_type": "fixed_small"},
         {"variance_type": "fixed_small", "timestep_spacing": "trailing", "clip_sample": False, "clip_sample_range": 9},
+        {"variance_type": "fixed_small", "timestep_spacing": "linspace", "steps_offset": 1},
+        {
+            "variance_type": "fixed_small",
+            "dynamic_thresholding_ratio": 0.9,
+            "sample_max_value": 1.5,
+            "tensor_format": "np",
+        },
+        {"variance_type": "fixed_small", "set_alpha_to_one": False},
     ],
 )
-def test_what_means_the_same_or_belongs_to_the_request_is_read(
+def test_what_means_the_same_or_is_not_read_there_is_read(
     changes: dict[str, Any], tmp_path: Path, exported: Path
 ) -> None:
     edit(copy(exported, tmp_path), "scheduler/scheduler_config.json", changes)
@@ -568,8 +788,6 @@ def test_what_means_the_same_or_belongs_to_the_request_is_read(
             lambda: weights_of(reverse=ReverseConfig(variance="learned")),
             "reverse.variance is learned, which diffusers'",
         ),
-        (lambda: weights_of(schedule=ScheduleConfig(name="jsd", num_timesteps=9)), "schedule.name is jsd, which"),
-        (lambda: weights_of(schedule=ScheduleConfig(name="warmup10")), "schedule.name is warmup10, which diffusers'"),
     ],
 )
 def test_what_diffusers_cannot_say_is_not_exported(
@@ -673,6 +891,25 @@ def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == f"exported  {newest}\nto        {folder}\n"
     assert imported_weights(folder).sha256 == weights.sha256
     command.main([newest, folder])
+    command.main(["export", newest, folder])
+
+
+def test_each_command_writes_its_form(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a diffusers folder, too; what is written is held elsewhere."""
+    written: list[tuple[str, str]] = []
+    for name, one in command._COMMANDS.items():
+        monkeypatch.setitem(
+            command._COMMANDS, name, one._replace(write=lambda uri, weights, name=name: written.append((name, uri)))
+        )
+        command.main([name, str(exported), str(tmp_path / "made")])
+        assert capsys.readouterr().out == f"exported  {exported}\nto        {tmp_path}/made\n"
+    assert written == [("export", f"{tmp_path}/made"), ("onnx", f"{tmp_path}/made")]
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--help"])
+    assert stopped.value.code == 0
+    assert "onnx" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -680,6 +917,9 @@ def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.Cap
     [
         ([], "the following arguments are required: CHECKPOINT_OR_RUN_URI, FOLDER_URI (--help shows the usage)"),
         (["nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
+        (["onnx", "nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
+        (["onnx", "nowhere"], "the following arguments are required: FILE_URI (--help shows the usage)"),
+        (["onnx", "nowhere", "there", "--opset", "9"], "unrecognized arguments: --opset 9 (--help shows the usage)"),
         (["models:/ddpm@champion", "there"], "models:/ddpm@champion is no store that is known here; expected"),
     ],
 )

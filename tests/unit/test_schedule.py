@@ -13,9 +13,17 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from ddpm_core.diffusion.respacing import Spacing, respace, spaced_timesteps
-from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, ScheduleName, make_schedule, schedule_from_betas
+from ddpm_core.diffusion.schedule import (
+    NoiseSchedule,
+    ScheduleConfig,
+    ScheduleName,
+    make_schedule,
+    schedule_from_betas,
+    zero_terminal_snr,
+)
 
-NAMES = get_args(ScheduleName)
+NAMES = [name for name in get_args(ScheduleName) if name != "given"]
+"""Those that are formulas."""
 START, END = mp.mpf("1e-4"), mp.mpf("0.02")
 DIGITS = mp.workdps(40)
 # Of our float64: 1 - beta keeps beta to 1e-16 absolutely, so that 1 - alpha_bar at t = 0, about 1e-4, is good to 1e-12.
@@ -148,6 +156,41 @@ def test_rescaled_betas_destroy_as_much_in_fewer_steps(name: str) -> None:
     torch.testing.assert_close(same.betas, whole.betas, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("last", [0.3, 1.0])
+def test_given_betas_are_taken_as_they_are(last: float) -> None:
+    betas = (0.1, 0.05, last)
+    schedule = make_schedule(ScheduleConfig(name="given", betas=betas, num_timesteps=3))
+    assert schedule.betas.dtype == torch.float64
+    assert schedule.betas.tolist() == list(betas)
+    assert schedule.ends_in_noise == (last == 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("T", [2, 1000])
+def test_zero_terminal_snr_shifts_and_scales_the_root_of_alpha_bar(name: str, T: int) -> None:
+    """Against Algorithm 1 of Lin et al. 2024 in 40 digits."""
+    before = make_schedule(ScheduleConfig(name=name, num_timesteps=T))
+    after = schedule_from_betas(zero_terminal_snr(before.betas))
+    with DIGITS:
+        roots = [mp.sqrt(bar) for bar in exact_fields(name, T)["alpha_bar"]]
+        exact = [float((root - roots[-1]) * roots[0] / (roots[0] - roots[-1])) for root in roots]
+    torch.testing.assert_close(after.alpha_bar.sqrt(), torch.tensor(exact, dtype=torch.float64), rtol=1e-9, atol=0)
+    assert float(after.betas[-1]) == 1
+    assert after.ends_in_noise
+    again = zero_terminal_snr(after.betas)
+    torch.testing.assert_close(again, after.betas, rtol=1e-9, atol=1e-15)
+
+
+def test_zero_terminal_snr_is_theirs() -> None:
+    """Theirs are float32."""
+    betas = make_schedule(ScheduleConfig()).betas
+    found = zero_terminal_snr(betas)
+    theirs = DDPMScheduler(rescale_betas_zero_snr=True)
+    torch.testing.assert_close(found, theirs.betas.double(), rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="the schedule has 1 betas; expected 2 or more"):
+        zero_terminal_snr(betas[:1])
+
+
 def test_the_cosine_schedule_is_clipped() -> None:
     assert float(make_schedule(ScheduleConfig(name="cosine")).betas[-1]) == 0.999
 
@@ -167,6 +210,19 @@ def test_a_schedule_of_one_step_has_a_finite_log_variance() -> None:
         ({"beta_end": math.nan}, "beta-end is nan"),
         ({"name": "jsd", "rescale": True}, "rescale is set and jsd reads no beta"),
         ({"name": "cosine", "rescale": True}, "rescale is set and cosine reads no beta"),
+        ({"name": "given"}, "betas has 0 numbers and schedule.name is given; expected 1000, as schedule.num-timesteps"),
+        ({"name": "given", "betas": (0.1,), "num_timesteps": 2}, "betas has 1 numbers and .* expected 2, as"),
+        ({"betas": (0.1,), "num_timesteps": 1}, "betas has 1 numbers and schedule.name is linear; expected none"),
+        ({"name": "given", "betas": (1.0, 0.1), "num_timesteps": 2}, r"betas has 1.0 at t = 0; expected more than 0"),
+        (
+            {"name": "given", "betas": (0.1, 0.0), "num_timesteps": 2},
+            r"betas has 0.0 at t = 1; .* \(1 at the last step",
+        ),
+        ({"name": "given", "betas": (0.1, math.nan), "num_timesteps": 2}, r"betas has nan at t = 1; expected"),
+        (
+            {"name": "given", "betas": (0.1,), "num_timesteps": 1, "rescale": True},
+            "rescale is set and given reads no b",
+        ),
     ],
 )
 def test_a_config_out_of_range_is_refused(fields, message: str) -> None:

@@ -13,8 +13,12 @@ T = TypeVar("T")
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config as JSON types."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    """A config as JSON types.
+
+    A field with the metadata {"later": True} came when configs had been saved already. While it has its default it is left
+    out, so that they, and the names that are digests of them, go on.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(_plain(config)))
     return plain
 
 
@@ -28,3 +32,23 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
         return _strict.structure(plain, kind)
     except cattrs.BaseValidationError as error:
         raise InputError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    said = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if _says(field, value)}
+    return _plain(said)
+
+
+def _says(field: dataclasses.Field[Any], config: Any) -> bool:
+    """Whether the JSON names the field."""
+    if not field.metadata.get("later"):
+        return True
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(getattr(config, field.name) != default)

@@ -10,9 +10,10 @@ from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
+from ddpm_core.interop import model_folder
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
 
-REGISTERED_WEIGHTS, REGISTERED_CONFIG = "weights.safetensors", "config.json"
+REGISTERED_WEIGHTS, REGISTERED_CONFIG = model_folder.WEIGHTS, model_folder.CONFIG
 """The files of a registered version, in its folder `artifacts`."""
 
 

@@ -261,6 +261,7 @@ def test_then_an_image_without_a_label_is_refused_in_one_line() -> None:
         lambda: model.bits_per_dim(images),
         lambda: model.bits_per_dim(images, labels=[0, -1]),
         lambda: model.progressive([0], [0]),
+        lambda: model.reverse_process(torch.tensor([0, -1])),
         lambda: model.interpolate(images, images, [0.5], 1),
         lambda: model.network(torch.zeros(1, 1, 8, 8), torch.tensor([0])),
         lambda: model.network(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.tensor([-1])),

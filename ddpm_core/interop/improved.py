@@ -169,9 +169,9 @@ def _image_size(multipliers: tuple[int, ...], flags: Flags, uri: str) -> int:
 def _check_attention(flags: Flags, image_size: int, num_levels: int, attended: tuple[int, ...], uri: str) -> None:
     if flags.attention_resolutions is None:
         return
-    words = flags.attention_resolutions.split(",")
-    sizes = [image_size >> level for level in range(num_levels)]
-    if not all(word.strip().isdigit() for word in words) or {int(word) for word in words} & set(sizes) != set(attended):
+    words = [word.strip() for word in flags.attention_resolutions.split(",")]
+    rates = {image_size // int(word) for word in words if word.isdecimal() and int(word)}  # as that code reads them
+    if rates & {2**level for level in range(num_levels)} != {image_size // size for size in attended}:
         raise InputError(
             f"attention_resolutions is {flags.attention_resolutions}, by the weights of {uri} it is "
             f"{','.join(map(str, attended))}; expected the same"

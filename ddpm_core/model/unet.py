@@ -231,7 +231,7 @@ def check_all_labelled(labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"]:
     """The labels, for a network that knows no image without one.
 
     Raises:
-        InputError: if there are none, or one of them is -1. On a GPU it is not looked at them, which would make the host wait.
+        InputError: if there are none, or one is -1; on a GPU they are not looked at, as the host would have to wait.
     """
     if labels is None or (labels.device.type == "cpu" and bool((labels < 0).any())):
         raise InputError(

@@ -6,16 +6,19 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
 import ddpm_core
-from ddpm_core.artifacts.checkpoint import Checkpoint
-from ddpm_core.artifacts.manifest import DatasetIndex, make_index
+from ddpm_core.artifacts.checkpoint import Checkpoint, Weights
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.manifest import DatasetIndex, ShardEntry, make_index
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.model.blocks import Attention, Downsample, KeyedDropout, ResBlock, group_norm, time_embedding
@@ -31,7 +34,7 @@ from pipelines.cli.parsing import parse
 from pipelines.naming import trajectory
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
-from pipelines.stages.train import check_form
+from pipelines.stages.train import check_form, check_run
 from pipelines.train import TrainArgs
 
 SMALL = UNetConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
@@ -117,6 +120,27 @@ def test_weights_of_another_form_are_not_begun_with() -> None:
         ValueError, match=r"^unet\.form\.time-scale is 1\.0, that of the network whose weights .* is 0\.25"
     ):
         check_form(replace(OTHER, time_scale=1.0), OTHER)
+
+
+def test_a_run_that_would_begin_with_them_is_refused_before_it_trains(tmp_path: Path) -> None:
+    """Their shapes are those of the recipe's network: nothing else would tell."""
+    recipe = make("digits")
+    shard = ShardEntry(name="a.tar", split="train", num_samples=512, size_bytes=1, sha256="")
+    data = make_index("/data", image_size=8, channels=1, class_names=(), shards=(shard,), num_rejected=0)
+
+    def weights(unet: UNetConfig) -> Weights:
+        model = ddpm_core.ModelConfig(
+            image_size=8, channels=1, unet=unet, schedule=recipe.schedule, reverse=recipe.reverse
+        )
+        file = safetensors.torch.save({name: p.detach() for name, p in model.build_network().named_parameters()})
+        return Weights(uri="", step=1, sha256="", config=to_json(model), dataset_digest="", dataset_uri="", file=file)
+
+    store = CheckpointStore(str(tmp_path))
+    assert check_run(recipe, data, weights(recipe.unet), store) is None
+    with pytest.raises(
+        ValueError, match=r"unet\.form\.symmetric-padding is False, that of the network .* is True; expected"
+    ):
+        check_run(recipe, data, weights(replace(recipe.unet, form=UNetForm(symmetric_padding=True))), store)
 
 
 def test_its_flags_are_taken_but_not_shown() -> None:

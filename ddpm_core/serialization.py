@@ -22,15 +22,6 @@ def to_json(config: Any) -> dict[str, Any]:
     return plain
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        said = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {f.name: _plain(v) for f, v in said if not (f.metadata.get("unless_default") and v == f.default)}
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
 def from_json(kind: type[T], plain: dict[str, Any]) -> T:
     """A config from JSON, read strictly.
 
@@ -41,3 +32,23 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
         return _strict.structure(plain, kind)
     except cattrs.BaseValidationError as error:
         raise InputError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    said = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if _says(field, value)}
+    return _plain(said)
+
+
+def _says(field: dataclasses.Field[Any], config: Any) -> bool:
+    """Whether the JSON names the field."""
+    if not field.metadata.get("unless_default"):
+        return True
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(getattr(config, field.name) != default)

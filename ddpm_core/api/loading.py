@@ -1,6 +1,5 @@
 """Weights and models by where they lie."""
 
-import json
 import logging
 
 import torch
@@ -8,16 +7,13 @@ import torch
 from ddpm_core import storage
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
-from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.interop.diffusers import imported_weights, is_diffusers
+from ddpm_core.interop.model_folder import WEIGHTS, read_model
 from ddpm_core.training.averages import young_weights
 
 logger = logging.getLogger(__name__)
-
-REGISTERED_WEIGHTS, REGISTERED_CONFIG = "weights.safetensors", "config.json"
-"""The files of a registered version, in its folder `artifacts`."""
 
 
 def load(uri: str, device: torch.device | str = "cpu") -> Model:
@@ -57,24 +53,6 @@ def _read(uri: str) -> Weights | None:
     if checkpoint := find_checkpoint(uri):
         return read_weights(checkpoint)
     for folder in (uri, storage.join(uri, "artifacts")):
-        if storage.exists(storage.join(folder, REGISTERED_WEIGHTS)):
-            return read_registered(folder)
+        if storage.exists(storage.join(folder, WEIGHTS)):
+            return read_model(folder)
     return imported_weights(uri) if is_diffusers(uri) else None
-
-
-def read_registered(folder_uri: str) -> Weights:
-    """The weights of a registered version, whose config says what they were trained on, where that is known."""
-    file = storage.read_bytes(storage.join(folder_uri, REGISTERED_WEIGHTS))
-    config = json.loads(storage.read_bytes(storage.join(folder_uri, REGISTERED_CONFIG)))
-    unknown = {"checkpoint_uri": folder_uri, "step": 0, "dataset_digest": "", "dataset_uri": "", "recipe": ""}
-    training = unknown | config.pop("training", {})
-    return Weights(
-        uri=training["checkpoint_uri"],
-        step=training["step"],
-        sha256=sha256_of(file),
-        config=config,
-        dataset_digest=training["dataset_digest"],
-        dataset_uri=training["dataset_uri"],
-        recipe=training["recipe"],
-        file=file,
-    )

@@ -17,7 +17,7 @@ from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.config import ModelConfig, read_model_config, read_sampler_config
-from ddpm_core.model.unet import UNet
+from ddpm_core.model.unet import UNet, check_all_labelled
 from ddpm_core.model.weights import load_network
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.config import SampleConfig
@@ -71,7 +71,14 @@ class Model:
         return own or SamplerConfig()
 
     def reverse_process(self, labels: Int[Tensor, " b"], guidance: float = 0.0) -> ReverseProcess:
-        """p_theta for a batch of images of these classes; -1 for none."""
+        """p_theta for a batch of images of these classes; -1 for none.
+
+        Raises:
+            InputError: if one is -1, and the network knows no image without a label.
+        """
+        unet = self.config.unet
+        if unet.num_classes and not unet.knows_no_label:
+            check_all_labelled(labels.cpu())
         return ReverseProcess(
             denoiser=labelled(self.network, labels, guidance, self.config.channels),
             schedule=self.config.build_schedule(),

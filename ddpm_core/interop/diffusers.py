@@ -22,6 +22,7 @@ from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.interop import scheduler_json, unet_json
+from ddpm_core.interop.model_folder import write_once
 from ddpm_core.interop.names import Name, from_diffusers, names_of, to_diffusers
 from ddpm_core.interop.unet_json import Form
 from ddpm_core.model.config import ModelConfig, read_model_config, read_sampler_config
@@ -45,12 +46,13 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 
 class Imported(NamedTuple):
-    """A trained network, what its output means, and how its folder samples it."""
+    """A trained network, and what its output means."""
 
     config: ModelConfig
-    sampler: SamplerConfig
     tensors: Tensors
     """The weights under our names, float32."""
+    sampler: SamplerConfig | None = None
+    """How its folder samples it; None where nothing is said of that."""
 
 
 def is_diffusers(folder_uri: str) -> bool:
@@ -80,7 +82,7 @@ def read_diffusers(folder_uri: str) -> Imported:
     config = ModelConfig(
         unet=form.unet, image_size=form.image_size, channels=form.channels, schedule=schedule, reverse=reverse
     )
-    return Imported(config, sampler, _read_tensors(unet_uri, form))
+    return Imported(config, _read_tensors(unet_uri, form), sampler)
 
 
 def imported_weights(folder_uri: str) -> Weights:
@@ -95,7 +97,7 @@ def imported_weights(folder_uri: str) -> Weights:
         uri=folder_uri,
         step=0,
         sha256=sha256_of(file),
-        config={**to_json(model.config), "sampler": to_json(model.sampler)},
+        config=to_json(model.config) | ({"sampler": to_json(model.sampler)} if model.sampler else {}),
         dataset_digest="",
         dataset_uri="",
         file=file,
@@ -128,23 +130,7 @@ def write_diffusers(folder_uri: str, weights: Weights) -> None:
         storage.join(folder_uri, "scheduler", _SCHEDULER): _json_bytes(scheduler_class, scheduler),
         storage.join(folder_uri, _INDEX): _json_bytes("DDPMPipeline", index),
     }
-    there = {uri for uri, data in files.items() if _stands(uri, data)}
-    for uri, data in files.items():
-        if uri not in there:
-            storage.write_bytes(uri, data)
-
-
-def _stands(uri: str, data: bytes) -> bool:
-    """Whether the file is there already.
-
-    Raises:
-        InputError: if another one is.
-    """
-    if not storage.exists(uri):
-        return False
-    if storage.size_bytes(uri) != len(data) or storage.read_bytes(uri) != data:
-        raise InputError(f"{uri} is there and is another model's; expected a folder that is empty or does not exist")
-    return True
+    write_once(files)
 
 
 def _read_tensors(unet_uri: str, form: Form) -> Tensors:

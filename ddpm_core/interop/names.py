@@ -24,16 +24,17 @@ class Name:
 
     ours: str
     diffusers: str
-    original: str
+    original: str | None
+    """None for the classes' embedding, which it has not."""
     kind: Kind
-    """How it lies. vector: a bias, or what a norm learns; the same everywhere. convolution: here [out, in, h, w], in the
-    original [h, w, in, out]. dense: [out, in], in the original [in, out]. shortcut: a convolution of one pixel, in the
-    original [in, out]. projection, an attention's: a convolution of one pixel here, elsewhere [out, in] and [in, out]."""
+    """How it lies. vector: a bias, what a norm learns, or the classes' rows; the same everywhere. convolution: here
+    [out, in, h, w], in the original [h, w, in, out]. dense: [out, in], in the original [in, out]. shortcut: a convolution of
+    one pixel, in the original [in, out]. projection, an attention's: a convolution of one pixel here, elsewhere [out, in] and
+    [in, out]."""
 
 
 def names_of(network: UNet) -> list[Name]:
-    """The table of a network's weights, in the order in which they are used. A class's embedding is not in it: the
-    original has none, and diffusers' means another thing.
+    """The table of a network's weights, in the order in which they are used.
 
     Args:
         network: may be on the meta device; only its form is looked at.
@@ -81,6 +82,8 @@ def _walk(network: UNet) -> Iterator[Name]:
     last = len(network.down) - 1
     yield from _layer("time_1", "time_embedding.linear_1", "temb/dense0", "dense")
     yield from _layer("time_2", "time_embedding.linear_2", "temb/dense1", "dense")
+    if network.label is not None:
+        yield Name(ours="label.weight", diffusers="class_embedding.weight", original=None, kind="vector")
     yield from _layer("conv_in", "conv_in", "conv_in", "convolution")
     for level, down in enumerate(_all(network.down, Down)):
         yield from _level(down, f"down.{level}", f"down_blocks.{level}", f"down_{level}")

@@ -35,8 +35,8 @@ def write_onnx(uri: str, weights: Weights) -> None:
     """Write the denoiser of averaged weights; done twice, it changes nothing.
 
     Inputs: x_t, float32 [b, channels, image_size, image_size]; t, int64 [b], steps in [0, T-1]; of a network with classes
-    also labels, int64 [b], -1 for none. Output: output, float32 [b, o, image_size, image_size], as `UNet.forward` gives it;
-    what it means stands in the config's `reverse`. b is free in each call.
+    also labels, int64 [b], -1 for none (unless it knows no image without a label). Output: output, float32 [b, o, image_size,
+    image_size], as `UNet.forward` gives it; what it means stands in the config's `reverse`. b is free in each call.
 
     The file holds the weights, but for those of more than 2 GB: they lie beside it, in FILE.data. Its metadata say sha256 (of
     our weights), step, config (the model's, as JSON), and sampler where weights from elsewhere say how they are sampled.
@@ -89,7 +89,7 @@ def _export(network: UNet, model: ModelConfig) -> Any:
     # 2 images, as sizes of 0 and 1 are taken for constants
     inputs = {"x_t": torch.zeros(2, *model.image_shape), "t": torch.tensor([0, 1])}
     if model.num_classes:
-        inputs["labels"] = torch.tensor([-1, 0])
+        inputs["labels"] = torch.tensor([-1 if model.unet.knows_no_label else 0, 0])
     batch = torch.export.Dim("batch")
     with _quiet("torch.onnx"):
         return torch.onnx.export(

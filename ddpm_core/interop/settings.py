@@ -1,9 +1,11 @@
 """What both readers of a foreign config.json share: its defaults filled in, and a refusal that names both values."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ddpm_core.errors import InputError
+
+T = TypeVar("T")
 
 _SHOWN = 160
 """Characters of a value in a message: a list of all betas is not for one line."""
@@ -60,16 +62,29 @@ def refuse(settings: Mapping[str, Any], key: str, expected: str, where: str) -> 
     raise InputError(f"{where}: {key} is {_short(settings[key])}; expected {expected}")
 
 
-def whole(settings: Mapping[str, Any], key: str, where: str) -> int:
-    """A setting that is a whole number, 1 or more.
+def whole(settings: Mapping[str, Any], key: str, where: str, least: int = 1) -> int:
+    """A setting that is a whole number, `least` or more.
 
     Raises:
         InputError: if it is not.
     """
     value = settings[key]
-    if type(value) is not int or value < 1:
-        refuse(settings, key, "a whole number, 1 or more", where)
+    if type(value) is not int or value < least:
+        refuse(settings, key, f"a whole number, {least} or more", where)
     return value
+
+
+def chosen(settings: Mapping[str, Any], key: str, meanings: Mapping[Any, T], where: str) -> T:
+    """What a setting means that is one of a few values.
+
+    Raises:
+        InputError: if it is another one.
+    """
+    value = settings[key]
+    for known, meaning in meanings.items():
+        if type(value) is type(known) and value == known:
+            return meaning
+    refuse(settings, key, " or ".join(map(repr, meanings)), where)
 
 
 def number(settings: Mapping[str, Any], key: str, where: str) -> float:

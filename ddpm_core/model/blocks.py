@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ddpm_core.model.form import PAPER, UNetForm
 from ddpm_core.random import dropout_mask
 from ddpm_core.types import Float, Int, Tensor
 
 _GROUPS = 32
 _GROUP_CHANNELS = 4
-_EPSILON = 1e-6
 
 
 class DropoutKey(NamedTuple):
@@ -22,29 +22,33 @@ class DropoutKey(NamedTuple):
     index: Int[Tensor, " b"]  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, form: UNetForm = PAPER) -> nn.GroupNorm:
     """GroupNorm over 32 groups; in a network narrower than the paper's over fewer, each of 4 channels or more.
 
     In a group of one channel the norm would take away the shift by the time embedding: the network would not see t.
+    A form that says a number of groups has that many.
 
     Args:
         channels: a multiple of 4.
     """
     wide = channels % _GROUPS == 0 and channels // _GROUPS >= _GROUP_CHANNELS
     groups = _GROUPS if wide else math.gcd(_GROUPS, channels // _GROUP_CHANNELS)
-    return nn.GroupNorm(groups, channels, eps=_EPSILON)
+    return nn.GroupNorm(form.norm_groups or groups, channels, eps=form.norm_epsilon)
 
 
-def time_embedding(t: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
+def time_embedding(t: Int[Tensor, " b"], size: int, form: UNetForm = PAPER) -> Float[Tensor, "b size"]:
     """Sinusoids of t, first all sines, then all cosines, of frequencies from 1 down to 1/10,000; float32.
 
     Args:
         size: even, 4 or more.
+        form: which may scale t, end at another frequency, or begin with the cosines.
     """
     half = size // 2
-    frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
-    angles = t[:, None].to(torch.float32) * frequencies
-    return torch.cat((angles.sin(), angles.cos()), dim=1)
+    step = -math.log(10_000) / (half - form.time_freq_shift)
+    frequencies = torch.exp(step * torch.arange(half, device=t.device, dtype=torch.float32))
+    angles = t[:, None].to(torch.float32) * form.time_scale * frequencies
+    sines, cosines = angles.sin(), angles.cos()
+    return torch.cat((cosines, sines) if form.time_cos_first else (sines, cosines), dim=1)
 
 
 class KeyedDropout(nn.Module):
@@ -70,12 +74,15 @@ class KeyedDropout(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions around a shift by the time embedding, and a shortcut."""
 
-    def __init__(self, in_channels: int, channels: int, time_channels: int, dropout: KeyedDropout) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, time_channels: int, dropout: KeyedDropout, form: UNetForm = PAPER
+    ) -> None:
         super().__init__()
-        self.norm_1 = group_norm(in_channels)
+        self.scale_shift = form.scale_shift
+        self.norm_1 = group_norm(in_channels, form)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.time = nn.Linear(time_channels, channels)
-        self.norm_2 = group_norm(channels)
+        self.time = nn.Linear(time_channels, 2 * channels if form.scale_shift else channels)
+        self.norm_2 = group_norm(channels, form)
         self.dropout = dropout
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
@@ -84,17 +91,23 @@ class ResBlock(nn.Module):
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b e"], key: DropoutKey | None
     ) -> Float[Tensor, "b o h w"]:
         h = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.time(F.silu(time))[:, :, None, None]
-        out: Tensor = self.shortcut(x) + self.conv_2(self.dropout(F.silu(self.norm_2(h)), key))
+        told = self.time(F.silu(time))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.norm_2(h) * (1 + scale) + shift
+        else:
+            h = self.norm_2(h + told)
+        out: Tensor = self.shortcut(x) + self.conv_2(self.dropout(F.silu(h), key))
         return out
 
 
 class Attention(nn.Module):
-    """Self-attention of one head among the pixels, and a shortcut."""
+    """Self-attention among the pixels, and a shortcut. Each head has its part of the channels, in their order."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, form: UNetForm = PAPER) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.num_heads = form.heads_of(channels)
+        self.norm = group_norm(channels, form)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -103,22 +116,25 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         h = self.norm(x)
         query, key, value = (
-            project(h).flatten(2).transpose(1, 2)[:, None] for project in (self.query, self.key, self.value)
+            project(h).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+            for project in (self.query, self.key, self.value)
         )
-        attended = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2).reshape(x.shape)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(2, 3).reshape(x.shape)
         out: Tensor = self.out(attended)
         return x + out
 
 
 class Downsample(nn.Module):
-    """Half the size by a convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does."""
+    """Half the size by a convolution of stride 2, padded at the bottom and right only, as TensorFlow's SAME does; or on all
+    sides, as the form says."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, form: UNetForm = PAPER) -> None:
         super().__init__()
+        self.padding = (1, 1, 1, 1) if form.symmetric_padding else (0, 1, 0, 1)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h//2 w//2"]:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(F.pad(x, self.padding))
         return out
 
 

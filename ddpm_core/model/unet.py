@@ -1,6 +1,6 @@
 """The U-Net that predicts the noise (Ho, Jain, Abbeel 2020, Appendix B, and the published code where it says more)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import torch
@@ -19,9 +19,10 @@ from ddpm_core.model.blocks import (
     group_norm,
     time_embedding,
 )
+from ddpm_core.model.form import UNetForm
 from ddpm_core.types import Float, Int, Tensor
 
-__all__ = ["DropoutKey", "UNet", "UNetConfig", "recompute_activations"]
+__all__ = ["DropoutKey", "UNet", "UNetConfig", "UNetForm", "check_all_labelled", "recompute_activations"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class UNetConfig:
     """Probability with which a residual block zeroes a value in training."""
     num_classes: int = 0
     """Classes of which the network is told; 0 for none, as in the paper. They are those of the dataset."""
+    form: UNetForm = field(default_factory=UNetForm, metadata={"unless_default": True})
+    """How it computes, where it is not the paper's network."""
 
     def __post_init__(self) -> None:
         if self.base_channels < 4 or self.base_channels % 4:
@@ -58,6 +61,12 @@ class UNetConfig:
             raise InputError(f"unet.dropout is {self.dropout}; expected a probability in [0, 1)")
         if self.num_classes < 0:
             raise InputError(f"unet.num-classes is {self.num_classes}; expected 0 or more")
+        self.form.check_base(self.base_channels)
+
+    @property
+    def knows_no_label(self) -> bool:
+        """Whether the network has classes, and a row for images without one."""
+        return self.num_classes > 0 and self.form.null_label
 
 
 class Level(nn.Module):
@@ -128,26 +137,29 @@ class UNet(nn.Module):
 
     Raises:
         InputError: if the image cannot be halved as often as there are levels, or attention is asked for at a size
-            that no level has.
+            that no level has, or its heads do not divide its channels.
     """
 
     def __init__(self, config: UNetConfig, *, image_size: int, channels: int, num_outputs: int | None = None) -> None:
         super().__init__()
         _check_sizes(config, image_size)
         self.base_channels = base = config.base_channels
+        self.form = form = config.form
         time_channels = 4 * base
         layer = count()
 
         def block(in_channels: int, out_channels: int) -> ResBlock:
-            return ResBlock(in_channels, out_channels, time_channels, KeyedDropout(config.dropout, next(layer)))
+            dropout = KeyedDropout(config.dropout, next(layer))
+            return ResBlock(in_channels, out_channels, time_channels, dropout, form)
 
         def attention(size: int, width: int) -> nn.Module:
-            return Attention(width) if size in config.attention_resolutions else nn.Identity()
+            return Attention(width, form) if size in config.attention_resolutions else nn.Identity()
 
         self.time_1 = nn.Linear(base, time_channels)
         self.time_2 = nn.Linear(time_channels, time_channels)
         # The row after the last class is for images without a label.
-        self.label = nn.Embedding(config.num_classes + 1, time_channels) if config.num_classes else None
+        rows = config.num_classes + config.knows_no_label
+        self.label = nn.Embedding(rows, time_channels) if rows else None
         self.conv_in = nn.Conv2d(channels, base, 3, padding=1)
 
         widths = [base * multiplier for multiplier in config.channel_multipliers]
@@ -158,11 +170,11 @@ class UNet(nn.Module):
             last = level == len(widths) - 1
             blocks = [block(i, width) for i in [skips[-1], *[width] * (config.num_res_blocks - 1)]]
             attentions = [attention(size, width) for _ in blocks]
-            self.down.append(Down(blocks, attentions, None if last else Downsample(width)))
+            self.down.append(Down(blocks, attentions, None if last else Downsample(width, form)))
             skips += [width] * (len(blocks) + (not last))
 
         self.middle_1 = block(widths[-1], widths[-1])
-        self.middle_attention = Attention(widths[-1])
+        self.middle_attention = Attention(widths[-1], form)
         self.middle_2 = block(widths[-1], widths[-1])
 
         below = widths[-1]
@@ -172,7 +184,7 @@ class UNet(nn.Module):
             self.up.append(Up(blocks, attentions, Upsample(width) if level > 0 else None))
             below = width
 
-        self.norm_out = group_norm(below)
+        self.norm_out = group_norm(below, form)
         self.conv_out = nn.Conv2d(below, channels if num_outputs is None else num_outputs, 3, padding=1)
 
     def forward(
@@ -188,13 +200,14 @@ class UNet(nn.Module):
             t: steps in [0, T-1].
             labels: classes, -1 for none; None for none anywhere. A network without classes ignores them.
             dropout: what the dropout of training is keyed by; None for no dropout.
+
+        Raises:
+            InputError: as `check_all_labelled`, if the network knows no image without a label.
         """
-        time = time_embedding(t, self.base_channels).to(x_t.dtype)
+        time = time_embedding(t, self.base_channels, self.form).to(x_t.dtype)
         time = self.time_2(F.silu(self.time_1(time)))
         if self.label is not None:
-            nothing = self.label.num_embeddings - 1
-            rows = torch.full_like(t, nothing) if labels is None else torch.where(labels < 0, nothing, labels)
-            time = time + self.label(rows)
+            time = time + self.label(self._rows(t, labels))
         skips = [self.conv_in(x_t)]
         for level in self.down:
             skips += level(skips[-1], time, dropout)
@@ -204,6 +217,29 @@ class UNet(nn.Module):
             h = level(h, skips, time, dropout)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return out
+
+    def _rows(self, t: Int[Tensor, " b"], labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"]:
+        """Each label's row of the embedding."""
+        assert self.label is not None
+        if not self.form.null_label:
+            return check_all_labelled(labels)
+        nothing = self.label.num_embeddings - 1
+        return torch.full_like(t, nothing) if labels is None else torch.where(labels < 0, nothing, labels)
+
+
+def check_all_labelled(labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"]:
+    """The labels, for a network that knows no image without one.
+
+    Raises:
+        InputError: if there are none, or one is -1; on a GPU they are not looked at, as the host would have to wait.
+    """
+    seen = labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if labels is None or (seen and bool((labels < 0).any())):
+        raise InputError(
+            "the network knows no image without a label (unet.form.null-label is False); expected a class for each image, "
+            "and guidance 0"
+        )
+    return labels
 
 
 def recompute_activations(network: UNet) -> None:

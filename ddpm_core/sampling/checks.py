@@ -15,5 +15,6 @@ def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: 
     Raises:
         InputError: in one line.
     """
-    check_labels(request, config.num_classes, label_dropout=label_dropout)
+    unet = config.unet
+    check_labels(request, unet.num_classes, label_dropout=label_dropout, null_label=unet.form.null_label)
     check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)

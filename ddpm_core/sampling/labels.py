@@ -9,12 +9,15 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.types import Denoiser, Int, Tensor
 
 
-def check_labels(config: SampleConfig, num_classes: int, *, label_dropout: float | None = None) -> None:
+def check_labels(
+    config: SampleConfig, num_classes: int, *, label_dropout: float | None = None, null_label: bool = True
+) -> None:
     """Refuse labels that the network does not know, and to go without where it always had one.
 
     Args:
         num_classes: of the network; 0 for one without labels.
         label_dropout: of its training, where that is known.
+        null_label: of the network's form.
 
     Raises:
         InputError: if so.
@@ -25,12 +28,16 @@ def check_labels(config: SampleConfig, num_classes: int, *, label_dropout: float
     for label in config.labels:
         if not -1 <= label < num_classes:
             raise InputError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
-    if label_dropout == 0 and (config.guidance != 0 or -1 in config.labels):
-        what = "labels has -1" if -1 in config.labels else f"guidance is {config.guidance:g}"
-        raise InputError(
-            f"sample.{what} and the model was trained with train.label-dropout 0: without a label it draws noise; "
-            "expected guidance 0 and labels of classes"
-        )
+    if config.guidance == 0 and -1 not in config.labels:
+        return
+    what = "labels has -1" if -1 in config.labels else f"guidance is {config.guidance:g}"
+    why = None
+    if not null_label:
+        why = "the network knows no image without a label (unet.form.null-label is False)"
+    elif label_dropout == 0:
+        why = "the model was trained with train.label-dropout 0: without a label it draws noise"
+    if why:
+        raise InputError(f"sample.{what} and {why}; expected guidance 0 and labels of classes")
 
 
 def labels_in_turn(config: SampleConfig, num_classes: int) -> tuple[int, ...]:

@@ -32,7 +32,15 @@ def run_config(
     Args:
         train: with its precision said. Not "auto": a run that moved between CPU and GPU would go on in another one unnoticed.
         init_from: sha256 of the weights that it begins with, if not with the seed's.
+
+    Raises:
+        InputError: if images are to be shown without their label to a network that knows no such image.
     """
+    if unet.num_classes and not unet.knows_no_label and train.label_dropout:
+        raise InputError(
+            f"train.label-dropout is {train.label_dropout:g} and unet.form.null-label is False: the network knows no image "
+            "without a label; expected train.label-dropout 0"
+        )
     decisive = {field.name for field in fields(TrainConfig)} - MAY_CHANGE
     # Only what is averaged by: of a fixed decay the JSON, and the name by its digest, are what they were before half-lives.
     decisive -= {"ema_decay"} if train.ema_decay is None else {"ema_half_life", "ema_warmup"}

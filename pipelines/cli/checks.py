@@ -121,7 +121,8 @@ def check_evaluation(recipe: Recipe) -> None:
     """
     check_counts(recipe.sample.num_images, recipe.evaluate.num_images)
     check_features(recipe.evaluate)
-    check_labels(recipe.sample, recipe.unet.num_classes, label_dropout=recipe.train.label_dropout)
+    unet, dropout = recipe.unet, recipe.train.label_dropout
+    check_labels(recipe.sample, unet.num_classes, label_dropout=dropout, null_label=unet.form.null_label)
     if recipe.evaluate.bits_per_dim_images and not _num_unseen(recipe):
         raise InputError(
             f"evaluate.bits-per-dim-images is {recipe.evaluate.bits_per_dim_images} and the dataset holds no image out of "

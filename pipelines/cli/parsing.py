@@ -8,12 +8,14 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import recipe_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError
+from ddpm_core.model.form import UNetForm
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import RECIPES, make
 
@@ -66,13 +68,29 @@ def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, a
     try:
         with contextlib.redirect_stderr(told):
             parsed = tyro.cli(
-                args_type, args=argv, default=default, prog=program, description=f"{about}\n\n{_EVERYWHERE}"
+                args_type,
+                args=argv,
+                default=default,
+                prog=program,
+                description=f"{about}\n\n{_EVERYWHERE}",
+                registry=_hiding() if {"-h", "--help"} & set(argv) else None,
             )
     except SystemExit as exit_:  # tyro ends the process; here the caller does
         if exit_.code == 0:
             raise
         raise InputError(_one_line(told.getvalue())) from None
     return _anchored(parsed)
+
+
+def _hiding() -> ConstructorRegistry:
+    """What --help does not show: flags that only weights from elsewhere ask for. They stand in `UNetForm`."""
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def no_flags(info: StructTypeInfo) -> StructConstructorSpec | None:
+        return StructConstructorSpec(instantiate=lambda: info.default, fields=()) if info.type is UNetForm else None
+
+    return registry
 
 
 def _anchored(args: A) -> A:

@@ -1,6 +1,6 @@
 """The train stage: what a run is, whether it may go on, and what is shown of it while it does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import read_model_config
+from ddpm_core.model.form import UNetForm
 from ddpm_core.model.weights import check_weights
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.averages import young_average
@@ -85,6 +86,7 @@ def check_run(
     local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
     network = read_model_config(trajectory(recipe, index, None)).build_network()
     if init_from is not None:
+        check_form(recipe.unet.form, read_model_config(init_from.config).unet.form)
         check_weights(network, init_from.tensors)
     checkpoint = store.newest()
     if checkpoint is not None:
@@ -107,6 +109,21 @@ def check_classes(num_classes: int, index: DatasetIndex) -> None:
             f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
             "expected as many, or 0 to train without labels"
         )
+
+
+def check_form(wanted: UNetForm, found: UNetForm) -> None:
+    """Refuse to begin with the weights of a network that computes otherwise, which their shapes would not tell.
+
+    Raises:
+        InputError: naming the first difference, with both values.
+    """
+    for field in fields(UNetForm):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if ours != theirs:
+            raise InputError(
+                f"unet.form.{field.name.replace('_', '-')} is {ours}, that of the network whose weights it begins with is "
+                f"{theirs}; expected the same"
+            )
 
 
 def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: Weights | None = None) -> Trained:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ddpm_core
-from ddpm_core.api.loading import REGISTERED_CONFIG, REGISTERED_WEIGHTS
+from ddpm_core.interop.model_folder import CONFIG, WEIGHTS
 from pipelines.tracking.store import is_server, quiet_warnings
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def _save(folder: Path, model: Any, run_id: str, name: str, weights: Path, confi
         import pandas as pd
         from mlflow.models import Model
 
-        shutil.copyfile(weights, folder / REGISTERED_WEIGHTS)  # MLflow refuses links
-        (folder / REGISTERED_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        shutil.copyfile(weights, folder / WEIGHTS)  # MLflow refuses links
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         mlflow.pyfunc.save_model(
             path=str(folder / "model"),
             python_model=str(_CODE),
-            artifacts={"weights": str(folder / REGISTERED_WEIGHTS), "config": str(folder / REGISTERED_CONFIG)},
+            artifacts={"weights": str(folder / WEIGHTS), "config": str(folder / CONFIG)},
             signature=_signature(),
             input_example=(pd.DataFrame({"seed": [17]}), {"num_steps": 50}),
             pip_requirements=[f"{each}=={_public_version(each)}" for each in _REQUIREMENTS],

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import platformdirs
 
-from ddpm_core.api.loading import REGISTERED_CONFIG, REGISTERED_WEIGHTS
 from ddpm_core.errors import InputError
+from ddpm_core.interop.model_folder import CONFIG, WEIGHTS
 from pipelines.tracking.outage import TrackingError, refused
 from pipelines.tracking.packaging import log_model
 from pipelines.tracking.runs import RunHandle
@@ -128,14 +128,14 @@ def _find(client: Any, uri: str, name: str, alias: str | None, number: str | Non
 def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
     digest = version.tags["weights_sha256"]
     folder = _files(tracker, f"{source}/artifacts", digest)
-    weights = folder / REGISTERED_WEIGHTS
+    weights = folder / WEIGHTS
     if _sha256(weights) != digest:
         raise TrackingError(f"{weights} is not what was registered as {version.name} version {version.version}")
     return ResolvedModel(
         name=version.name,
         version=int(version.version),
         weights=weights,
-        config=json.loads((folder / REGISTERED_CONFIG).read_text()),
+        config=json.loads((folder / CONFIG).read_text()),
         weights_sha256=digest,
         checkpoint_uri=version.tags.get("checkpoint_uri", ""),
         model_id=version.tags.get("model_id", ""),
@@ -149,11 +149,11 @@ def _files(tracker: Tracker, uri: str, digest: str) -> Path:
     if uri.startswith(("file:", "/")):
         return Path(download_artifacts(uri, tracking_uri=tracker.uri))
     folder = platformdirs.user_cache_path("ddpm") / "models" / digest
-    if not (folder / REGISTERED_WEIGHTS).is_file() or _sha256(folder / REGISTERED_WEIGHTS) != digest:
+    if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
             got = Path(download_artifacts(uri, dst_path=aside, tracking_uri=tracker.uri))
-            for part in (REGISTERED_CONFIG, REGISTERED_WEIGHTS):  # the weights last: where they are, all is
+            for part in (CONFIG, WEIGHTS):  # the weights last: where they are, all is
                 (got / part).replace(folder / part)
     return folder
 

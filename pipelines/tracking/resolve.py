@@ -7,6 +7,7 @@ from ddpm_core.api import loading
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import INDEX_NAME, DatasetIndex, read_index
 from ddpm_core.errors import InputError
+from ddpm_core.interop.model_folder import read_model
 from pipelines.tracking import Tracker, resolve_model
 
 
@@ -21,7 +22,7 @@ def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
         InputError: if there is none, or one of the weights holds NaN or infinity, in one line.
     """
     if model.startswith("models:/"):
-        registered = loading.read_registered(str(resolve_model(tracker, model).weights.parent))
+        registered = read_model(str(resolve_model(tracker, model).weights.parent))
         registered.check()
         return replace(registered, uri=_here(store, registered.uri))
     weights = loading.find_weights(model)

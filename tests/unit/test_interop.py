@@ -19,6 +19,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
+from ddpm_core.api.loading import load
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, write_checkpoint
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, p_mean_variance
@@ -35,11 +36,15 @@ from ddpm_core.interop.names import (
     to_diffusers,
     to_original,
 )
+from ddpm_core.interop.original import PUBLISHED
 from ddpm_core.interop.unet_json import Form
+from ddpm_core.model.config import model_json
+from ddpm_core.model.form import UNetForm
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import load_network
 from ddpm_core.serialization import to_json
 from pipelines.recipes.config import SampleStage
+from pipelines.recipes.recipes import make
 from pipelines.sample import told_otherwise
 from pipelines.stages.sample import describe_samples
 from pipelines.tracking.resolve import dataset_of, find_weights
@@ -387,6 +392,139 @@ def test_the_weights_go_first_and_the_index_last(tmp_path: Path, monkeypatch: py
     ]
 
 
+PLAIN: dict[str, Any] = {
+    "sample_size": SIZE,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+"""A small UNet2DModel; all else as it is by default."""
+PAPERS: dict[str, Any] = {
+    **PLAIN,
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "downsample_padding": 0,
+    "attention_head_dim": None,
+    "norm_num_groups": 8,
+    "norm_eps": 1e-6,
+    "layers_per_block": 1,
+}
+"""But for its groups a network of the paper."""
+DIFFUSERS_OWN = UNetForm(
+    head_channels=8, symmetric_padding=True, norm_groups=32, norm_epsilon=1e-5, time_cos_first=True, time_freq_shift=0
+)
+OF_8 = UNetForm(norm_groups=8)
+VARIATIONS: list[tuple[dict[str, Any], UNetForm]] = [
+    (PLAIN, DIFFUSERS_OWN),
+    ({**PLAIN, "norm_num_groups": 8, "act_fn": "swish"}, replace(DIFFUSERS_OWN, norm_groups=8)),
+    (
+        {**PLAIN, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
+        replace(DIFFUSERS_OWN, scale_shift=True),
+    ),
+    ({**PLAIN, "num_class_embeds": 5}, replace(DIFFUSERS_OWN, null_label=False)),
+    (PAPERS, OF_8),
+    ({**PAPERS, "freq_shift": 0}, replace(OF_8, time_freq_shift=0)),
+    ({**PAPERS, "freq_shift": 3}, replace(OF_8, time_freq_shift=3)),
+    ({**PAPERS, "flip_sin_to_cos": True}, replace(OF_8, time_cos_first=True)),
+    ({**PAPERS, "downsample_padding": 1}, replace(OF_8, symmetric_padding=True)),
+    ({**PAPERS, "norm_eps": 1e-3}, replace(OF_8, norm_epsilon=1e-3)),
+    ({**PAPERS, "norm_num_groups": 16, "attn_norm_num_groups": 16}, UNetForm(norm_groups=16)),
+    ({**PAPERS, "attention_head_dim": 16}, replace(OF_8, head_channels=16)),
+    ({**PAPERS, "attention_head_dim": 64}, OF_8),
+    (
+        {**PAPERS, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
+        replace(OF_8, scale_shift=True),
+    ),
+    ({**PAPERS, "num_class_embeds": 1}, replace(OF_8, null_label=False)),
+    (
+        {
+            **PAPERS,
+            "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+            "attention_head_dim": 32,
+        },
+        replace(OF_8, head_channels=32),
+    ),
+]
+
+
+def saved_by_diffusers(folder: Path, settings: dict[str, Any]) -> UNet2DModel:
+    """A network with random weights, norms and biases too, and what it left in a folder."""
+    torch.manual_seed(0)
+    theirs = UNet2DModel(**settings).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.2 * torch.randn_like(p) / max(1, p[0].numel()) ** 0.5)
+    theirs.save_pretrained(folder / "unet")
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    return theirs
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a part of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def outputs(theirs: UNet2DModel, ours: UNet, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(len(t), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    num_classes = theirs.config.num_class_embeds
+    labels = None if num_classes is None else torch.arange(len(t)) % num_classes
+    return ours(x, t, labels), theirs(x, t, class_labels=labels).sample
+
+
+@pytest.mark.parametrize(("settings", "form"), VARIATIONS)
+@torch.no_grad()
+def test_a_network_of_diffusers_is_the_same_here_and_comes_back(
+    settings: dict[str, Any], form: UNetForm, tmp_path: Path
+) -> None:
+    theirs = saved_by_diffusers(tmp_path / "theirs", settings)
+    weights = imported_weights(str(tmp_path / "theirs"))
+    model = Model.from_weights(weights)
+    assert model.config.unet.form == form
+    assert model.config.num_classes == (settings.get("num_class_embeds") or 0)
+    # Later steps see where the two round the frequencies of the time embedding.
+    assert apart(*outputs(theirs, model.network, torch.tensor([0, 1, 9]))) < 1e-5
+    assert apart(*outputs(theirs, model.network, torch.tensor([371, 999]))) < 1e-4
+    write_diffusers(str(tmp_path / "ours"), weights)
+    again = UNet2DModel.from_pretrained(tmp_path / "ours/unet", low_cpu_mem_usage=False)
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in again.state_dict().items())
+    found, expected = outputs(again, model.network, torch.tensor([0, 1, 9]))
+    assert apart(found, expected) < 1e-5
+    assert read_diffusers(str(tmp_path / "ours")).config == model.config
+
+
+@torch.no_grad()
+def test_a_network_of_ours_with_classes_comes_back_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its row for no label is diffusers' last class."""
+    written = weights_of(replace(SMALL, num_classes=10))
+    write_diffusers(str(tmp_path / "ours"), written)
+    read = read_diffusers(str(tmp_path / "ours"))
+    assert read.config.unet == replace(SMALL, num_classes=10)
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
+    loaded = pipeline(tmp_path / "ours")
+    assert "null_label" not in caplog.text + "".join(capfd.readouterr())
+    x, t = torch.randn(2, 3, SIZE, SIZE), torch.tensor([3, 9])
+    ours = Model.from_weights(written).network(x, t, torch.tensor([4, -1]))
+    assert apart(loaded.unet(x, t, class_labels=torch.tensor([4, 10])).sample, ours) < 1e-5
+    loaded.save_pretrained(tmp_path / "theirs")  # which keeps what it does not know of
+    assert read_diffusers(str(tmp_path / "theirs")).config == read.config
+
+
+def test_heads_by_number_are_exported_by_their_channels(tmp_path: Path) -> None:
+    write_diffusers(str(tmp_path), weights_of(replace(SMALL, form=UNetForm(num_heads=4))))
+    assert read_diffusers(str(tmp_path)).config.unet.form == UNetForm(head_channels=32)
+
+
+def test_an_export_of_the_papers_network_is_the_file_that_it_was() -> None:
+    written = json.dumps(unet_json.unet_json(form(UNetConfig(), 32)))
+    assert (
+        hashlib.sha256(written.encode()).hexdigest()
+        == "92b02686ae84d0d1ca518adfdc3057fe58f0d66f7fba9328443911e2b3b7a5fa"
+    )
+
+
 def published(folder: Path) -> dict[str, torch.Tensor]:
     """A folder as google/ddpm-cifar10-32 is, with weights under the names of its time; small."""
     ours = tensors_of(form())
@@ -630,8 +768,6 @@ def refused(folder: Path) -> str:
         ({"center_input_sample": True}, "center_input_sample is True; expected False"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'; expected 'positional'"),
         ({"time_embedding_dim": 64}, "time_embedding_dim is 64; expected 512, four times the first"),
-        ({"freq_shift": 0}, "freq_shift is 0; expected 1"),
-        ({"flip_sin_to_cos": True}, "flip_sin_to_cos is True; expected False"),
         ({"down_block_types": ["DownBlock2D", "ResnetDownsampleBlock2D"]}, "expected 2 of DownBlock2D and AttnDownBl"),
         ({"down_block_types": ["DownBlock2D"]}, "down_block_types is ['DownBlock2D']; expected 2 of"),
         (
@@ -642,21 +778,29 @@ def refused(folder: Path) -> str:
         ({"mid_block_scale_factor": 2}, "mid_block_scale_factor is 2; expected 1"),
         ({"block_out_channels": [128, 192]}, "block_out_channels is [128, 192]; expected multiples of the first, 128"),
         ({"block_out_channels": "many"}, "block_out_channels is 'many'; expected a list of int"),
-        ({"block_out_channels": [64, 64]}, "norm_num_groups is 32; expected 16 and 32, as our network"),
         ({"layers_per_block": 0}, "layers_per_block is 0; expected a whole number, 1 or more"),
-        ({"downsample_padding": 1}, "downsample_padding is 1; expected 0"),
+        ({"freq_shift": -1}, "freq_shift is -1; expected a whole number, 0 or more"),
+        ({"freq_shift": 64}, "time-freq-shift is 64; expected less than the 64 frequencies"),
+        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos is 1; expected False or True"),
+        ({"downsample_padding": 2}, "downsample_padding is 2; expected 0 or 1"),
         ({"downsample_type": "resnet"}, "downsample_type is 'resnet'; expected 'conv'"),
         ({"upsample_type": "resnet"}, "upsample_type is 'resnet'; expected 'conv'"),
         ({"dropout": "some"}, "dropout is 'some'; expected a number"),
         ({"act_fn": "gelu"}, "act_fn is 'gelu'; expected 'silu'"),
-        ({"attention_head_dim": 8}, "attention_head_dim is 8; expected None, attention of one head over all of 128"),
-        ({"norm_num_groups": 16}, "norm_num_groups is 16; expected 32, as our network of these channels has"),
+        ({"attention_head_dim": 48}, "attention_head_dim is 48; expected None or a divisor of 128 channels"),
+        ({"attention_head_dim": 256}, "attention_head_dim is 256; expected None or a divisor of 128 channels"),
+        ({"norm_num_groups": 48}, "norm_num_groups is 48; expected a divisor of the first of block_out_channels, 128"),
+        ({"norm_num_groups": None}, "norm_num_groups is None; expected a whole number, 1 or more"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups is 8; expected None or 32"),
-        ({"norm_eps": 1e-5}, "norm_eps is 1e-05; expected 1e-06"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is 'scale_shift'; expected 'default'"),
+        ({"norm_eps": 0.0}, "norm-epsilon is 0.0; expected a number more than 0"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'; expected 'default' or 'scale_"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None; expected 32, that of the other"),
         ({"add_attention": False}, "add_attention is False; expected True"),
         ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'; expected None"),
-        ({"num_class_embeds": 10}, "num_class_embeds is 10; expected None"),
+        ({"class_embed_type": "identity", "num_class_embeds": 10}, "class_embed_type is 'identity'; expected None"),
+        ({"num_class_embeds": 0}, "num_class_embeds is 0; expected a whole number, 1 or more"),
+        ({"num_class_embeds": 1, "_null_label": True}, "num_class_embeds is 1; expected a whole number, 2 or more"),
+        ({"num_class_embeds": 10}, "class_embedding.weight has shape None; expected (10, 512) for the network"),
         ({"sample_size": [8, 16]}, "sample_size is [8, 16]; expected one number of pixels"),
         ({"sample_size": None}, "sample_size is None; expected one number of pixels"),
         ({"sample_size": 9}, "the image size is 9; expected a multiple of 2"),
@@ -675,14 +819,21 @@ def test_a_network_that_is_not_ours_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "key", ["freq_shift", "flip_sin_to_cos", "downsample_padding", "norm_eps", "attention_head_dim"]
+    ("key", "form"),
+    [
+        ("freq_shift", UNetForm(time_freq_shift=0)),
+        ("flip_sin_to_cos", UNetForm(time_cos_first=True)),
+        ("downsample_padding", UNetForm(symmetric_padding=True)),
+        ("norm_eps", UNetForm(norm_epsilon=1e-5)),
+        ("attention_head_dim", UNetForm(head_channels=8)),
+    ],
 )
-def test_what_is_left_out_means_what_diffusers_takes_which_is_not_ours(
-    key: str, tmp_path: Path, exported: Path
+def test_what_is_left_out_means_what_diffusers_takes_which_is_not_the_papers(
+    key: str, form: UNetForm, tmp_path: Path, exported: Path
 ) -> None:
     path = copy(exported, tmp_path) / "unet/config.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
-    assert f"{key} is {unet_json.DEFAULTS[key]!r}; expected" in refused(tmp_path)
+    assert read_diffusers(str(tmp_path)).config.unet == replace(SMALL, form=form)
 
 
 @pytest.mark.parametrize(
@@ -775,8 +926,14 @@ def test_what_means_the_same_or_is_not_read_there_is_read(
     ("weights", "message"),
     [
         (
-            lambda: weights_of(replace(SMALL, num_classes=10)),
-            "unet.num-classes is 10; diffusers' DDPMPipeline gives no",
+            lambda: weights_of(replace(SMALL, form=UNetForm(time_scale=0.25))),
+            "unet.form.time-scale is 0.25; UNet2DModel can only say 1",
+        ),
+        (
+            lambda: weights_of(
+                replace(SMALL, channel_multipliers=(1, 2), attention_resolutions=(8,), form=UNetForm(num_heads=4))
+            ),
+            "unet.form.num-heads is 4, of heads of 32 and 64 channels; UNet2DModel has one number for all",
         ),
         (lambda: weights_of(replace(SMALL, channel_multipliers=(2, 2))), "unet.channel-multipliers begins with 2;"),
         (
@@ -894,15 +1051,39 @@ def test_a_runs_newest_checkpoint_is_exported(tmp_path: Path, capsys: pytest.Cap
     command.main(["export", newest, folder])
 
 
+def test_what_the_papers_models_are_is_what_their_recipes_are() -> None:
+    for name, config in PUBLISHED.items():
+        recipe = make(name)
+        assert (config.unet, config.schedule, config.reverse) == (recipe.unet, recipe.schedule, recipe.reverse)
+        assert (config.image_size, config.channels) == (recipe.data.image_size, recipe.data.channels)
+
+
+def test_published_weights_are_imported_and_go_on_from_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's variables to a folder; that one loads here, and goes to diffusers' form."""
+    tensors, config = tensors_of(form()), json.loads(json.dumps(weights_of().config))
+    theirs = {
+        f"model/{name.original}/ExponentialMovingAverage": to_original(name, tensors[name.ours]).numpy()
+        for name in names_of(form().empty())
+    }
+    np.savez(tmp_path / "model.npz", **theirs)
+    (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in model_json(config)}))
+    monkeypatch.chdir(tmp_path)
+    command.main(["import", "model.npz", "ours", "--config", "config.json"])
+    assert capsys.readouterr().out == f"imported  model.npz\nto        {tmp_path}/ours\n"
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load("ours").weights.tensors.items())  # type: ignore[union-attr]
+    command.main(["export", "ours", "theirs"])
+    assert imported_weights(str(tmp_path / "theirs")).sha256 == load("ours").weights.sha256  # type: ignore[union-attr]
+
+
 def test_each_command_writes_its_form(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a diffusers folder, too; what is written is held elsewhere."""
     written: list[tuple[str, str]] = []
-    for name, one in command._COMMANDS.items():
-        monkeypatch.setitem(
-            command._COMMANDS, name, one._replace(write=lambda uri, weights, name=name: written.append((name, uri)))
-        )
+    for name in list(command._WRITERS):
+        monkeypatch.setitem(command._WRITERS, name, lambda uri, weights, name=name: written.append((name, uri)))
         command.main([name, str(exported), str(tmp_path / "made")])
         assert capsys.readouterr().out == f"exported  {exported}\nto        {tmp_path}/made\n"
     assert written == [("export", f"{tmp_path}/made"), ("onnx", f"{tmp_path}/made")]
@@ -915,10 +1096,19 @@ def test_each_command_writes_its_form(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the following arguments are required: CHECKPOINT_OR_RUN_URI, FOLDER_URI (--help shows the usage)"),
+        ([], "the following arguments are required: MODEL_URI, FOLDER_URI (--help shows the usage)"),
         (["nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
         (["onnx", "nowhere", "there"], "no checkpoint at nowhere; expected the URI of a checkpoint or a run"),
         (["onnx", "nowhere"], "the following arguments are required: FILE_URI (--help shows the usage)"),
+        (
+            ["import", "model.npz", "there"],
+            "{tmp}/model.npz holds variables of the paper's own code, which do not say wh",
+        ),
+        (["import", "model.npz", "there", "--config", "nowhere"], "no nowhere; expected one of cifar10, celebahq256,"),
+        (
+            ["import", "my.pt", "there"],
+            "my.pt is no published model of improved-diffusion; expected the flags that it w",
+        ),
         (["onnx", "nowhere", "there", "--opset", "9"], "unrecognized arguments: --opset 9 (--help shows the usage)"),
         (["models:/ddpm@champion", "there"], "models:/ddpm@champion is no store that is known here; expected"),
     ],
@@ -931,7 +1121,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         command.main(argv)
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {message}")
+    assert said.startswith(f"error: {message.replace('{tmp}', str(tmp_path))}")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -174,10 +174,12 @@ class Model:
         Returns:
             uint8 [n, steps, height, width, channels], and the images as `sample` gives them.
         """
+        way = sampler or self.default_sampler
+        self.check(SampleConfig(sampler=way))
         keys, p = self._edited(seeds, labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
         x_T = noise(p.schedule.num_timesteps)
-        seen, x_0 = editing.progressive(p, sampler or self.default_sampler, x_T, noise, timesteps)
+        seen, x_0 = editing.progressive(p, way, x_T, noise, timesteps)
         return to_images(seen), to_images(x_0)
 
     def interpolate(

@@ -11,6 +11,7 @@ from ddpm_core.diffusion.checks import check_latents, check_name
 from ddpm_core.diffusion.process import gather_at, predict_eps
 from ddpm_core.diffusion.respacing import Spacing, spaced_process, spaced_timesteps
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, Variance, p_mean_variance
+from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor
 
@@ -18,6 +19,9 @@ Noise = Callable[[int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
 SamplerName = Literal["ancestral", "ddim", "dpm_solver", "heun"]
 FixedVariance = Literal["fixed_small", "fixed_large"]
+
+_MISSING_SIGNAL = 0.2
+"""Of an image's scale. What was measured on digits: twice DDIM's distance at 0.3, thrice at 0.4 (docs/samplers.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,22 @@ class SamplerConfig:
 
 Sampler = Callable[[ReverseProcess, Tensor, Noise, OnStep, SamplerConfig], Tensor]
 """x_0 from p_theta at the steps to take, x_T, noise for the reverse step from t, whom to tell, and what is configured."""
+
+
+def check_beginning(config: SamplerConfig, schedule: NoiseSchedule) -> None:
+    """Refuse a sampler that begins where x_T, which it takes for noise, should hold something of an image.
+
+    Raises:
+        InputError: if it leaves out so many of the noisiest steps that sqrt(alpha_bar) is over 0.2 more where it begins
+            than at T-1; or asks for more steps than there are.
+    """
+    begin = steps_taken(config, schedule.num_timesteps)[-1]
+    missing = float(schedule.alpha_bar[begin].sqrt() - schedule.alpha_bar[-1].sqrt())
+    if missing > _MISSING_SIGNAL:
+        raise InputError(
+            f"sampler.spacing is {config.spacing}, which begins {config.num_steps} steps at t = {begin}, where an image is "
+            f"still there by {missing:.2f} of its scale and x_T has nothing of it; expected linspace or trailing, or more steps"
+        )
 
 
 def check_sampler(config: SamplerConfig, variance: Variance, num_timesteps: int) -> None:

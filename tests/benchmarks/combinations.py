@@ -50,7 +50,8 @@ from ddpm_core.sampling.config import SampleConfig  # noqa: E402
 from ddpm_core.types import Tensor  # noqa: E402
 from pipelines.measuring.image_sets import SplitImages  # noqa: E402
 
-SCHEDULES, PREDICTIONS, SPACINGS = get_args(ScheduleName), get_args(Prediction), get_args(Spacing)
+SCHEDULES = [name for name in get_args(ScheduleName) if name != "given"]
+PREDICTIONS, SPACINGS = get_args(Prediction), get_args(Spacing)
 PASSES = (5, 10, 20, 50)
 DATA = line_of([0.4, 0.6], [-0.6, 0.5], [0.2, 0.1])
 X_T = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 1, 9)

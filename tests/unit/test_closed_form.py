@@ -300,13 +300,14 @@ COMBINATIONS = [
     for schedule in get_args(ScheduleName)
     for prediction in get_args(Prediction)
     if (schedule, prediction) != ("jsd", "eps")  # refused: alpha_bar is 0 at its end
+    and schedule != "given"  # any betas
 ]
 FACTORS = {"dpm_solver": {5: 1.2, 20: 1.15}, "heun": {5: 2.6, 20: 2.1}}
 """Of DDIM's error at as many network passes, at most. The most that was found: 1.00 and 1.10, 2.46 and 1.98."""
 
 
 @pytest.mark.parametrize("spacing", get_args(Spacing))
-@pytest.mark.parametrize("schedule", get_args(ScheduleName))
+@pytest.mark.parametrize("schedule", sorted({schedule for schedule, _ in COMBINATIONS}))
 def test_every_solver_goes_with_every_schedule_prediction_and_spacing(schedule: ScheduleName, spacing: Spacing) -> None:
     """Held against the exact flow from where the chain begins; whatever is predicted, to the same x_0.
 

@@ -12,7 +12,7 @@ import torch
 from ddpm_core.diffusion.process import predict_x_0, to_prediction
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, sample, steps_taken
+from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_beginning, check_sampler, sample, steps_taken
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor
@@ -417,6 +417,37 @@ def test_a_fixed_variance_of_a_network_that_learned_its_own_is_refused(variance)
         sample(p, SamplerConfig(variance="fixed_small"), noise(10), noise)
     with pytest.raises(ValueError, match=message):
         check_sampler(SamplerConfig(variance="fixed_small"), variance, 10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "spacing", "num_steps", "said"),
+    [
+        (
+            "cosine",
+            "quadratic",
+            10,
+            "quadratic, which begins 10 steps at t = 800, where an image is still there by 0.31 of",
+        ),
+        ("cosine", "leading", 5, "leading, which begins 5 steps at t = 800, where"),
+        ("cosine", "leading", 8, None),  # 0.19
+        ("jsd", "leading", 20, "leading, which begins 20 steps at t = 950, where an image is still there by 0.22 of"),
+        ("jsd", "leading", 50, None),
+        ("linear", "quadratic", 5, None),
+        ("linear", "leading", 2, "leading, which begins 2 steps at t = 500, where"),
+        ("linear", "leading", 1, "leading, which begins 1 steps at t = 0, where an image is still there by 0.99 of"),
+        ("sigmoid", "quadratic", 5, None),
+    ],
+)
+def test_steps_that_begin_where_noise_is_none_yet_are_refused(schedule, spacing, num_steps, said) -> None:
+    numbers = make_schedule(ScheduleConfig(name=schedule))
+    config = SamplerConfig(name="ddim", spacing=spacing, num_steps=num_steps)
+    if said is None:
+        check_beginning(config, numbers)
+        return
+    with pytest.raises(ValueError, match=said):
+        check_beginning(config, numbers)
+    for spacing in ("linspace", "trailing"):
+        check_beginning(replace(config, spacing=spacing), numbers)
 
 
 @pytest.mark.parametrize("own", ["fixed_small", "fixed_large"])

@@ -167,6 +167,7 @@ def distance(model: Model, config: SamplerConfig, seeds: range) -> float | None:
 
 def learnt(folder: Path, num_images: int) -> None:
     """All samplers over linspace; and all spacings, of the schedules that differ most at their ends."""
+    every: dict[tuple[int, SamplerName, Spacing], list[tuple[float, str]]] = {}
     print("| schedule, prediction | passes | DDIM | " + " | ".join(f"{n}, {s}" for n, s in _cells()) + " |")
     print("|---" * (3 + len(_cells())) + "|")
     for schedule, prediction in combinations():
@@ -181,7 +182,15 @@ def learnt(folder: Path, num_images: int) -> None:
                 distance(model, sampler_of(name, passes, spacing), range(num_images)) for name, spacing in _cells()
             ]
             ratios = " | ".join("refused" if each is None else f"{each / base:.2f}" for each in found)
+            for cell, each in zip(_cells(), found, strict=True):
+                if each is not None:
+                    every.setdefault((passes, *cell), []).append((each / base, f"{schedule}, {prediction}"))
             print(f"| {schedule}, {prediction} | {passes} | {base:.1f} | {ratios} |", flush=True)
+    print("\n| sampler | spacing | passes | combinations | median | worst | where |\n|---|---|---|---|---|---|---|")
+    for (passes, name, spacing), ratios_of in sorted(every.items(), key=lambda item: (item[0][1:], item[0][0])):
+        worst, where = max(ratios_of)
+        middle = statistics.median(ratio for ratio, _ in ratios_of)
+        print(f"| {name} | {spacing} | {passes} | {len(ratios_of)} | {middle:.2f} | {worst:.2f} | {where} |")
 
 
 def _cells() -> list[tuple[SamplerName, Spacing]]:

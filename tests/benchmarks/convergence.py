@@ -129,7 +129,7 @@ def main() -> None:
     right.annotate(
         "left by the\nlast step",
         (2000, on_paper["heun"][-1]),
-        xytext=(0, 10),
+        xytext=(0, 24),
         textcoords="offset points",
         color=INK,
         fontsize=9,

@@ -74,7 +74,7 @@ def test_they_are_read_to_the_bit(written: Callable[[Variables], Variables], tmp
 def test_a_safetensors_file_too_and_it_is_written_as_a_model(tmp_path: Path) -> None:
     safetensors.torch.save_file(scoped(variables()), tmp_path / "model.safetensors")
     read = read_original(str(tmp_path / "model.safetensors"), CONFIG)
-    write_model(str(tmp_path / "model"), *read)
+    write_model(str(tmp_path / "model"), read.config, read.tensors)
     assert ddpm_core.load(str(tmp_path / "model")).sample([0]).shape == (1, 8, 8, 3)
 
 

@@ -217,16 +217,15 @@ def dpm_solver(
             return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and h is infinite
         h = half_log_snr[step - 1] - half_log_snr[step]
         gain = math.sqrt(alpha_bar[step - 1]) * -math.expm1(-h)
-        euler = gather_at(ratio, t, x_t) * x_t + gain * x_0_hat
-        if h_before == 0 or h == 0:
-            change = 0.0
-        elif h <= 2 * h_before < math.inf:  # D_i there, with 1 / (2 r) = h_i / (2 h_{i-1})
+        x_t = gather_at(ratio, t, x_t) * x_t + gain * x_0_hat
+        change = 0.0
+        if 0 < h_before < math.inf and h <= 2 * h_before:  # D_i there, with 1 / (2 r) = h_i / (2 h_{i-1})
             change = gain * h / (2 * h_before)
-        else:  # (1 - cos(the step in phi)) / (the step before in sqrt(alpha_bar)), said without cancellation
+        elif h_before > 0:  # (1 - cos(the step in phi)) / (the step before in sqrt(alpha_bar)), without cancellation
             rise = alpha_bar[step] - alpha_bar[step + 1]
             sums = math.sqrt(alpha_bar[step]) + math.sqrt(alpha_bar[step + 1])
             change = 2 * math.sin(0.5 * (angle[step] - angle[step - 1])) ** 2 * sums / rise
-        x_t = euler + change * (x_0_hat - before)
+        x_t = x_t + change * (x_0_hat - before)
         before, h_before = x_0_hat, h
     raise AssertionError("a schedule has a step")
 

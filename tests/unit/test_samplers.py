@@ -172,6 +172,29 @@ def test_heun_looks_twice_and_turns() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "exact"), [("heun", [True, True, True]), ("dpm_solver", [False, True, True]), ("ddim", [False] * 3)]
+)
+def test_where_x_0_hat_is_a_line_in_sqrt_alpha_bar_its_step_is_exact(name, exact: list[bool]) -> None:
+    """x_0_hat = a + b cos phi solves to x / sin phi = a cot phi + b / sin phi + a constant. From alpha_bar = 0 on, which is
+    infinitely far in log SNR, dpm_solver's second step has such a line, and its last, a leap, has another."""
+    schedule, a, b = make_schedule(ScheduleConfig(name="jsd")), -0.3, 0.7
+    p = ReverseProcess(
+        denoiser=lambda x_t, t: a + b * schedule.alpha_bar[t].sqrt()[:, None, None, None].expand_as(x_t),
+        schedule=schedule,
+        config=ReverseConfig(prediction="x_0"),
+    )
+    noise, states = keyed((1, 1, 2, 2), torch.float64), {}
+    config = SamplerConfig(name=name, num_steps=4, clip="none")
+    sample(p, config, noise(1000), noise, on_step=lambda t, x_t, x_0_hat: states.update({t: x_t}))
+    assert list(states) == [999, 666, 333, 0]
+    for (t, t_next), is_exact in zip(pairwise(states), exact, strict=True):
+        phi, phi_next = (math.acos(math.sqrt(float(schedule.alpha_bar[i]))) for i in (t, t_next))
+        constant = states[t] / math.sin(phi) - a / math.tan(phi) - b / math.sin(phi)
+        expected = math.sin(phi_next) * (a / math.tan(phi_next) + b / math.sin(phi_next) + constant)
+        assert torch.allclose(states[t_next], expected, rtol=0, atol=1e-12) == is_exact
+
+
+@pytest.mark.parametrize(
     ("config", "asked"),
     [
         (SamplerConfig(), list(range(9, 0, -1))),

@@ -202,38 +202,37 @@ def _cells() -> list[tuple[SamplerName, Spacing]]:
 
 
 def calls(models: dict[str, str], num_images: int, num_sets: int, passes: list[int]) -> None:
-    measured: dict[str, dict[SamplerName, list[list[float]]]] = {}
+    """Mean and standard deviation over sets of seeds."""
+    print("| model | sampler | passes | distance | spread |\n|---|---|---|---|---|")
+    measured: dict[str, dict[SamplerName, list[tuple[float, float]]]] = {}
     for title, uri in models.items():
-        model = load(uri)
-        measured[title] = {}
-        for name in LOOKS:
-            rows = []
-            for count in passes:
-                sets = [range(i * num_images, (i + 1) * num_images) for i in range(num_sets)]
-                found = [distance(model, sampler_of(name, count, "linspace"), seeds) for seeds in sets]
-                rows.append([each for each in found if each is not None])
-                spread = statistics.stdev(rows[-1])
-                print(f"| {title} | {name} | {count} | {statistics.mean(rows[-1]):.1f} | {spread:.1f} |", flush=True)
-            measured[title][name] = rows
+        model, measured[title] = load(uri), {}
+        for name, count in itertools.product(LOOKS, passes):
+            sets = [range(i * num_images, (i + 1) * num_images) for i in range(num_sets)]
+            found = [distance(model, sampler_of(name, count, "linspace"), seeds) for seeds in sets]
+            values = [each for each in found if each is not None]
+            row = statistics.mean(values), statistics.stdev(values)
+            measured[title].setdefault(name, []).append(row)
+            print(f"| {title} | {name} | {count} | {row[0]:.1f} | {row[1]:.1f} |", flush=True)
     draw(measured, passes)
 
 
-def draw(measured: dict[str, dict[SamplerName, list[list[float]]]], passes: list[int]) -> None:
+def draw(measured: dict[str, dict[SamplerName, list[tuple[float, float]]]], passes: list[int]) -> None:
     figure = Figure(figsize=(5.2 * len(measured), 4.2), layout="constrained", facecolor="white")
     for place, (title, by_name) in enumerate(measured.items(), 1):
         axes = figure.add_subplot(1, len(measured), place)
         for name, rows in by_name.items():
             label, colour = LOOKS[name]
-            low, high = ([bound(row) for row in rows] for bound in (min, max))
-            axes.plot(
-                passes, [statistics.mean(row) for row in rows], color=colour, marker="o", ms=3.5, lw=1.6, label=label
-            )
+            means = [mean for mean, _ in rows]
+            low, high = ([mean + sign * spread for mean, spread in rows] for sign in (-1, 1))
+            axes.plot(passes, means, color=colour, marker="o", ms=3.5, lw=1.6, label=label)
             axes.fill_between(passes, low, high, color=colour, alpha=0.2, lw=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(passes))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([str(count) for count in passes])
+        for axis, ticks in ((axes.xaxis, passes), (axes.yaxis, [10, 20, 50, 100, 200, 500])):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter("{x:g}")
         axes.set_xlabel("network passes an image", color=INK)
         axes.set_title(title, color=INK, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
@@ -43,6 +42,7 @@ from ddpm_core.evaluation.figures import Figure
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.sampling.generate import generate
+from ddpm_core.serialization import to_json
 from pipelines import pipeline as pipeline
 from pipelines import tracking, workflow
 from pipelines.cli.command import run_command
@@ -63,9 +63,9 @@ SCHEDULE = ScheduleConfig(num_timesteps=20)
 CONFIG = {
     "image_size": 8,
     "channels": 1,
-    "unet": json.loads(json.dumps(dataclasses.asdict(MODEL))),
-    "schedule": dataclasses.asdict(SCHEDULE),
-    "reverse": dataclasses.asdict(ReverseConfig()),
+    "unet": to_json(MODEL),
+    "schedule": to_json(SCHEDULE),
+    "reverse": to_json(ReverseConfig()),
 }
 
 

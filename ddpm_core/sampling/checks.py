@@ -1,6 +1,6 @@
 """What a model refuses to sample."""
 
-from ddpm_core.diffusion.samplers import check_beginning, check_sampler
+from ddpm_core.diffusion.samplers import check_sampler, check_spacing
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import check_labels
@@ -18,4 +18,4 @@ def check_request(config: ModelConfig, request: SampleConfig, *, label_dropout: 
     unet = config.unet
     check_labels(request, unet.num_classes, label_dropout=label_dropout, null_label=unet.form.null_label)
     check_sampler(request.sampler, config.reverse.variance, config.schedule.num_timesteps)
-    check_beginning(request.sampler, config.build_schedule())
+    check_spacing(request.sampler, config.build_schedule())

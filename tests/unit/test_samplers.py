@@ -12,7 +12,7 @@ import torch
 from ddpm_core.diffusion.process import predict_x_0, to_prediction
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_beginning, check_sampler, sample, steps_taken
+from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, check_spacing, sample, steps_taken
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor
@@ -459,18 +459,31 @@ def test_a_fixed_variance_of_a_network_that_learned_its_own_is_refused(variance)
         ("linear", "leading", 2, "leading, which begins 2 steps at t = 500, where"),
         ("linear", "leading", 1, "leading, which begins 1 steps at t = 0, where an image is still there by 0.99 of"),
         ("sigmoid", "quadratic", 5, None),
+        (
+            "constant",
+            "trailing",
+            10,
+            "trailing, which ends 10 steps at t = 99, where the noise's deviation is still 0.93",
+        ),
+        ("constant", "trailing", 44, "trailing, which ends 44 steps at t = 22, where"),
+        ("constant", "trailing", 50, None),
+        ("warmup10", "trailing", 10, "trailing, which ends 10 steps at t = 99, where"),
+        ("warmup10", "trailing", 20, None),
+        ("linear", "trailing", 5, None),
+        ("linear", "trailing", 2, "trailing, which ends 2 steps at t = 499, where the noise's deviation is still 0.96"),
+        ("constant", "linspace", 2, None),
+        ("constant", "trailing", 1, None),  # one step says what it is
     ],
 )
-def test_steps_that_begin_where_noise_is_none_yet_are_refused(schedule, spacing, num_steps, said) -> None:
+def test_steps_that_begin_or_end_in_the_wrong_noise_are_refused(schedule, spacing, num_steps, said) -> None:
     numbers = make_schedule(ScheduleConfig(name=schedule))
     config = SamplerConfig(name="ddim", spacing=spacing, num_steps=num_steps)
     if said is None:
-        check_beginning(config, numbers)
+        check_spacing(config, numbers)
         return
     with pytest.raises(ValueError, match=said):
-        check_beginning(config, numbers)
-    for spacing in ("linspace", "trailing"):
-        check_beginning(replace(config, spacing=spacing), numbers)
+        check_spacing(config, numbers)
+    check_spacing(replace(config, spacing="linspace"), numbers)
 
 
 @pytest.mark.parametrize("own", ["fixed_small", "fixed_large"])

@@ -486,6 +486,14 @@ def test_steps_that_begin_or_end_in_the_wrong_noise_are_refused(schedule, spacin
     check_spacing(replace(config, spacing="linspace"), numbers)
 
 
+def test_what_is_missing_or_left_is_said_of_the_step_itself() -> None:
+    """Of ten steps neighbours differ: [0, 3, 6] begin at alpha_bar 0.2348 of 0.0387, and [4, 9] end at 0.4985."""
+    with pytest.raises(ValueError, match=r"at t = 6, where an image is still there by 0\.29 of"):
+        check_spacing(SamplerConfig(num_steps=3, spacing="leading"), SHORT)
+    with pytest.raises(ValueError, match=r"at t = 4, where the noise's deviation is still 0\.71 and"):
+        check_spacing(SamplerConfig(num_steps=2, spacing="trailing"), SHORT)
+
+
 @pytest.mark.parametrize("own", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("asked", [None, "fixed_small", "fixed_large"])
 def test_the_models_fixed_variance_can_be_exchanged(own, asked) -> None:

@@ -35,7 +35,6 @@ def reconstruct(
         InputError: if x_0 holds what is no image, or the step is out of its range.
     """
     check_images(x_0)
-    check_like(eps, x_0, "eps", "x_0")
     return sample(p, sampler, q_sample(x_0, _all(step, x_0), eps, p.schedule), noise, start=step)
 
 
@@ -67,7 +66,6 @@ def interpolate(
     check_images(x_0)
     check_images(x_0_other, "x_0_other")
     check_like(x_0_other, x_0, "x_0_other", "x_0")
-    check_like(eps, x_0, "eps", "x_0")
     if not 0 <= share <= 1:
         raise InputError(f"the share of the other image is {share}; expected 0 to 1")
     t = _all(step, x_0)

@@ -229,6 +229,38 @@ def test_inpainting_in_fewer_steps_is_that_of_the_diffusion_seen_at_them_alone()
     assert asked == [(t, n) for t in (99, 66, 33) for n in (3, 4, 5, 0, 1)]
 
 
+def test_what_the_network_sees_of_the_known_part_is_x_0_diffused_to_that_step_and_by_a_step_back() -> None:
+    """By the draws that are named: the known part's, then, for the second round, the way back's."""
+    seen: dict[tuple[int, int], Tensor] = {}
+
+    def looked_at(x_t: Tensor, t: Tensor) -> Tensor:
+        step = int(t[0])
+        seen[step, sum(key[0] == step for key in seen)] = x_t
+        return P.denoiser(x_t, t)
+
+    x_0, draw = drawn(3, 0), resample_noise(3)
+    p = ReverseProcess(denoiser=looked_at, schedule=SCHEDULE)
+    inpaint(p, x_0, KNOWN, standard(3, 1), draw, resamplings=2, clip="none")
+    for t in (T - 1, 50, 1):
+        below = torch.tensor([t - 1])
+        first = q_sample(x_0, below, draw(t, 3), SCHEDULE)
+        back = SCHEDULE.alphas[t].sqrt() * first + SCHEDULE.betas[t].sqrt() * draw(t, 5)
+        torch.testing.assert_close(seen[t, 1][:, 0], back[:, 0])
+        torch.testing.assert_close(seen[t - 1, 0][:, 0], q_sample(x_0, below, draw(t, 0), SCHEDULE)[:, 0])
+
+
+def test_a_step_is_done_ten_times_over_unless_it_is_said_and_clipped_as_is_asked() -> None:
+    asked: list[tuple[int, int]] = []
+    few = spaced_process(P, [0, 50])
+    x_T, draw = 3 * standard(3, 1), resample_noise(3)
+    inpaint(few, drawn(3, 0), KNOWN, x_T, lambda t, n: asked.append((t, n)) or draw(t, n))
+    assert len(asked) == 29  # three draws a round, and no way back from the last
+    free, clipped = (
+        inpaint(few, drawn(3, 0), KNOWN, x_T, draw, resamplings=1, clip=clip) for clip in ("none", "static")
+    )
+    assert not torch.equal(free, clipped)
+
+
 def test_inpainting_of_nothing_known_is_sampling() -> None:
     found = inpaint(P, drawn(5, 0), 0 * KNOWN, standard(5, 1), resample_noise(5), resamplings=1, clip="none")
     expected = sample(P, ANCESTRAL, standard(5, 1), lambda t: resample_noise(5)(t, 1))
@@ -291,6 +323,18 @@ NAN = float("nan")
         (
             lambda x, e: interpolate(P, DDIM, x, x, 1.5, 5, e, noise(2)),
             "share of the other image is 1.5; expected 0 to 1",
+        ),
+        (
+            lambda x, e: interpolate(P, DDIM, x, x, -0.5, 5, e, noise(2)),
+            "share of the other image is -0.5; expected 0 to 1",
+        ),
+        (
+            lambda x, e: interpolate(P, DDIM, x, x, 0.5, 5, e[..., :1], noise(2)),
+            r"eps has shape \[1, 2, 1, 1\], x_0 has \[1, 2, 1, 2\]",
+        ),
+        (
+            lambda x, e: inpaint(P, x, torch.tensor([1.0, 0.5]), e, lambda t, n: e),
+            "the mask has 0.5 among its values; expected 1 where",
         ),
         (
             lambda x, e: interpolate(P, DDIM, x, x, NAN, 5, e, noise(2)),

@@ -622,6 +622,15 @@ def test_half_precision_is_read_where_it_is_alone(tmp_path: Path, exported: Path
     assert torch.equal(read_diffusers(str(tmp_path)).tensors["conv_in.weight"], ours["conv_in.weight"].half().float())
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "1MB"}], ids=["one file", "shards"])
+def test_half_precision_as_diffusers_writes_it_is_read(shards: dict[str, str], tmp_path: Path, exported: Path) -> None:
+    copy(exported, tmp_path)
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    pipeline(exported).unet.half().save_pretrained(tmp_path / "unet", variant="fp16", **shards)
+    read, ours = read_diffusers(str(tmp_path)).tensors, tensors_of(form())
+    assert all(torch.equal(read[name], tensor.half().float()) for name, tensor in ours.items())
+
+
 def test_shards_that_are_no_whole_are_refused(tmp_path: Path, exported: Path) -> None:
     index, first, second = in_shards(copy(exported, tmp_path))
     said = json.loads(index.read_text())

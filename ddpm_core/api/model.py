@@ -133,7 +133,7 @@ class Model:
         Args:
             seeds: each in [0, 2^63).
             sampler: ancestral, ddim, dpm_solver or heun; or all that a sampler can be told; None for `default_sampler`.
-            num_steps: network passes an image; None for all T.
+            num_steps: the sampler's steps; None for as many as it says, or else all T.
             labels: of a model with classes: which to draw, in turn by seed (-1: without one). None given: all of them.
             guidance: the scale of classifier-free guidance.
 
@@ -143,13 +143,13 @@ class Model:
         Raises:
             InputError: if the model cannot do what is asked for, or a value of an image is not finite.
         """
-        if sampler is None:
-            sampler = replace(self.default_sampler, num_steps=num_steps)
-        elif isinstance(sampler, str):
+        if isinstance(sampler, str):
             if sampler not in get_args(SamplerName):
                 raise InputError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
-            sampler = SamplerConfig(name=sampler, num_steps=num_steps)  # type: ignore[arg-type]
-        request = SampleConfig(sampler=sampler, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
+            sampler = SamplerConfig(name=sampler)  # type: ignore[arg-type]
+        way = sampler or self.default_sampler
+        way = way if num_steps is None else replace(way, num_steps=num_steps)
+        request = SampleConfig(sampler=way, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
         images = self.generate(to_keys(seeds), request)
         return images.permute(0, 2, 3, 1).cpu().numpy()

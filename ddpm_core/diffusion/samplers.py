@@ -169,6 +169,12 @@ def steps_taken(config: SamplerConfig, num_timesteps: int, start: int | None = N
     return below
 
 
+def network_passes(config: SamplerConfig, num_timesteps: int) -> int:
+    """Of an image: one a step, of heun two, but for its last step."""
+    steps = config.num_steps or num_timesteps
+    return 2 * steps - 1 if config.name == "heun" else steps
+
+
 def ancestral(
     p: ReverseProcess, x_T: Float[Tensor, "b c h w"], noise: Noise, on_step: OnStep, config: SamplerConfig
 ) -> Float[Tensor, "b c h w"]:
@@ -255,6 +261,7 @@ def heun(
     here, there = schedule.angle[1:], schedule.angle[:-1]
     # (1 - cos(the step in phi)) / (the step in sqrt(alpha_bar)), said without cancellation
     gain = torch.sin(0.5 * (here - there)) / torch.sin(0.5 * (here + there))
+    root, deviation = schedule.alpha_bar_prev.sqrt(), (1 - schedule.alpha_bar_prev).sqrt()
     x_t = x_T
     for step in reversed(range(schedule.num_timesteps)):
         t = _everywhere(step, x_t)
@@ -262,7 +269,6 @@ def heun(
         on_step(step, x_t, x_0_hat)
         if step == 0:
             return x_0_hat  # alpha_bar_prev is 1: the step ends where x_0_hat is, and there is nothing to look at
-        root, deviation = schedule.alpha_bar_prev.sqrt(), (1 - schedule.alpha_bar_prev).sqrt()
         rotated = gather_at(root, t, x_t) * x_0_hat + gather_at(deviation, t, x_t) * eps_hat
         x_0_next = p_mean_variance(p, rotated, t - 1, clip=config.clip).x_0_hat
         x_t = rotated + gather_at(gain, t - 1, x_t) * (x_0_next - x_0_hat)

@@ -10,12 +10,14 @@ from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.sources import check_source, open_source, source_uri
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
+from ddpm_core.diffusion.samplers import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.reference import open_reference
+from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
-from ddpm_core.sampling.labels import check_labels
+from ddpm_core.sampling.checks import check_request
 from ddpm_core.training.averages import young_average
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.feature_weights import check_features, find_features
@@ -72,6 +74,8 @@ def check_training(recipe: Recipe) -> None:
     check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    if recipe.train.validate_every:
+        check_samples(recipe)
     _check_disk(recipe, *_network(recipe))
 
 
@@ -89,7 +93,7 @@ def warn_of_young_average(train: TrainStage, step: int, when: str) -> None:
 
 def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:
     """What a request costs, in words."""
-    passes = sample.num_images * (sample.sampler.num_steps or num_timesteps) * (2 if sample.guidance else 1)
+    passes = sample.num_images * network_passes(sample.sampler, num_timesteps) * (2 if sample.guidance else 1)
     return f"{sample.num_images:,} images, {passes:,} network passes"
 
 
@@ -113,6 +117,22 @@ def check_counts(num_sampled: int, num_measured: int) -> None:
         )
 
 
+def check_samples(recipe: Recipe) -> None:
+    """Refuse a request for samples that the recipe's model cannot fulfil.
+
+    Raises:
+        InputError: in one line.
+    """
+    model = ModelConfig(
+        image_size=recipe.data.image_size,
+        channels=recipe.data.channels,
+        unet=recipe.unet,
+        schedule=recipe.schedule,
+        reverse=recipe.reverse,
+    )
+    check_request(model, recipe.sample, label_dropout=recipe.train.label_dropout)
+
+
 def check_evaluation(recipe: Recipe) -> None:
     """Refuse what only the evaluation would find after hours of training: too few images, none to hold against, no disk.
 
@@ -121,8 +141,7 @@ def check_evaluation(recipe: Recipe) -> None:
     """
     check_counts(recipe.sample.num_images, recipe.evaluate.num_images)
     check_features(recipe.evaluate)
-    unet, dropout = recipe.unet, recipe.train.label_dropout
-    check_labels(recipe.sample, unet.num_classes, label_dropout=dropout, null_label=unet.form.null_label)
+    check_samples(recipe)
     if recipe.evaluate.bits_per_dim_images and not _num_unseen(recipe):
         raise InputError(
             f"evaluate.bits-per-dim-images is {recipe.evaluate.bits_per_dim_images} and the dataset holds no image out of "

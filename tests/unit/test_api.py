@@ -129,6 +129,15 @@ def test_bits_per_dim_are_those_that_are_merged_for_a_report() -> None:
     assert bits.mean() == pytest.approx(whole.bits_per_dim)
 
 
+def test_num_steps_are_taken_whatever_names_the_sampler() -> None:
+    named, told = (MODEL.sample([3], sampler=way, num_steps=2) for way in ("ddim", SamplerConfig(name="ddim")))
+    assert np.array_equal(named, told)
+    with pytest.raises(ValueError, match="99 sampling steps"):
+        MODEL.sample([3], sampler=SamplerConfig(name="ddim"), num_steps=99)
+    with pytest.raises(ValueError, match="99 sampling steps"):
+        MODEL.sample([3], num_steps=99)
+
+
 def test_a_way_between_images_begins_with_one_and_ends_with_the_other() -> None:
     way = MODEL.interpolate(IMAGES[:2], IMAGES[2:4], [0.0, 0.5, 1.0], step=0)
     back = MODEL.interpolate(IMAGES[2:4], IMAGES[:2], [1.0, 0.5, 0.0], step=0)

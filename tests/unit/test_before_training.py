@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_core import storage
+from ddpm_core.diffusion.samplers import SamplerConfig
 from ddpm_core.errors import InputError
 from pipelines import sweep, train, workflow
 from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, prepare_evaluation, sampling_cost
@@ -48,6 +49,23 @@ def test_labels_that_the_network_will_not_know(tmp_path: Path) -> None:
     refused(digits(tmp_path, sample={"labels": (10,)}, unet={"num_classes": 10}), "label")
 
 
+def test_a_sampler_that_the_model_will_not_fit(tmp_path: Path) -> None:
+    """Also where it is asked for first to judge checkpoints, in a command that trains alone."""
+    steps = SamplerConfig(name="ddim", num_steps=1001)
+    refused(
+        digits(tmp_path, sample={"sampler": steps}), "1001 sampling steps of a schedule of 1000; expected 1 to 1000"
+    )
+    cosine = digits(
+        tmp_path,
+        schedule={"name": "cosine"},
+        sample={"sampler": SamplerConfig(name="ddim", num_steps=10, spacing="quadratic")},
+    )
+    refused(cosine, "sampler.spacing is quadratic, which begins 10 steps at t = 800")
+    check_training(cosine)
+    with pytest.raises(InputError, match=r"sampler\.spacing is quadratic"):
+        check_training(replace(cosine, train=replace(cosine.train, validate_every=cosine.train.checkpoint_every)))
+
+
 def test_bits_per_dim_of_no_images(tmp_path: Path) -> None:
     recipe = digits(tmp_path, data={"test_fraction": 0.0, "validation_fraction": 0.0})
     refused(recipe, r"evaluate\.bits-per-dim-images is 160 and the dataset holds no image out of training")
@@ -83,6 +101,8 @@ def test_what_is_left_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_costs_are_passes_of_the_network() -> None:
     papers = make("cifar10")
     assert sampling_cost(papers.sample, 1000) == "50,000 images, 50,000,000 network passes"
+    twice = replace(papers.sample, sampler=SamplerConfig(name="heun", num_steps=50))
+    assert sampling_cost(twice, 1000) == "50,000 images, 4,950,000 network passes"
     assert evaluation_cost(papers.evaluate, 1000).endswith("bits/dim of 10,000 images, 10,000,000 network passes")
     guided = replace(make("digits").sample, labels=(1,), guidance=1.5)
     assert sampling_cost(guided, 1000) == "512 images, 51,200 network passes"

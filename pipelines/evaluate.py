@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
+from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.figures import number

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import tyro
 
 from ddpm_core.artifacts.checkpoint import Weights
-from ddpm_core.diffusion.samplers import SamplerConfig, steps_taken
+from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
 from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed

@@ -13,7 +13,7 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName
+from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.config import ModelConfig, read_model_config, read_sampler_config

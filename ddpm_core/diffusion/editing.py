@@ -8,7 +8,8 @@ from ddpm_core.diffusion.checks import check_images, check_latents, check_like
 from ddpm_core.diffusion.process import gather_at, q_sample
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
-from ddpm_core.diffusion.samplers import Noise, SamplerConfig, sample, steps_taken
+from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
+from ddpm_core.diffusion.samplers import Noise, sample
 from ddpm_core.errors import InputError
 from ddpm_core.types import Bool, Float, Tensor
 

@@ -18,7 +18,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Tensors, Weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import check_prediction
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.interop import scheduler_json, unet_json

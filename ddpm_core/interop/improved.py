@@ -92,18 +92,14 @@ def _config(found: dict[str, Tensor], flags: Flags, uri: str) -> ModelConfig:
     attended = tuple(image_size >> number for number, level in enumerate(levels) if level[0][1])
     block_out, told = size("input_blocks.1.0.in_layers.2.weight", 0), size("input_blocks.1.0.emb_layers.1.weight", 0)
     num_classes = size("label_emb.weight", 0) if "label_emb.weight" in found else 0
-    seen = {
+    seen: dict[str, int | bool] = {
         "num_channels": base,
         "num_res_blocks": len(levels[0]),
         "learn_sigma": outputs != channels,
         "class_cond": num_classes > 0,
         "use_scale_shift_norm": told == 2 * block_out,
     }
-    for name, value in seen.items():
-        if getattr(flags, name) not in (None, value):
-            raise InputError(
-                f"{name} is {getattr(flags, name)}, by the weights of {uri} it is {value}; expected the same"
-            )
+    _check_seen(flags, seen, uri)
     _check_attention(flags, image_size, len(levels), attended, uri)
     fixed: Variance = "fixed_small" if flags.sigma_small else "fixed_large"
     steps = flags.diffusion_steps
@@ -118,17 +114,7 @@ def _config(found: dict[str, Tensor], flags: Flags, uri: str) -> ModelConfig:
             attention_resolutions=attended,
             dropout=flags.dropout,
             num_classes=num_classes,
-            form=UNetForm(
-                num_heads=flags.num_heads,
-                scale_shift=bool(seen["use_scale_shift_norm"]),
-                symmetric_padding=True,
-                norm_groups=32,
-                norm_epsilon=1e-5,
-                time_cos_first=True,
-                time_freq_shift=0,
-                time_scale=_REFERENCE_STEPS / steps if flags.rescale_timesteps else 1.0,
-                null_label=not num_classes,
-            ),
+            form=_form(flags, bool(seen["use_scale_shift_norm"]), num_classes),
         ),
         schedule=ScheduleConfig(
             name="cosine" if flags.noise_schedule == "cosine" else "linear", num_timesteps=steps, rescale=scaled
@@ -138,6 +124,30 @@ def _config(found: dict[str, Tensor], flags: Flags, uri: str) -> ModelConfig:
             variance="learned_range" if seen["learn_sigma"] else fixed,
         ),
     )
+
+
+def _form(flags: Flags, scale_shift: bool, num_classes: int) -> UNetForm:
+    """How that code's networks compute, where the paper's do otherwise."""
+    return UNetForm(
+        num_heads=flags.num_heads,
+        scale_shift=scale_shift,
+        symmetric_padding=True,
+        norm_groups=32,
+        norm_epsilon=1e-5,
+        time_cos_first=True,
+        time_freq_shift=0,
+        time_scale=_REFERENCE_STEPS / flags.diffusion_steps if flags.rescale_timesteps else 1.0,
+        null_label=not num_classes,
+    )
+
+
+def _check_seen(flags: Flags, seen: dict[str, int | bool], uri: str) -> None:
+    """Refuse flags that the weights contradict."""
+    for name, value in seen.items():
+        if getattr(flags, name) not in (None, value):
+            raise InputError(
+                f"{name} is {getattr(flags, name)}, by the weights of {uri} it is {value}; expected the same"
+            )
 
 
 def _levels(found: dict[str, Tensor]) -> list[list[tuple[int, bool]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, Variance
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, ScheduleName, make_schedule, zero_terminal_snr
 from ddpm_core.errors import InputError
 from ddpm_core.interop.settings import expect, expect_class, flag, number, numbers, refuse, settle, whole

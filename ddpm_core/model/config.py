@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.serialization import from_json

@@ -1,6 +1,6 @@
 """What a model refuses to sample."""
 
-from ddpm_core.diffusion.samplers import check_sampler, check_spacing
+from ddpm_core.diffusion.sampler_config import check_sampler, check_spacing
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import check_labels

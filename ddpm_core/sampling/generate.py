@@ -7,7 +7,8 @@ import torch
 
 from ddpm_core.data.pixels import to_uint8
 from ddpm_core.diffusion.reverse import ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.errors import InputError
 from ddpm_core.precision import whole_float32
 from ddpm_core.random import Purpose, normals

@@ -10,7 +10,7 @@ from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.sources import check_source, open_source, source_uri
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
-from ddpm_core.diffusion.samplers import network_passes
+from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig

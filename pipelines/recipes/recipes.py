@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ddpm_core.data.config import DataConfig
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines.recipes.config import Recipe, SampleStage, TrainStage

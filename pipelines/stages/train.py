@@ -19,7 +19,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.data.order import lanes_of_worker, local_batch_size
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid

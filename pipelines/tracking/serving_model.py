@@ -15,7 +15,7 @@ import pandas as pd
 
 from ddpm_core.api.loading import load
 from ddpm_core.data.images import encode_png
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 
 
 class DenoisingModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow has no types

@@ -41,7 +41,8 @@ from ddpm_core.artifacts.manifest import read_index  # noqa: E402
 from ddpm_core.diffusion.process import Prediction  # noqa: E402
 from ddpm_core.diffusion.respacing import Spacing, respace, spaced_timesteps  # noqa: E402
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess  # noqa: E402
-from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName, sample  # noqa: E402
+from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName  # noqa: E402
+from ddpm_core.diffusion.samplers import sample  # noqa: E402
 from ddpm_core.diffusion.schedule import ScheduleConfig, ScheduleName, make_schedule  # noqa: E402
 from ddpm_core.errors import InputError  # noqa: E402
 from ddpm_core.evaluation.features.random_conv import extract  # noqa: E402

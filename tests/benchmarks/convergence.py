@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from known_data import even_in_log_snr, line_of, probability_flow  # noqa: E402
 
 from ddpm_core.diffusion.reverse import ReverseProcess  # noqa: E402
-from ddpm_core.diffusion.samplers import SamplerConfig, SamplerName, sample  # noqa: E402
+from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName  # noqa: E402
+from ddpm_core.diffusion.samplers import sample  # noqa: E402
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule  # noqa: E402
 from ddpm_core.types import Tensor  # noqa: E402
 

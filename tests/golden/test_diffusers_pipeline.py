@@ -21,7 +21,8 @@ from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.interop.diffusers import imported_weights, write_diffusers
 from ddpm_core.model.config import ModelConfig

@@ -21,7 +21,8 @@ from ddpm_core.diffusion.editing import inpaint
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.respacing import Spacing, spaced_timesteps
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess, Variance, p_mean_variance
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.types import Tensor
 

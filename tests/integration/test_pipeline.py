@@ -20,7 +20,7 @@ from ddpm_core.artifacts.sample_set import read_images, read_sample_set
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig

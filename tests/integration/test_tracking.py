@@ -36,7 +36,7 @@ from ddpm_core.artifacts.manifest import make_index
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.figures import Figure
 from ddpm_core.model.init import init_unet

@@ -11,7 +11,8 @@ from ddpm_core.diffusion.losses import LossConfig, bound_term, loss_per_image, p
 from ddpm_core.diffusion.process import Prediction, predict_eps, predict_x_0, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.respacing import Spacing, respace, spaced_timesteps
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, Variance, clip_x_0, interpret
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, schedule_from_betas
 from ddpm_core.random import Purpose, dropout_mask, normals, random_bits
 

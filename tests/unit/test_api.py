@@ -14,7 +14,7 @@ import ddpm_core
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.evaluation.bits_per_dim import measure_bound
 from ddpm_core.interop.diffusers import write_diffusers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_core import storage
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.errors import InputError
 from pipelines import sweep, train, workflow
 from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, prepare_evaluation, sampling_cost

@@ -16,7 +16,8 @@ from ddpm_core.diffusion.losses import OBJECTIVES, LossConfig, Objective, loss_p
 from ddpm_core.diffusion.process import predict_x_0, q_posterior, q_sample, to_prediction
 from ddpm_core.diffusion.respacing import spaced_timesteps
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, clip_x_0, p_mean_variance, split_output
-from ddpm_core.diffusion.samplers import SAMPLERS, SamplerName
+from ddpm_core.diffusion.sampler_config import SamplerName
+from ddpm_core.diffusion.samplers import SAMPLERS
 from ddpm_core.diffusion.schedule import SCHEDULES, ScheduleConfig, ScheduleName, make_schedule
 from ddpm_core.types import Tensor
 

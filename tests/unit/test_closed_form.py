@@ -16,7 +16,8 @@ from known_data import Mixture, even_in_log_snr, line_of, mixture, normal, proba
 from ddpm_core.diffusion.process import Prediction
 from ddpm_core.diffusion.respacing import Spacing, respace
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample, steps_taken
+from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, ScheduleName, make_schedule
 from ddpm_core.types import Denoiser, Tensor
 

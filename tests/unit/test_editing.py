@@ -12,7 +12,8 @@ from ddpm_core.diffusion.editing import inpaint, interpolate, progressive, recon
 from ddpm_core.diffusion.process import predict_x_0, q_sample
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.types import Tensor
 

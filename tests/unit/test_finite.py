@@ -18,7 +18,7 @@ from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.finite import check_finite, find_not_finite
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.interop.__main__ import main as export

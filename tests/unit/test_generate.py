@@ -9,7 +9,8 @@ import torch
 from ddpm_core.data.pixels import to_uint8
 from ddpm_core.diffusion.respacing import respace
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.random import Purpose, normals
 from ddpm_core.sampling.generate import frames_of, generate

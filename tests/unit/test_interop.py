@@ -23,7 +23,7 @@ from ddpm_core.api.loading import load
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, write_checkpoint
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess, p_mean_variance
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.interop import __main__ as command
 from ddpm_core.interop import scheduler_json, unet_json

@@ -19,7 +19,8 @@ from ddpm_core.data.pixels import to_uint8, to_unit
 from ddpm_core.diffusion.likelihood import variational_bound
 from ddpm_core.diffusion.losses import LossConfig, loss_per_image
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, sample
+from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.random import Purpose, normals
 from ddpm_core.training.timesteps import LossAwareTimesteps, uniform_timesteps

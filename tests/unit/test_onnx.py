@@ -13,7 +13,7 @@ import torch
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.samplers import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.interop import onnx as interop
 from ddpm_core.interop.onnx import write_onnx

@@ -12,7 +12,8 @@ import torch
 from ddpm_core.diffusion.process import predict_x_0, to_prediction
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.samplers import SamplerConfig, ancestral, check_sampler, check_spacing, sample, steps_taken
+from ddpm_core.diffusion.sampler_config import SamplerConfig, check_sampler, check_spacing, steps_taken
+from ddpm_core.diffusion.samplers import ancestral, sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Denoiser, Tensor

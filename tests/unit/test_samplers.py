@@ -12,7 +12,7 @@ import torch
 from ddpm_core.diffusion.process import predict_x_0, to_prediction
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.sampler_config import SamplerConfig, check_sampler, check_spacing, steps_taken
+from ddpm_core.diffusion.sampler_config import SamplerConfig, check_sampler, check_spacing, network_passes, steps_taken
 from ddpm_core.diffusion.samplers import ancestral, sample
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, schedule_from_betas
 from ddpm_core.random import Purpose, normals
@@ -234,6 +234,13 @@ def test_denoiser_and_on_step_see_the_schedules_own_timesteps(name) -> None:
         assert torch.equal(x_t, seen)
         t = torch.tensor(ts)
         torch.testing.assert_close(x_0_hat, predict_x_0("eps", bent_denoiser(x_t, t), x_t, t, SHORT))
+
+
+@pytest.mark.parametrize("config", EVERY_SAMPLER)
+def test_the_network_is_asked_as_often_as_is_said(config: SamplerConfig) -> None:
+    noise, calls = keyed((1, 1, 2, 2)), []
+    sample(process(lambda x_t, t: calls.append(int(t[0])) or bent_denoiser(x_t, t)), config, noise(10), noise)
+    assert len(calls) == network_passes(config, 10)
 
 
 @pytest.mark.parametrize("config", EVERY_SAMPLER)

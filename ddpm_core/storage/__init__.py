@@ -13,15 +13,18 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ddpm_core.errors import MissingError
 from ddpm_core.optional import late
 from ddpm_core.storage import local
-from ddpm_core.storage.uri import StorageError, absolute, is_s3, join, local_path
+from ddpm_core.storage.entries import UNREADABLE, Entry, printable
+from ddpm_core.storage.many import in_order
+from ddpm_core.storage.uri import StorageError, absolute, below, is_s3, join, local_path
 
 if TYPE_CHECKING:
     from ddpm_core.storage import s3 as _s3
@@ -33,8 +36,10 @@ else:
     )
 
 __all__ = [
+    "Entry",
     "StorageError",
     "absolute",
+    "below",
     "check_store",
     "create_bytes",
     "delete",
@@ -47,11 +52,14 @@ __all__ = [
     "list_files",
     "move",
     "open_read",
+    "printable",
     "read_bytes",
+    "read_many",
     "read_range",
     "replace_bytes",
     "size_bytes",
     "upload",
+    "walk",
     "write_bytes",
     "writing",
 ]
@@ -85,9 +93,50 @@ def size_bytes(uri: str) -> int:
     return state[0]
 
 
+def read_many(wanted: Iterable[str | tuple[str, int, int]], *, at_once: int = 16) -> Iterator[bytes | OSError]:
+    """The contents of many files, or of parts of them, in the order in which they are asked for.
+
+    Args:
+        wanted: URIs, or (uri, offset, size) as for `read_range`; taken from the iterator as they are needed.
+        at_once: how many from S3 are on their way or wait to be taken: no more than these are in memory.
+
+    Yields:
+        For each its bytes, or the error in their place (MissingError, StorageError): one that cannot be read does not end the rest.
+    """
+    spans = ((each, 0, None) if isinstance(each, str) else each for each in wanted)
+    return in_order(((partial(_read, *span), is_s3(span[0])) for span in spans), at_once)
+
+
+def _read(uri: str, offset: int, size: int | None) -> bytes:
+    return read_bytes(uri) if size is None else read_range(uri, offset, size)
+
+
+def walk(uri: str) -> Iterator[Entry]:
+    """Every file below a folder, at any depth, and what stands there and is no file that could be read; none if there is no folder.
+
+    The names are those that stand there, byte for byte, in no order; `below(uri, entry.name)` is a file's URI. Nothing is
+    held in memory but a page of S3's listing, or the names of folders that are still to be entered. Links are followed, to
+    files and to folders; a folder is not entered again below itself. What is still being written is passed over.
+
+    Raises:
+        StorageError: if the folder itself cannot be read. One below it is an entry with a problem.
+    """
+    return _s3.walk(uri) if is_s3(uri) else local.walk(local_path(uri))
+
+
 def list_files(uri: str) -> list[tuple[str, int]]:
-    """(uri, size in bytes) of every file below a folder, at any depth, sorted; empty if there is no such folder."""
-    return [(name, size) for name, size, _ in _list(uri)]
+    """(uri, size in bytes) of every file below a folder, at any depth, sorted; empty if there is no such folder.
+
+    Raises:
+        StorageError: if a folder below it cannot be read. Links to nothing, pipes and the like are passed over (`walk` gives them).
+    """
+    found, base = [], absolute(uri)
+    for entry in walk(base):
+        if entry.size_bytes is not None:
+            found.append((below(base, entry.name), entry.size_bytes))
+        elif entry.problem and entry.problem.startswith(UNREADABLE):
+            raise StorageError(f"{below(base, entry.name)}: {entry.problem}")
+    return sorted(found)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -196,24 +245,26 @@ def free_bytes(uri: str) -> int | None:
 
 
 def fingerprint(uri: str) -> str:
-    """Identity of a file, or of all files below a folder, without reading them.
+    """Identity of a file, or of all that is below a folder, without reading it.
 
     Returns:
-        sha256 (hex) over names (below the folder), sizes, and times of change (local) or ETags (S3).
+        sha256 (hex) over names (below the folder), sizes, and times of change (local) or ETags (S3), or what `walk` says is wrong.
     """
     base = absolute(uri)
     state = _describe(base)
-    found = [(base, *state)] if state else _list(base)
+    found: list[tuple[str, int | None, str]]
+    if state:
+        found = [(base.rpartition("/")[2], *state)]
+    else:
+        found = sorted((entry.name, entry.size_bytes, entry.problem or entry.version) for entry in walk(base))
     if not found:
         raise MissingError(f"no file or folder with files at {uri}")
-    parent = base.rpartition("/")[0] if state else base
-    names = [[name[len(parent) :].lstrip("/"), size, version] for name, size, version in found]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for number, each in enumerate(found):  # one JSON list of lists, never whole in memory
+        digest.update(f"{', ' if number else '['}{json.dumps(each)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _describe(uri: str) -> tuple[int, str] | None:
     return _s3.describe(uri) if is_s3(uri) else local.describe(local_path(uri))
-
-
-def _list(uri: str) -> list[tuple[str, int, str]]:
-    return _s3.list_files(uri) if is_s3(uri) else local.list_files(local_path(uri))

@@ -1,15 +1,19 @@
 """Files on local disk. Whatever appears under its own name is whole: written aside, flushed, then moved into place."""
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from ddpm_core.errors import InputError, MissingError
+from ddpm_core.storage.entries import CIRCLE, DANGLING, SPECIAL, UNREADABLE, Entry
 from ddpm_core.storage.uri import StorageError
 
 TEMPORARY = ".tmp-"
@@ -50,30 +54,69 @@ def size_bytes(path: Path) -> int:
         return path.stat().st_size
 
 
-def list_files(folder: Path) -> list[tuple[str, int, str]]:
-    """(path, size, version) of every file below the folder, the version being the time of its last change in ns."""
-    found = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chain:
+    """A folder that is being walked, by what it really is, and the folders that led to it."""
+
+    device_and_inode: tuple[int, int]
+    outer: "_Chain | None"
+
+    def leads_back_to(self, state: os.stat_result) -> bool:
+        link: _Chain | None = self
+        while link is not None:
+            if link.device_and_inode == (state.st_dev, state.st_ino):
+                return True
+            link = link.outer
+        return False
+
+
+def walk(folder: Path) -> Iterator[Entry]:
+    """See ddpm_core.storage.walk."""
     with errors(folder):
-        for path in _walk(folder, set()) if folder.is_dir() else []:
-            state = describe(path)
-            if state is not None:  # else it went away meanwhile, or is a link to nothing
-                found.append((str(path), *state))
-    return sorted(found)
-
-
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Every file below the folder; links are followed, but no folder is entered twice."""
-    state = folder.stat()
-    if (state.st_dev, state.st_ino) in seen:
-        return
-    seen.add((state.st_dev, state.st_ino))
-    for entry in os.scandir(folder):
-        if entry.name.startswith(TEMPORARY):
+        if not folder.is_dir():
+            return
+        state = folder.stat()
+        os.scandir(folder).close()
+    pending = [("", _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=None))]
+    while pending:  # no recursion: folders may lie deeper than Python's stack
+        name, chain = pending.pop()
+        try:
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    if entry.name.startswith(TEMPORARY):
+                        continue
+                    found = _look_at(entry, f"{name}/{entry.name}" if name else entry.name, chain)
+                    if isinstance(found, Entry):
+                        yield found
+                    elif found is not None:
+                        pending.append(found)
+        except FileNotFoundError:  # it went away meanwhile
             continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+        except OSError as error:
+            yield Entry(name=name, size_bytes=None, version="", problem=f"{UNREADABLE}: {error.strerror}")
+
+
+def _look_at(entry: "os.DirEntry[str]", name: str, chain: _Chain) -> Entry | tuple[str, _Chain] | None:
+    """A file, or a folder that is still to be walked; None if it went away meanwhile."""
+    try:
+        state = entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            if isinstance(error, FileNotFoundError):
+                return None
+            problem = f"unreadable: {error.strerror}"
+        elif error.errno == errno.ELOOP:
+            problem = CIRCLE
         else:
-            yield Path(entry.path)
+            problem = DANGLING if isinstance(error, FileNotFoundError) else f"{DANGLING}: {error.strerror}"
+        return Entry(name=name, size_bytes=None, version="", problem=problem)
+    if stat.S_ISDIR(state.st_mode):
+        if chain.leads_back_to(state):
+            return Entry(name=name, size_bytes=None, version="", problem=CIRCLE)
+        return name, _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=chain)
+    if not stat.S_ISREG(state.st_mode):
+        return Entry(name=name, size_bytes=None, version="", problem=SPECIAL)
+    return Entry(name=name, size_bytes=state.st_size, version=str(state.st_mtime_ns))
 
 
 def describe(path: Path) -> tuple[int, str] | None:

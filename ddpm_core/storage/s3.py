@@ -12,6 +12,7 @@ import base64
 import hashlib
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedIOBase, BytesIO
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as boto_errors
 
 from ddpm_core.errors import InputError
+from ddpm_core.storage.entries import ENDS_WITH_SLASH, Entry
 from ddpm_core.storage.local import TEMPORARY
 from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, with_retries
 from ddpm_core.storage.uri import StorageError, split_s3
@@ -103,21 +105,25 @@ def describe(uri: str) -> tuple[int, str] | None:
     return head["ContentLength"], head["ETag"]
 
 
-def list_files(uri: str) -> list[tuple[str, int, str]]:
-    """(uri, size, etag) of every object below the prefix, sorted; folder markers are left out."""
+def walk(uri: str) -> Iterator[Entry]:
+    """See ddpm_core.storage.walk; folder markers, which are empty objects whose key ends with a slash, are passed over."""
     bucket, key = split_s3(uri)
-    found: list[tuple[str, int, str]] = []
+    prefix = f"{key}/" if key else ""
     place: dict[str, Any] = {}
 
     def get_page(client: S3Client) -> "ListObjectsV2OutputTypeDef":
-        return client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", **place)
+        return client.list_objects_v2(Bucket=bucket, Prefix=prefix, **place)
 
     while True:
         page = with_retries(uri, "list", get_page)
-        items = page.get("Contents", [])
-        found += [(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"]) for item in items]
+        for item in page.get("Contents", []):
+            name, size = item["Key"].removeprefix(prefix), item["Size"]
+            if not name.endswith("/") and name:
+                yield Entry(name=name, size_bytes=size, version=item["ETag"])
+            elif size:
+                yield Entry(name=name, size_bytes=None, version="", problem=ENDS_WITH_SLASH)
         if not page["IsTruncated"]:
-            return sorted(item for item in found if not item[0].endswith("/"))
+            return
         place = {"ContinuationToken": page["NextContinuationToken"]}
 
 

@@ -59,3 +59,8 @@ def absolute(uri: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """The URI of something below a folder; slashes between the parts are put right."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts if part.strip("/"))])
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of what `walk` found below a folder; unlike `join` it leaves every slash of the name as it is."""
+    return f"{absolute(uri).rstrip('/')}/{name}"

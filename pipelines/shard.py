@@ -13,8 +13,10 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
+from ddpm_core import storage
+from ddpm_core.data.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.errors import InputError
-from pipelines.cli.checks import check_data, data_summary
+from pipelines.cli.checks import check_data, data_census, data_summary
 from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.recipes.config import Recipe
@@ -29,7 +31,7 @@ def check(recipe: Recipe) -> None:
 
 def plan(recipe: Recipe) -> list[str]:
     """What would be written."""
-    return [f"shard: {data_summary(recipe)}, into {recipe.store}"]
+    return [f"shard: {data_summary(recipe)}, into {recipe.store}", *data_census(recipe)]
 
 
 def run(recipe: Recipe) -> Outcome:
@@ -39,7 +41,11 @@ def run(recipe: Recipe) -> Outcome:
     with open_pipeline(recipe, for_a_cpu("shard"), reads_source=True) as pipeline:
         index = pipeline.shard()
     return Outcome(
-        made={"dataset": index.uri},
+        made={
+            "dataset": index.uri,
+            "census": storage.join(index.uri, CENSUS_NAME),
+            "contact sheet": storage.join(index.uri, SHEET_NAME),
+        },
         metrics={"digest": index.digest, **index.counts, "rejected": index.num_rejected},
         next=typed("train.py", recipe.recipe, *named_source(recipe), store=recipe.store),
     )

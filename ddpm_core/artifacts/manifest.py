@@ -67,7 +67,7 @@ class DatasetIndex:
     shards: tuple[ShardEntry, ...]
     """A shard's number is its place here: the training shards first, then those of validation and of the test."""
     num_rejected: int
-    """Images that could not be used; their names and reasons are in quarantine.json."""
+    """Images that could not be used; their names and reasons are in census.json."""
     own_splits: tuple[Split, ...]
     """Splits other than training's that the raw images came with, as an official test set; the rest was drawn."""
     format_version: int

@@ -1,7 +1,8 @@
 """What a Dataset is made from, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ddpm_core.data.sources.labels import LabelRule
 from ddpm_core.errors import InputError
 
 
@@ -14,8 +15,8 @@ class DataConfig:
     """
 
     source: str = "digits"
-    """Raw images: `digits` (scikit-learn's), or a path or s3:// URI of idx files, a folder, tar or zip of images,
-    CIFAR-10's python batches, .npz or parquet."""
+    """Raw images: `digits` (scikit-learn's), or a path or s3:// URI of a folder, tar or zip of images, shards, idx files,
+    CIFAR-10's python batches, .npy, .npz or parquet; FOLDER/*.png for those files of a folder."""
     image_size: int = 8
     """Pixels a side; larger and smaller images are cropped to their centre square and resized, antialiased."""
     channels: int = 1
@@ -33,6 +34,12 @@ class DataConfig:
     """A larger image is left out and listed as absurdly large."""
     max_rejected_fraction: float = 0.01
     """More images than this share left out is an error."""
+    labels: str = field(default="", metadata={"unless_default": True})
+    """A file (csv, json, json lines, parquet) of paths and classes; `none` for no classes; by default what the source says."""
+    class_names: tuple[str, ...] = field(default=(), metadata={"unless_default": True})
+    """The classes in the order of their numbers; by default the natural one, 2 before 10."""
+    class_level: int | None = field(default=None, metadata={"unless_default": True})
+    """Which folder above an image names its class, 1 for the one it lies in; by default the first that tells images apart."""
 
     def __post_init__(self) -> None:
         if self.image_size < 4:
@@ -49,3 +56,12 @@ class DataConfig:
             raise InputError(f"data.max-image-pixels is {self.max_image_pixels}; expected 1 or more")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise InputError(f"data.max-rejected-fraction is {self.max_rejected_fraction}; expected a share in [0, 1]")
+        if self.class_level is not None and self.class_level < 1:
+            raise InputError(
+                f"data.class-level is {self.class_level}; expected 1 (the folder an image lies in) or more"
+            )
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """What is said here of the labels."""
+        return LabelRule(file=self.labels, class_names=self.class_names, level=self.class_level)

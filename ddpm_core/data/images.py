@@ -20,7 +20,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVI
 
 
 class BadImage(InputError):
-    """An image that cannot be used; the message is the reason, for the quarantine list."""
+    """An image that cannot be used; the message is the reason, for the census."""
 
 
 def to_pixels(
@@ -172,3 +172,7 @@ def decode_png(data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.
 def decode_pngs(pngs: Iterable[bytes]) -> UInt8[Tensor, "n c h w"]:
     """The pixels of PNGs of one size that encode_png wrote."""
     return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])
+
+
+def is_image_head(head: bytes) -> bool:
+    return head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")) or head[8:12] == b"WEBP"

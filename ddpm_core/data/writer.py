@@ -5,47 +5,40 @@ knowing of the rest.
 """
 
 import hashlib
-import json
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import (
-    FORMAT_VERSION,
     NO_LABEL,
     ROW_SCHEMA,
     SPLITS,
     DatasetIndex,
     ShardEntry,
-    Split,
     make_index,
     write_index,
 )
+from ddpm_core.data.census import CENSUS_NAME, Census, Rejected, check_rejected, write_census
 from ddpm_core.data.config import DataConfig
+from ddpm_core.data.contact_sheet import write_contact_sheet
 from ddpm_core.data.images import BadImage, encode_png, to_pixels
 from ddpm_core.data.plan import ShardPlan
-from ddpm_core.data.sources import Source
+from ddpm_core.data.sources import ImageFiles, RawImage, Source
+from ddpm_core.data.sources.base import class_counts
+from ddpm_core.data.sources.sidecars import ahead
+from ddpm_core.data.twins import find_twins
 from ddpm_core.errors import InputError
 
-QUARANTINE_NAME = "quarantine.json"
-_NAMED_IN_ERROR = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """An image that was left out."""
-
-    position: int
-    """Its place in the source."""
-    name: str
-    reason: str
+_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +48,11 @@ class ShardResult:
     entry: ShardEntry
     rows: pa.Table
     """Of manifest.ROW_SCHEMA; the shard column is set at the commit."""
+    hashes: NDArray[np.uint64]
+    """Of each row's pixels, to find those that are the same; [n, 2]."""
     rejected: tuple[Rejected, ...]
+    remarks: dict[str, int]
+    """What was done to how many images that their owner should know of."""
 
 
 def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -> ShardResult:
@@ -72,7 +69,8 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
     """
     with tempfile.TemporaryDirectory(prefix="ddpm-shard-") as folder:
         path = Path(folder) / plan.name
-        labels, rejected = _write_tar(path, plan, source, config)
+        written = _write_tar(path, plan, source, config)
+        labels = written.labels
         rows = _read_back(path, labels)
         if labels:
             storage.upload(path, storage.join(uri, plan.name))
@@ -85,30 +83,57 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
             size_bytes=path.stat().st_size,
             sha256=sha256,
         )
-    return ShardResult(entry=entry, rows=rows, rejected=rejected)
+    hashes = np.frombuffer(b"".join(written.hashes), np.uint64).reshape(-1, 2)
+    return ShardResult(
+        entry=entry, rows=rows, hashes=hashes, rejected=tuple(written.rejected), remarks=dict(written.remarks)
+    )
 
 
-def _write_tar(
-    path: Path, plan: ShardPlan, source: Source, config: DataConfig
-) -> tuple[dict[str, int], tuple[Rejected, ...]]:
-    """Write the shard's images; the label of each by its key, and what was left out."""
-    labels: dict[str, int] = {}
-    rejected = []
+@dataclass
+class _Written:
+    """What went into a tar, and what did not."""
+
+    labels: dict[str, int] = field(default_factory=dict)
+    """By key."""
+    hashes: list[bytes] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)
+
+
+def _write_tar(path: Path, plan: ShardPlan, source: Source, config: DataConfig) -> _Written:
+    """Write the shard's images."""
     import webdataset  # here, so that the library imports where it is missing
 
+    written = _Written()
+    positions = plan.indices.tolist()
     with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
-        for position in plan.indices.tolist():
+        for position, raw in zip(positions, _read_ahead(source, positions), strict=True):
             try:
-                raw = source.read(position)
+                if isinstance(raw, BadImage):
+                    raise raw
                 pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
             except BadImage as error:
-                rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
+                written.rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
                 continue
-            key = f"{position:09d}"
-            labels[key] = NO_LABEL if raw.label is None else raw.label
+            key, png = f"{position:09d}", encode_png(pixels)
+            written.labels[key] = NO_LABEL if raw.label is None else raw.label
+            written.hashes.append(hashlib.blake2b(png, digest_size=16).digest())
             label = {} if raw.label is None else {"cls": str(raw.label).encode()}
-            writer.write({"__key__": key, "png": encode_png(pixels), **label})
-    return labels, tuple(rejected)
+            writer.write({"__key__": key, "png": png, **label})
+    return written
+
+
+def _read_ahead(source: Source, positions: Sequence[int]) -> Iterator[RawImage | BadImage]:
+    """The images in order; several at once where each waits for a server."""
+
+    def read(position: int) -> RawImage | BadImage:
+        try:
+            return source.read(position)
+        except BadImage as error:
+            return error
+
+    remote = isinstance(source, ImageFiles) and source.files.reader.remote
+    return ahead(read, positions, _READERS if remote else 1)
 
 
 def _read_back(path: Path, labels: dict[str, int]) -> pa.Table:
@@ -129,74 +154,90 @@ def _read_back(path: Path, labels: dict[str, int]) -> pa.Table:
     return pa.table(columns, schema=ROW_SCHEMA)
 
 
-def commit_dataset(
-    uri: str,
-    results: Sequence[ShardResult],
-    config: DataConfig,
-    class_names: Sequence[str],
-    own_splits: Collection[Split] = (),
-) -> DatasetIndex:
-    """Make the written shards a dataset: the list of what was left out, then the index, last.
+def commit_dataset(uri: str, results: Sequence[ShardResult], config: DataConfig, source: Source) -> DatasetIndex:
+    """Make the written shards a dataset: the census and the contact sheet, then the index, last.
 
     Args:
         uri: the dataset's folder.
         results: of write_shard, in the order of the plan.
         config: what they were written with.
-        class_names: of the source.
-        own_splits: the splits that the source came with.
+        source: what they were written from.
 
     Raises:
-        InputError: if too many images were left out, or a split is empty; then there is no dataset.
+        InputError: if too many images were left out, or a split is empty; then there is no dataset, but a census.
     """
-    rejected = sorted((item for result in results for item in result.rejected), key=lambda item: item.position)
-    num_images = sum(result.entry.num_samples for result in results) + len(rejected)
-    if rejected:
-        _write_quarantine(uri, rejected, num_images)
-    check_rejected(len(rejected), num_images, config, rejected, storage.join(uri, QUARANTINE_NAME))
+    census = make_census(results, config, source)
+    write_census(census, uri)
+    check_census(census, config, storage.join(uri, CENSUS_NAME))
     kept = [result for result in results if result.entry.num_samples]
     for split in dict.fromkeys(result.entry.split for result in results):
         if not any(result.entry.split == split for result in kept):
-            raise InputError(f"no image of the {split} split could be used; see {storage.join(uri, QUARANTINE_NAME)}")
+            raise InputError(f"no image of the {split} split could be used; see {storage.join(uri, CENSUS_NAME)}")
     index = make_index(
         uri,
         image_size=config.image_size,
         channels=config.channels,
-        class_names=class_names,
+        class_names=source.class_names,
         shards=[result.entry for result in kept],
-        num_rejected=len(rejected),
-        own_splits=[split for split in SPLITS if split in own_splits],
+        num_rejected=census.num_rejected,
+        own_splits=[split for split in SPLITS if split in source.own_splits],
     )
-    write_index(index, [_numbered(result.rows, number) for number, result in enumerate(kept)])
+    rows = [_numbered(result.rows, number) for number, result in enumerate(kept)]
+    write_contact_sheet(index, rows)
+    write_index(index, rows)
     return index
 
 
-def check_rejected(
-    num_rejected: int, num_images: int, config: DataConfig, first: Sequence[Rejected] = (), listed: str = ""
-) -> None:
-    """Refuse a dataset of which too much is missing.
-
-    Raises:
-        InputError: if more than config.max_rejected_fraction was left out; it names the first few and where all are.
-    """
-    if num_rejected <= config.max_rejected_fraction * num_images:
-        return
-    named = "; ".join(f"{item.name}: {item.reason}" for item in first[:_NAMED_IN_ERROR])
-    details = f" ({named})" if named else ""
-    where = f"; all are listed in {listed}" if listed else ""
-    raise InputError(
-        f"{num_rejected} of {num_images} images ({num_rejected / num_images:.2%}) cannot be used{details}; at most "
-        f"{config.max_rejected_fraction:.2%} may be left out: mend them or raise --data.max-rejected-fraction{where}"
+def make_census(results: Sequence[ShardResult], config: DataConfig, source: Source) -> Census:
+    """What became of every image of a source."""
+    labels = np.concatenate([result.rows["label"].to_numpy() for result in results]).astype(np.int64)
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    for result in results:
+        counts[result.entry.split] += result.entry.num_samples
+    twins = find_twins(
+        [(result.entry.split, result.rows["key"].to_pylist(), result.hashes) for result in results], source.name
+    )
+    return Census(
+        source=config.source,
+        listing=source.listing,
+        num_images=source.num_images,
+        class_names=source.class_names,
+        class_counts=class_counts(labels, len(source.class_names)),
+        splits=counts,
+        rejected=tuple(
+            sorted((item for result in results for item in result.rejected), key=lambda item: item.position)
+        ),
+        remarks=dict(sum((Counter(result.remarks) for result in results), Counter())),
+        num_duplicates=twins.num_duplicates,
+        num_across=twins.num_across,
+        across=twins.across,
     )
 
 
-def _write_quarantine(uri: str, rejected: Sequence[Rejected], num_images: int) -> None:
-    content = {
-        "format_version": FORMAT_VERSION,
-        "num_images": num_images,
-        "num_rejected": len(rejected),
-        "rejected": [{"position": item.position, "name": item.name, "reason": item.reason} for item in rejected],
-    }
-    storage.write_bytes(storage.join(uri, QUARANTINE_NAME), json.dumps(content, indent=1).encode())
+def planned_census(source: Source, plans: Sequence[ShardPlan], config: DataConfig) -> Census:
+    """What would become of a source, before an image is decoded."""
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    for plan in plans:
+        counts[plan.split] += len(plan.indices)
+    return Census(
+        source=config.source,
+        listing=source.listing,
+        num_images=source.num_images,
+        class_names=source.class_names,
+        class_counts=source.listing.class_counts,
+        splits=counts,
+    )
+
+
+def check_census(census: Census, config: DataConfig, listed: str = "") -> None:
+    """Refuse a dataset of which too much is missing, as `check_rejected`."""
+    missing = [
+        *((item.name, item.reason) for item in census.rejected),
+        *((item.name, item.reason) for item in census.lost),
+    ]
+    check_rejected(
+        census.num_rejected, census.num_images + len(census.lost), config.max_rejected_fraction, missing, listed
+    )
 
 
 def _numbered(rows: pa.Table, number: int) -> pa.Table:

@@ -8,6 +8,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS
 from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.sources import check_source, open_source, source_uri
+from ddpm_core.data.writer import check_census, planned_census
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.sampler_config import network_passes
@@ -35,7 +36,7 @@ def check_data(recipe: Recipe) -> None:
     if recipe.dataset is not None:
         find_dataset(recipe.dataset, recipe.store)
     else:
-        check_source(recipe.data.source)
+        check_source(recipe.data.source, recipe.data.label_rule)
 
 
 def split_counts(counts: Mapping[str, int], own_splits: Collection[str] = ()) -> str:
@@ -47,13 +48,24 @@ def split_counts(counts: Mapping[str, int], own_splits: Collection[str] = ()) ->
     return ", ".join(said)
 
 
+def data_census(recipe: Recipe) -> list[str]:
+    """What the raw images are found to be, in lines; none for a dataset that is there."""
+    if recipe.dataset is not None:
+        return []
+    config = recipe.data
+    source = open_source(source_uri(config.source), config.label_rule)
+    census = planned_census(source, plan_dataset(source.num_images, config, source.own_splits), config)
+    check_census(census, config)
+    return census.lines()
+
+
 def data_summary(recipe: Recipe) -> str:
     """What would be trained on, in one line."""
     if recipe.dataset is not None:
         index = find_dataset(recipe.dataset, recipe.store)
         return f"none: {split_counts(index.counts)} lie in {index.uri}"
     config = recipe.data
-    source = open_source(source_uri(config.source))
+    source = open_source(source_uri(config.source), config.label_rule)
     plans = plan_dataset(source.num_images, config, source.own_splits)
     counts: dict[str, int] = {
         split: sum(len(plan.indices) for plan in plans if plan.split == split) for split in SPLITS
@@ -195,7 +207,7 @@ def _num_unseen(recipe: Recipe) -> int:
         index = find_dataset(recipe.dataset, recipe.store)
         return index.num_samples(index.final_split)
     config = recipe.data
-    source = open_source(source_uri(config.source))
+    source = open_source(source_uri(config.source), config.label_rule)
     plans = plan_dataset(source.num_images, config, source.own_splits)
     return sum(len(plan.indices) for plan in plans if plan.split != "train")
 

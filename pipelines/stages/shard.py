@@ -7,15 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+import ray
+
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
+from ddpm_core.data.census import check_rejected, read_said
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.plan import ShardPlan, plan_dataset
-from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
-from ddpm_core.data.writer import ShardResult, check_rejected, commit_dataset, write_shard
+from ddpm_core.data.sources import (
+    READING,
+    ImageFiles,
+    LabelRule,
+    Source,
+    open_source,
+    source_identity,
+    source_uri,
+)
+from ddpm_core.data.writer import ShardResult, check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
+from pipelines.progress import say
 
 _IDENTITY_FIELDS = (
     "image_size",
@@ -26,6 +38,7 @@ _IDENTITY_FIELDS = (
     "seed",
     "max_image_pixels",
 )
+_LATER_FIELDS = ("class_names", "class_level")
 _SOURCES = "sources"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -33,7 +46,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def source_key(config: DataConfig) -> str:
     """The name of these images and settings, without reading the images: other images or settings, another name."""
     identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
-    identity |= {"source": source_identity(config.source), "format_version": FORMAT_VERSION}
+    identity |= {field: value for field in _LATER_FIELDS if (value := getattr(config, field))}
+    source = source_identity(config.source, config.label_rule)
+    identity |= {"source": source, "format_version": FORMAT_VERSION, "reading": READING}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
@@ -56,25 +71,35 @@ def run_shard(
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
-    config = replace(config, source=source_uri(config.source))
+    labels = config.labels if config.labels in ("", "none") else storage.absolute(config.labels)
+    config = replace(config, source=source_uri(config.source), labels=labels)
     folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config)
     index = _known(folder, key, name)
     if index is not None:
-        check_rejected(index.num_rejected, sum(index.counts.values()) + index.num_rejected, config)
+        num_images = sum(index.counts.values()) + index.num_rejected
+        check_rejected(index.num_rejected, num_images, config.max_rejected_fraction)
+        for line in read_said(index.uri)[:1]:
+            say(f"shard: there already: {line}")
         return index
-    source, unfinished = open_source(config.source), storage.join(folder, _SOURCES, key)
+    source, unfinished = open_source(config.source, config.label_rule), storage.join(folder, _SOURCES, key)
     plans = plan_dataset(source.num_images, config, source.own_splits)
+    planned = planned_census(source, plans, config)
+    check_census(planned, config)
+    for line in planned.lines():
+        say(f"shard: {line}")
     results: dict[str, ShardResult] = {}
     num_done = 0
-    identity = source_identity(config.source)
-    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, unfinished, identity):
+    # Files are listed once, here; arrays are opened anew by each process, which maps them into its memory.
+    travels = ray.put(source) if isinstance(source, ImageFiles) else source_identity(config.source, config.label_rule)
+    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, unfinished, travels):
         results[plan.name] = result
         num_done += len(plan.indices)
         if on_progress is not None:
             on_progress(num_done, source.num_images)
-    written = commit_dataset(
-        unfinished, [results[plan.name] for plan in plans], config, source.class_names, source.own_splits
-    )
+    written = commit_dataset(unfinished, [results[plan.name] for plan in plans], config, source)
+    for line in read_said(unfinished):
+        if line not in planned.lines()[1:]:
+            say(f"sharded: {line}")
     return _named(written, folder, key, name)
 
 
@@ -112,11 +137,13 @@ def _pointer(folder: str, key: str) -> str:
     return storage.join(folder, _SOURCES, f"{key}.json")
 
 
-def _write_task(plan: ShardPlan, config: DataConfig, uri: str, identity: str) -> ShardResult:
-    return write_shard(plan, _opened(config.source, identity), config, uri)
+def _write_task(plan: ShardPlan, config: DataConfig, uri: str, source: Source | str) -> ShardResult:
+    if isinstance(source, str):
+        source = _opened(config.source, config.label_rule, source)
+    return write_shard(plan, source, config, uri)
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, identity: str) -> Source:
+def _opened(source: str, rule: LabelRule, identity: str) -> Source:
     """A worker's source, opened once for all the shards that it writes."""
-    return open_source(source)
+    return open_source(source, rule)

@@ -71,7 +71,7 @@ def sharded(source: Source, uri: str, samples_per_shard: int) -> DatasetIndex:
         image_size=32, channels=3, samples_per_shard=samples_per_shard, test_fraction=0.0, validation_fraction=0.0
     )
     results = [write_shard(plan, source, config, uri) for plan in plan_dataset(source.num_images, config)]
-    return commit_dataset(uri, results, config, source.class_names)
+    return commit_dataset(uri, results, config, source)
 
 
 def stream_of(index: DatasetIndex, cache: Path, keep_bytes: int = 0) -> TrainingStream:

@@ -29,7 +29,7 @@ def make_dataset(folder: Path) -> str:
     source = open_source(config.source)
     uri = str(folder / "dataset")
     results = [write_shard(plan, source, config, uri) for plan in plan_dataset(source.num_images, config)]
-    return commit_dataset(uri, results, config, source.class_names).uri
+    return commit_dataset(uri, results, config, source).uri
 
 
 def write_config(path: Path, **train: Any) -> Path:

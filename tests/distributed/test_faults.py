@@ -321,7 +321,7 @@ def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, st
     data = DataConfig(image_size=4, channels=1, samples_per_shard=8)
     dataset, run = f"{place}/dataset", f"{place}/run"
     results = [write_shard(plan, source, data, dataset) for plan in plan_dataset(24, data)]
-    commit_dataset(dataset, results, data, source.class_names)
+    commit_dataset(dataset, results, data, source)
     train = TrainConfig(steps=24, batch_size=8, warmup_steps=0, checkpoint_every=2, keep_checkpoints=99)
     unet = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
     parts = {

@@ -70,7 +70,7 @@ def make(uri: str, seed: int = 0, num_images: int = NUM_IMAGES) -> DatasetIndex:
     )
     config = DataConfig(image_size=6, channels=3, samples_per_shard=SHARD, seed=seed)
     results = [write_shard(plan, source, config, uri) for plan in plan_dataset(num_images, config)]
-    return commit_dataset(uri, results, config, source.class_names)
+    return commit_dataset(uri, results, config, source)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
     source = ArraySource(images=images, labels=labels, class_names=("dark", "bright"), stem="square")
     config = DataConfig(image_size=4, channels=1, samples_per_shard=6)
     results = [write_shard(plan, source, config, folder) for plan in plan_dataset(40, config)]
-    return commit_dataset(folder, results, config, source.class_names)
+    return commit_dataset(folder, results, config, source)
 
 
 MODEL = ModelConfig(

@@ -24,7 +24,7 @@ def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> 
         )
         uri = str(tmp_path / place)
         results = [write_shard(plan, source, config, uri) for plan in plan_dataset(9, config)]
-        digests[place] = commit_dataset(uri, results, config, ()).digest
+        digests[place] = commit_dataset(uri, results, config, source).digest
     for place, digest in digests.items():
         weights = Weights(
             uri=str(tmp_path / "b/runs/x/checkpoints/step-00000001"),

@@ -31,7 +31,7 @@ def command(tmp_path: Path) -> list[str]:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     data = DataConfig(image_size=8, channels=1, samples_per_shard=16)
     source, dataset = ArraySource(images=images, labels=None, class_names=(), stem="noise"), str(tmp_path / "dataset")
-    commit_dataset(dataset, [write_shard(p, source, data, dataset) for p in plan_dataset(20, data)], data, ())
+    commit_dataset(dataset, [write_shard(p, source, data, dataset) for p in plan_dataset(20, data)], data, source)
     unet = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
     train = TrainConfig(steps=100_000, batch_size=4, log_every=1, checkpoint_every=100_000)
     parts = {

@@ -40,7 +40,7 @@ def test_a_state_is_measured_when_it_is_due_and_once(tmp_path: Path) -> None:
     data = DataConfig(image_size=8, channels=1, samples_per_shard=16)
     source = ArraySource(images=images, labels=None, class_names=(), stem="noise")
     results = [write_shard(plan, source, data, str(tmp_path)) for plan in plan_dataset(20, data)]
-    index = commit_dataset(str(tmp_path), results, data, source.class_names)
+    index = commit_dataset(str(tmp_path), results, data, source)
     model = ModelConfig(
         image_size=8, channels=1, unet=UNET, schedule=ScheduleConfig(num_timesteps=4), reverse=RECIPE.reverse
     )

@@ -21,7 +21,7 @@ from ddpm_core.artifacts.manifest import FORMAT_VERSION, SPLITS, DatasetIndex, r
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.plan import ShardPlan, plan_dataset
-from ddpm_core.data.sources import RawImage, Source
+from ddpm_core.data.sources import Listing, RawImage, Source
 from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.data.writer import commit_dataset, write_shard
 
@@ -36,6 +36,7 @@ class Made:
     labelled: bool = True
     class_names: tuple[str, ...] = field(default=("even", "odd"))
     own_splits: SetAside = field(default_factory=dict)
+    listing: Listing = field(default_factory=Listing)
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -57,7 +58,7 @@ def config(**changes: object) -> DataConfig:
 
 def make(source: Source, folder: Path, settings: DataConfig) -> DatasetIndex:
     results = [write_shard(plan, source, settings, str(folder)) for plan in _plan(source, settings)]
-    return commit_dataset(str(folder), results, settings, source.class_names, source.own_splits)
+    return commit_dataset(str(folder), results, settings, source)
 
 
 def _plan(source: Source, settings: DataConfig) -> tuple[ShardPlan, ...]:
@@ -148,7 +149,7 @@ def test_every_image_lies_where_the_index_says(labelled: bool, tmp_path: Path) -
             np.testing.assert_array_equal(decode_png(png)[..., 0], pixels_of(int(row["key"])))
             seen.append(int(row["key"]))
     assert sorted(seen) == list(range(40))
-    assert not (tmp_path / "quarantine.json").exists()
+    assert json.loads((tmp_path / "census.json").read_bytes())["rejected"] == []
 
 
 def test_the_second_time_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_bad_image_moves_no_other(tmp_path: Path) -> None:
         assert after == [key for key in before if int(key) not in bad | unreadable]
         assert index.shards[number].num_samples == len(after)
         assert index.shards[number].name == shard.name
-    listed = json.loads((tmp_path / "less/quarantine.json").read_bytes())
+    listed = json.loads((tmp_path / "less/census.json").read_bytes())
     assert (listed["format_version"], listed["num_images"], listed["num_rejected"]) == (FORMAT_VERSION, 40, 4)
     assert [(item["position"], item["name"]) for item in listed["rejected"]] == [
         (n, f"image {n}") for n in (0, 5, 17, 39)
@@ -227,10 +228,10 @@ def test_too_many_bad_images_make_no_dataset(tmp_path: Path) -> None:
     assert "image 10: not an image" in message
     assert "image 13" not in message
     assert "--data.max-rejected-fraction" in message
-    assert f"{tmp_path}/quarantine.json" in message
+    assert f"{tmp_path}/census.json" in message
     assert "\n" not in message
     assert not (tmp_path / "index.parquet").exists()
-    assert len(json.loads((tmp_path / "quarantine.json").read_bytes())["rejected"]) == 5
+    assert len(json.loads((tmp_path / "census.json").read_bytes())["rejected"]) == 5
     assert make(source, tmp_path, config(max_rejected_fraction=0.125)).num_rejected == 5
 
 

@@ -2,24 +2,47 @@
 
 import difflib
 import zipfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from ddpm_core import storage
-from ddpm_core.data.sources.base import RawImage, Source
+from ddpm_core.data.sources.base import LeftOut, Listing, RawImage, Source
 from ddpm_core.data.sources.cache import fetched, fetched_together
 from ddpm_core.data.sources.cifar import BATCH_NAME, open_batches
 from ddpm_core.data.sources.digits import open_digits
-from ddpm_core.data.sources.files import FileSet, kinds, list_folder, list_tar, list_zip, open_images, unpacked
-from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx
-from ddpm_core.data.sources.npz import is_npz, open_npz
-from ddpm_core.data.sources.table import open_parquet
+from ddpm_core.data.sources.files import FileSet, kinds, list_folder
+from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx, sets_of
+from ddpm_core.data.sources.image_files import ImageFiles, open_images
+from ddpm_core.data.sources.label_files import METADATA_NAMES
+from ddpm_core.data.sources.labels import NO_RULE, LabelRule, few
+from ddpm_core.data.sources.npz import is_npz, open_npy, open_npz
+from ddpm_core.data.sources.packing import unpacked
+from ddpm_core.data.sources.shards import is_dataset, is_shard, list_shards, open_dataset
+from ddpm_core.data.sources.table import TableSource, open_parquet
+from ddpm_core.data.sources.tar import is_tar, list_tar
+from ddpm_core.data.sources.zip import list_zip
 from ddpm_core.errors import InputError
 
-__all__ = ["RawImage", "Source", "check_source", "open_source", "source_identity", "source_uri"]
+__all__ = [
+    "ImageFiles",
+    "LabelRule",
+    "LeftOut",
+    "Listing",
+    "RawImage",
+    "Source",
+    "check_source",
+    "open_source",
+    "source_identity",
+    "source_uri",
+]
 
 DIGITS = "digits"
-_EXPECTED = "expected images, idx files, CIFAR-10's python batches, .npz or parquet"
+_EXPECTED = "expected images, idx files, CIFAR-10's python batches, shards, .npy, .npz or parquet"
+READING = 2
+"""Which images and labels a source is understood to hold: 2 since a class's number goes by natural order."""
+_GLOB = frozenset("*?[")
+_SHOWN = 3
 
 
 def source_uri(source: str) -> str:
@@ -27,38 +50,48 @@ def source_uri(source: str) -> str:
     return source if source == DIGITS else storage.absolute(source)
 
 
-def source_identity(source: str) -> str:
-    """What changes when the raw images do: names, sizes, and times of change or ETags; nothing is read."""
-    return DIGITS if source == DIGITS else storage.fingerprint(source)
+def source_identity(source: str, rule: LabelRule = NO_RULE) -> str:
+    """What changes when the raw images or their labels do: names, sizes, and times of change or ETags; nothing is read."""
+    if source == DIGITS:
+        return DIGITS
+    folder, pattern = _parted(storage.absolute(source))
+    labels = storage.fingerprint(rule.file) if rule.file not in ("", "none") else rule.file
+    return " ".join(part for part in (storage.fingerprint(folder), pattern, labels) if part)
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str, rule: LabelRule = NO_RULE) -> Source:
     """The raw images at a path or s3:// URI, or `digits`.
 
     An archive or parquet file on S3 is downloaded into a local cache, once; a folder of images there is read image by
-    image. The order is that of the sorted names.
+    image. The order is that of the sorted names. A name with stars, as FOLDER/*.png, means those files of the folder, at
+    any depth.
+
+    Args:
+        uri: the source.
+        rule: what a person said of the labels.
 
     Raises:
-        InputError: one line, if there is nothing, or nothing that is known here.
+        InputError: one line, if there is nothing, or nothing that is known here, or more than one thing that it could mean.
     """
     if uri == DIGITS:
         return open_digits()
-    if storage.is_s3(uri):
-        is_file = storage.exists(uri)
+    base, pattern = _parted(storage.absolute(uri))
+    if pattern:
+        source = _open_folder(base, rule, list_folder(base).matching(pattern), uri)
+    elif _is_file(base):
+        source = _open_file(uri, rule)
     else:
-        path = Path(storage.absolute(uri))
-        if not path.exists():
-            raise InputError(
-                f"there is no source at {uri}{_nearest(path)}; expected a file, a folder, s3://... or {DIGITS}"
-            )
-        is_file = path.is_file()
-    source = _open_file(uri) if is_file else _open_folder(uri)
+        source = _open_folder(uri, rule, list_folder(uri), uri)
     if source.num_images == 0:
         raise InputError(f"{uri} holds no images; {_EXPECTED}")
+    if rule != NO_RULE and not isinstance(source, ImageFiles | TableSource):
+        raise InputError(
+            f"{uri} has labels of its own form; data.labels, class-names and class-level are of images in files"
+        )
     return source
 
 
-def check_source(uri: str) -> None:
+def check_source(uri: str, rule: LabelRule = NO_RULE) -> None:
     """Make sure that there are images at `uri`, by opening it.
 
     Raises:
@@ -67,77 +100,146 @@ def check_source(uri: str) -> None:
     if uri == DIGITS:
         return
     try:
-        open_source(uri)
+        open_source(uri, rule)
     except OSError as error:
         raise InputError(f"the source cannot be read: {error}") from None
 
 
-def _open_folder(uri: str) -> Source:
-    files = list_folder(uri)
-    if not files.names:
+def _parted(uri: str) -> tuple[str, str]:
+    """The folder and the pattern of names in it; no pattern if there is such a file or folder, or no star."""
+    folder, _, name = uri.rpartition("/")
+    if not _GLOB & set(name) or storage.exists(uri) or (not storage.is_s3(uri) and Path(uri).exists()):
+        return uri, ""
+    return folder, name
+
+
+def _is_file(base: str) -> bool:
+    if storage.is_s3(base):
+        return storage.exists(base)
+    path = Path(base)
+    if not path.exists():
+        raise InputError(
+            f"there is no source at {base}{_nearest(path)}; expected a file, a folder, s3://... or {DIGITS}"
+        )
+    return path.is_file()
+
+
+def _open_folder(base: str, rule: LabelRule, files: FileSet, uri: str) -> Source:
+    """The one set that a folder holds.
+
+    Raises:
+        InputError: if it holds none, or several.
+    """
+    names = files.names
+    if not names and not files.left_out:
         raise InputError(f"{uri} is empty; {_EXPECTED}")
-    top = [name for name in files.names if "/" not in name]
-    images = [name for name in top if IMAGES_NAME.search(name)]
-    if images:
-        wanted = [*images, *(label for name in images for label in label_names(name) if label in top)]
-        folder = fetched_together(uri, sorted(set(wanted)))
-        return open_idx([folder / name for name in images])
-    tables = [name for name in files.names if name.endswith(".parquet")]
-    source = _open_members(files)
-    if source is None and tables:
-        source = open_parquet([fetched(storage.join(uri, name)) for name in tables])
-    if source is None:
-        raise InputError(f"{uri} holds no images among {len(files.names)} files ({kinds(files.names)}); {_EXPECTED}")
-    return source
+    if is_dataset(base, names):
+        return open_dataset(base, names, rule)
+    images = open_images(files, rule)
+    found = {kind: [name for name in names if is_one(name)] for kind, (is_one, _) in _FOLDER_KINDS.items()}
+    if images.num_images:
+        found["images"] = [files.name(int(place)) for place in images.places[:_SHOWN]]
+    found = {kind: listed for kind, listed in found.items() if listed}
+    if len(found) > 1:
+        held = "; ".join(f"{kind} ({few(listed)})" for kind, listed in found.items())
+        choice = PurePosixPath(next(iter(found.values()))[0])
+        meant = f"*{choice.suffix}" if choice.suffix else f"{choice.name[:4]}*"
+        raise InputError(
+            f"{uri} holds several sets: {held}; name the one that is meant, as --data.source '{base}/{meant}'"
+        )
+    if not found:
+        raise InputError(f"{uri} holds no images among {len(names)} files ({kinds(names)}); {_EXPECTED}")
+    kind, listed = found.popitem()
+    return (
+        images
+        if kind == "images"
+        else _beside(_FOLDER_KINDS[kind][1](base, listed, names, rule), images.listing.left_out)
+    )
 
 
-def _open_members(files: FileSet) -> Source | None:
-    """CIFAR-10's batches or single images; None if neither is there."""
-    batches = [place for place, name in enumerate(files.names) if BATCH_NAME.search(name)]
-    if batches:
-        return open_batches([(files.names[place], files.read_at(place)) for place in batches])
-    images = open_images(files)
-    return images if images.num_images else None
+def _beside(opened: tuple[Source, Collection[str]], left_out: Iterable[LeftOut]) -> Source:
+    """A set of a folder, with what else lies there."""
+    source, used = opened
+    rest = [item for item in left_out if item.name not in used]
+    listing = replace(source.listing, left_out=(*source.listing.left_out, *rest))
+    return replace(source, listing=listing)  # type: ignore[type-var]  # each kind is a dataclass
 
 
-def _open_file(uri: str) -> Source:
+def _idx(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
+    sets = sets_of(listed)
+    if len(sets) > 1:
+        raise InputError(
+            f"{base} holds several sets of idx files: {few(sorted(sets))}; name the one that is meant, as --data.source "
+            f"'{base}/{max(sets)}-*'"
+        )
+    (images,) = sets.values()
+    labels = {label for name in images for label in label_names(name) if label in names}
+    folder = fetched_together(base, sorted({*images, *labels}))
+    return open_idx([folder / name for name in images]), {*listed, *labels}
+
+
+def _batches(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
+    return open_batches([(name, storage.read_bytes(storage.below(base, name))) for name in listed]), listed
+
+
+def _tables(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
+    return open_parquet([fetched(storage.below(base, name)) for name in listed], rule), listed
+
+
+def _shards(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
+    return open_images(list_shards(base, listed), rule), listed
+
+
+def _one(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
+    if len(listed) > 1:
+        raise InputError(
+            f"{base} holds {len(listed)} archives ({few(listed)}); name the one that is meant as the source"
+        )
+    return _open_file(storage.below(base, listed[0]), rule), listed
+
+
+_FOLDER_KINDS: dict[
+    str, tuple[Callable[[str], bool], Callable[[str, list[str], list[str], LabelRule], tuple[Source, Collection[str]]]]
+] = {
+    "idx files": (lambda name: bool(IMAGES_NAME.search(name)), _idx),
+    "CIFAR-10's batches": (lambda name: bool(BATCH_NAME.search(name)), _batches),
+    "parquet": (lambda name: name.endswith(".parquet") and PurePosixPath(name).name not in METADATA_NAMES, _tables),
+    "shards": (is_shard, _shards),
+    "zips or arrays": (lambda name: name.endswith((".zip", ".npz", ".npy")), _one),
+}
+"""What a folder may hold besides images, told by names: whether a file is of it; and how those are opened, with what was used."""
+
+
+def _open_file(uri: str, rule: LabelRule) -> Source:
     path = fetched(uri)
     for fits, opened in FILE_KINDS.values():
         if fits(path):
-            return opened(uri, path)
+            return opened(uri, path, rule)
     raise InputError(f"{uri} is of no kind that is known here (it starts with {_head(path)[:8].hex()}); {_EXPECTED}")
 
 
-def _open_archive(uri: str, files: FileSet) -> Source:
-    source = _open_members(files)
-    if source is None:
-        found = f"{len(files.names)} files ({kinds(files.names)})"
+def _open_archive(uri: str, files: FileSet, rule: LabelRule) -> Source:
+    """CIFAR-10's batches or single images."""
+    batches = [place for place, name in enumerate(files.names) if BATCH_NAME.search(name)]
+    images = open_images(files, rule)
+    if batches and images.num_images:
+        raise InputError(f"{uri} holds CIFAR-10's batches and images; unpack it and name the set that is meant")
+    if batches:
+        read = [(files.name(place), files.read_at(place)) for place in batches]
+        return _beside((open_batches(read), [files.name(place) for place in batches]), images.listing.left_out)
+    if not images.num_images:
+        found = f"{len(files)} files ({kinds(files.names)})"
         raise InputError(f"{uri} is an archive without images among {found}; expected images or CIFAR-10's batches")
-    return source
-
-
-def _is_parquet(path: Path) -> bool:
-    return _head(path).startswith(b"PAR1")
-
-
-def _is_zip(path: Path) -> bool:
-    return _head(path).startswith(b"PK")
+    return images
 
 
 def _is_npz(path: Path) -> bool:
+    if not _head(path).startswith(b"PK"):
+        return False
     try:
-        return _is_zip(path) and is_npz(path)
-    except zipfile.BadZipFile as error:
+        return is_npz(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
-
-
-def _is_idx(path: Path) -> bool:
-    return is_idx(_head(unpacked(path)))
-
-
-def _is_tar(path: Path) -> bool:
-    plain = _head(unpacked(path))
-    return plain[257:262] == b"ustar" or (len(plain) == 512 and not any(plain))
 
 
 def _with_labels(uri: str) -> Path:
@@ -159,11 +261,18 @@ def _nearest(path: Path) -> str:
     return f" (nearest: {path.parent / close[0]})" if close else ""
 
 
-FILE_KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[str, Path], Source]]] = {
-    "parquet": (_is_parquet, lambda uri, path: open_parquet([path])),
-    "npz": (_is_npz, lambda uri, path: open_npz(path)),
-    "zip": (_is_zip, lambda uri, path: _open_archive(uri, list_zip(path))),
-    "idx": (_is_idx, lambda uri, path: open_idx([_with_labels(uri)])),
-    "tar": (_is_tar, lambda uri, path: _open_archive(uri, list_tar(path))),
+FILE_KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[str, Path, LabelRule], Source]]] = {
+    "parquet": (lambda path: _head(path).startswith(b"PAR1"), lambda uri, path, rule: open_parquet([path], rule)),
+    "npy": (lambda path: _head(path).startswith(b"\x93NUMPY"), lambda uri, path, rule: open_npy(path)),
+    "npz": (_is_npz, lambda uri, path, rule: open_npz(path)),
+    "zip": (
+        lambda path: _head(path).startswith(b"PK"),
+        lambda uri, path, rule: _open_archive(uri, list_zip(uri), rule),
+    ),
+    "idx": (lambda path: is_idx(_head(unpacked(path))), lambda uri, path, rule: open_idx([_with_labels(uri)])),
+    "tar": (
+        lambda path: is_tar(_head(unpacked(path))),
+        lambda uri, path, rule: _open_archive(uri, list_tar(uri), rule),
+    ),
 }
 """Whether a file is of a kind, by its content, and how it is opened by its URI and its local copy; the first that fits."""

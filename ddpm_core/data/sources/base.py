@@ -1,6 +1,6 @@
 """What every kind of raw images offers: a number of images, read by their place in a fixed order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.data.images import BadImage
+from ddpm_core.data.sources.labels import check_class_numbers
 from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.errors import InputError
 
@@ -30,11 +31,54 @@ IMAGE_SUFFIXES = frozenset(
         ".pbm",
         ".jp2",
         ".avif",
+        ".heic",
+        ".heif",
         ".mpo",
     }
 )
 MAX_FILE_BYTES = 1 << 30
 """A larger file is no image; it is left out rather than read into memory."""
+HIDDEN = "hidden, or left by macOS"
+OUTSIDE = "a name that leads out of the archive"
+DUPLICATE_NAME = "duplicate name"
+NO_IMAGE = "no image by its content"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """A file that is no image of the dataset."""
+
+    name: str
+    reason: str
+    """One of few, by which they are counted."""
+    lost: bool = True
+    """Whether an image may be missing by it; else it is plainly something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a source was found to hold, before any image of it is decoded."""
+
+    unit: str = "images"
+    """What is counted in it: files, rows of a table, images of an array."""
+    labels: str = "none"
+    """Where the images' classes come from, in words."""
+    splits: str = "none of its own"
+    """Where its splits come from, in words."""
+    class_counts: tuple[int, ...] = ()
+    """Images of each class."""
+    num_describing: int = 0
+    """Files that say something of the images, and were used: labels, metadata."""
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was found and not used, and why."""
+
+
+def class_counts(numbers: NDArray[np.int64] | None, num_classes: int) -> tuple[int, ...]:
+    """Images of each class; those without one are not counted."""
+    if numbers is None:
+        return ()
+    return tuple(np.bincount(numbers[numbers >= 0], minlength=num_classes).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +108,11 @@ class Source(Protocol):
         """Images that it sets aside itself for validation or the test."""
         ...
 
+    @property
+    def listing(self) -> Listing:
+        """What else was found, and how it was understood."""
+        ...
+
     def name(self, index: int) -> str:
         """The name that read(index) gives, also where the image cannot be read."""
         ...
@@ -88,6 +137,7 @@ class ArraySource:
     stem: str
     """The start of every name."""
     own_splits: SetAside = field(default_factory=dict)
+    listing: Listing = field(default_factory=Listing)
 
     @property
     def num_images(self) -> int:
@@ -105,46 +155,29 @@ def checked_labels(labels: Sequence[int] | NDArray[np.integer], num_images: int,
     """Labels as int64 [n].
 
     Raises:
-        InputError: unless there is one for each image, all of them 0 or more.
+        InputError: unless there is one for each image, all of them 0 or more, and numbers of classes.
     """
-    array = np.asarray(labels, dtype=np.int64)
+    array = np.asarray(labels)
     if array.shape != (num_images,):
         raise InputError(
             f"{where} has labels of shape {list(array.shape)}; expected one for each of {num_images} images"
         )
+    if num_images and array.dtype.kind not in "iu":
+        raise InputError(f"{where} has labels of type {array.dtype}; expected integers")
     if num_images and array.min() < 0:
         raise InputError(f"{where} has the label {array.min()}; expected 0 or more")
-    return array
-
-
-def numbered_classes(labels: NDArray[np.int64] | None) -> tuple[str, ...]:
-    """Class names "0", "1", ... up to the highest label; none without labels."""
-    return () if labels is None or not len(labels) else tuple(str(number) for number in range(int(labels.max()) + 1))
+    return check_class_numbers(array, where)
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file is hidden or left by macOS, or lies in a folder that is."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name, below the folder or archive that is searched, is that of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
-def classes_by_folder(names: Iterable[str]) -> tuple[tuple[str, ...], list[int | None]]:
-    """Classes from the folders that the images lie in.
-
-    Args:
-        names: paths below the source, as `airplane/0001.png` or `train/airplane/0001.png`.
-
-    Returns:
-        The class names, sorted, and each image's label; images that lie at the top have none.
-    """
-    folders = [PurePosixPath(name).parent.name for name in names]
-    class_names = tuple(sorted(set(folders) - {""}))
-    place = {name: number for number, name in enumerate(class_names)}
-    return class_names, [place.get(folder) for folder in folders]
 
 
 def check_file_size(size_bytes: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.manifest import Split
-from ddpm_core.data.sources.base import ArraySource, checked_labels
+from ddpm_core.data.sources.base import ArraySource, Listing, checked_labels, class_counts
 from ddpm_core.data.sources.splits import set_aside
 from ddpm_core.errors import InputError
 
@@ -184,6 +184,11 @@ def open_batches(batches: Sequence[tuple[str, bytes]], class_names: Sequence[str
         class_names=tuple(class_names),
         stem="cifar-10",
         own_splits=set_aside(splits),
+        listing=Listing(
+            labels="labels of the batches",
+            splits="its test batch" if "test" in splits else "none of its own",
+            class_counts=class_counts(labels, len(class_names)),
+        ),
     )
 
 

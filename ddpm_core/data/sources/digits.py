@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_core.data.sources.base import ArraySource
+from ddpm_core.data.sources.base import ArraySource, Listing, class_counts
 
 
 def open_digits() -> ArraySource:
@@ -15,4 +15,5 @@ def open_digits() -> ArraySource:
         labels=digits.target.astype(np.int64),
         class_names=tuple(str(name) for name in digits.target_names),
         stem="digits",
+        listing=Listing(labels="scikit-learn's", class_counts=class_counts(digits.target, 10)),
     )

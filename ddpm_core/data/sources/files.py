@@ -1,179 +1,191 @@
-"""Sets of files: a folder (local or on S3), a tar, a zip; and images that are one file each.
+"""Sets of files, by name in sorted order: those of a folder, local or on S3; archives make theirs in tar.py and zip.py."""
 
-Members of archives are read where they lie and never written to disk under the names that they bring.
-"""
+import fnmatch
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Protocol, runtime_checkable
 
-import bz2
-import gzip
-import lzma
-import shutil
-import tarfile
-import zipfile
-import zlib
-from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.data.images import BadImage
-from ddpm_core.data.sources.base import RawImage, check_file_size, classes_by_folder, is_hidden, is_image
-from ddpm_core.data.sources.cache import cached
-from ddpm_core.data.sources.splits import SetAside, set_aside, split_folders, split_of_folder
-from ddpm_core.errors import InputError
+from ddpm_core.data.sources.base import DUPLICATE_NAME, HIDDEN, OUTSIDE, LeftOut, check_file_size, is_hidden, is_image
 
-_PACKINGS: dict[bytes, Callable[..., gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where one file lies."""
+
+    name: str
+    """As it stands in the folder or archive, which may not be how it is shown."""
+    part: int
+    """Which of several archives it lies in."""
+    offset: int
+    size: int
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads files where they lie; small, so that it can be sent to other machines, where it opens what it reads anew."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether each read waits for a server, so that many at once are worth while."""
+        ...
+
+    def read(self, place: Place) -> bytes:
+        """One file.
+
+        Raises:
+            BadImage: if it is damaged.
+        """
+        ...
+
+    def read_head(self, place: Place) -> bytes:
+        """Its first 64 bytes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSet:
-    """Files by name, in sorted order, read by index; hidden ones are not in it."""
+    """Files by name, in sorted order, read by index. In memory they take little more than their names."""
 
     where: str
-    names: Sequence[str]
-    """Paths below the folder, or inside the archive."""
-    read_at: Callable[[int], bytes]
-    """Reads the file of this index; raises BadImage if it is damaged."""
+    table: pa.Table
+    """key, part, offset, size: a Place each; keys are names as the bytes that file systems hold."""
+    reader: Reader
+    left_out: tuple[LeftOut, ...] = ()
+    parts: tuple[str, ...] = ()
+    """Names of the archives, where there are several; they come before the names of the files in them."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """All of them: paths below the folder, or inside the archive."""
+        return [
+            f"{part}/{name}" if part else name for part, name in zip(self.part_names, self.names_inside, strict=True)
+        ]
+
+    @property
+    def names_inside(self) -> list[str]:
+        """Their names in the folder or the archive that holds them."""
+        return [os.fsdecode(key) for key in self.table["key"].to_pylist()]
+
+    @property
+    def part_names(self) -> list[str]:
+        """The archive that each lies in, where there are several; else ""."""
+        return [self.parts[part] for part in self.table["part"].to_pylist()] if self.parts else [""] * len(self)
+
+    def name(self, index: int) -> str:
+        inside = os.fsdecode(self.table["key"][index].as_py())
+        return f"{self.parts[self.table['part'][index].as_py()]}/{inside}" if self.parts else inside
+
+    def place(self, index: int) -> Place:
+        key, part, offset, size = (self.table[column][index].as_py() for column in ("key", "part", "offset", "size"))
+        return Place(name=os.fsdecode(key), part=part, offset=offset, size=size)
+
+    def read_at(self, index: int) -> bytes:
+        """The file of this index.
+
+        Raises:
+            BadImage: if it is damaged, or larger than any image.
+        """
+        place = self.place(index)
+        check_file_size(place.size)
+        return self.reader.read(place)
+
+    def matching(self, pattern: str) -> "FileSet":
+        """Those of a name like `*.png`; a star stands for slashes, too."""
+        fits = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names], bool)
+        left_out = tuple(item for item in self.left_out if fnmatch.fnmatchcase(item.name, pattern))
+        return replace(self, table=self.table.filter(pa.array(fits)).combine_chunks(), left_out=left_out)
+
+
+def file_set(where: str, found: Iterable[Place], reader: Reader, left_out: Iterable[LeftOut] = ()) -> FileSet:
+    """Files as they were found, in the order of their names; of those that share a name the last one counts, as for tar itself.
+
+    Hidden ones, and names that lead out of an archive, are left out.
+    """
+    table, missed = sorted_places(found)
+    return FileSet(where=where, table=table, reader=reader, left_out=(*left_out, *missed))
+
+
+def sorted_places(found: Iterable[Place]) -> tuple[pa.Table, list[LeftOut]]:
+    """Places in the order of their names, and what is none of the files that could be images."""
+    keys: list[bytes] = []
+    numbers: list[tuple[int, int, int]] = []
+    left_out: list[LeftOut] = []
+    for place in found:
+        if is_hidden(place.name):
+            left_out.append(LeftOut(name=place.name, reason=HIDDEN, lost=False))
+        elif ".." in PurePosixPath(place.name).parts:
+            left_out.append(LeftOut(name=place.name, reason=OUTSIDE, lost=is_image(place.name)))
+        else:
+            keys.append(os.fsencode(place.name))
+            numbers.append((place.part, place.offset, place.size))
+    order = sorted(range(len(keys)), key=lambda index: (keys[index], index))
+    last: list[int] = []
+    for index in order:
+        if last and keys[last[-1]] == keys[index]:
+            name = os.fsdecode(keys[index])
+            left_out.append(LeftOut(name=name, reason=DUPLICATE_NAME, lost=is_image(name)))
+            last[-1] = index
+        else:
+            last.append(index)
+    columns: NDArray[np.int64] = np.array([numbers[index] for index in last], np.int64).reshape(-1, 3)
+    table = {
+        "key": pa.array([keys[index] for index in last], pa.large_binary()),
+        **{name: columns[:, number] for number, name in enumerate(("part", "offset", "size"))},
+    }
+    return pa.table(table), left_out
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFiles:
-    """Images that are one file each, of the class of the folder they lie in."""
+class FolderReader:
+    """Files of a folder, each by its name."""
 
-    files: FileSet
-    places: Sequence[int]
-    """Which of the files they are."""
-    labels: Sequence[int | None]
-    class_names: tuple[str, ...]
-    own_splits: SetAside = field(default_factory=dict)
+    base: str
 
     @property
-    def num_images(self) -> int:
-        return len(self.places)
+    def remote(self) -> bool:
+        return storage.is_s3(self.base)
 
-    def name(self, index: int) -> str:
-        return self.files.names[self.places[index]]
+    def read(self, place: Place) -> bytes:
+        return self._tried(place, None)
 
-    def read(self, index: int) -> RawImage:
-        data = self.files.read_at(self.places[index])
-        return RawImage(name=self.name(index), data=data, label=self.labels[index])
+    def read_head(self, place: Place) -> bytes:
+        return self._tried(place, 64)
 
-
-def open_images(files: FileSet) -> ImageFiles:
-    """The images among the files, told by their suffix."""
-    places = array("q", (place for place, name in enumerate(files.names) if is_image(name)))
-    names = [files.names[place] for place in places]
-    depth = split_folders(names)
-    splits = {} if depth is None else set_aside(split_of_folder(name, depth) for name in names)
-    below = names if depth is None else [name.split("/", depth + 1)[-1] for name in names]  # a split is no class
-    class_names, labels = classes_by_folder(below)
-    return ImageFiles(files=files, places=places, labels=labels, class_names=class_names, own_splits=splits)
-
-
-def list_folder(uri: str) -> FileSet:
-    """The files below a folder, at any depth."""
-    base = storage.absolute(uri)
-    found = [(file[len(base) :].lstrip("/"), size) for file, size in storage.list_files(base)]
-    names, sizes = _sorted([(name, size) for name, size in found if not is_hidden(name)])
-
-    def read_at(place: int) -> bytes:
-        check_file_size(sizes[place])
+    def _tried(self, place: Place, size: int | None) -> bytes:
+        uri = storage.below(self.base, place.name)
         try:
-            return storage.read_bytes(storage.join(base, names[place]))
+            return storage.read_bytes(uri) if size is None else storage.read_range(uri, 0, min(size, place.size))
         except OSError as error:
-            if storage.is_s3(base):  # the server's trouble, not the image's
+            if self.remote:  # the server's trouble, not the image's
                 raise
             raise BadImage(f"cannot be read: {error}") from None
 
-    return FileSet(where=uri, names=names, read_at=read_at)
 
+def list_folder(uri: str) -> FileSet:
+    """The files below a folder, at any depth; what stands there and cannot be read is left out."""
+    base = storage.absolute(uri)
+    left_out: list[LeftOut] = []
 
-def list_zip(path: Path) -> FileSet:
-    """The files in a zip."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
-    members = [(info.filename, info.file_size) for info in archive.infolist() if not info.is_dir()]
-    names, sizes = _sorted([(name, size) for name, size in members if not is_hidden(name)])
+    def places() -> Iterator[Place]:
+        for entry in storage.walk(base):
+            if entry.size_bytes is not None:
+                yield Place(name=entry.name, part=0, offset=0, size=entry.size_bytes)
+            else:
+                lost = not is_hidden(entry.name) and (is_image(entry.name) or "." not in PurePosixPath(entry.name).name)
+                left_out.append(LeftOut(name=entry.name, reason=str(entry.problem), lost=lost))
 
-    def read_at(place: int) -> bytes:
-        check_file_size(sizes[place])
-        try:
-            return archive.read(names[place])
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise BadImage(f"cannot be unpacked: {error}") from None  # damaged; encrypted; packed in an unknown way
-
-    return FileSet(where=str(path), names=names, read_at=read_at)
-
-
-def list_tar(path: Path) -> FileSet:
-    """The files in a tar; a packed one (gzip, bzip2, xz) is unpacked into the cache, once, as one plain tar."""
-    plain = unpacked(path)
-    identity = f"{path} {storage.fingerprint(str(path))}"
-    folder = cached("tar", identity, lambda aside: _index_tar(plain, path, aside / "index.parquet"))
-    index = pq.read_table(folder / "index.parquet")
-    names = index["name"].to_pylist()
-    offsets, sizes = index["offset"].to_numpy(), index["size"].to_numpy()
-
-    def read_at(place: int) -> bytes:
-        offset, size = int(offsets[place]), int(sizes[place])
-        check_file_size(size)
-        return storage.read_range(str(plain), offset, size)
-
-    return FileSet(where=str(path), names=names, read_at=read_at)
-
-
-def _index_tar(plain: Path, path: Path, target: Path) -> None:
-    """Write down where each file lies in a plain tar; walking all headers takes seconds, and every worker needs it."""
-    places: dict[str, tuple[int, int]] = {}  # a name that comes twice means its last file, as for tar itself
-    try:
-        with tarfile.open(plain, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                if member.isreg() and not member.issparse() and not is_hidden(member.name):
-                    places[member.name.removeprefix("./")] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is a damaged tar: {error}; fetch it again") from None
-    names = sorted(places)
-    offsets, sizes = (pa.array([places[name][column] for name in names], pa.int64()) for column in (0, 1))
-    pq.write_table(pa.table({"name": pa.array(names, pa.string()), "offset": offsets, "size": sizes}), target)
-
-
-def packing(head: bytes) -> Callable[..., gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile] | None:
-    """What opens a packed file that starts with these bytes; None if it is not packed."""
-    return next((opener for magic, opener in _PACKINGS.items() if head.startswith(magic)), None)
-
-
-def unpacked(path: Path) -> Path:
-    """The file itself, or its content in the cache if it is packed."""
-    with open(path, "rb") as file:
-        opener = packing(file.read(8))
-    if opener is None:
-        return path
-
-    def unpack(folder: Path) -> None:
-        try:
-            with opener(path, "rb") as packed, open(folder / "plain", "wb") as plain:
-                shutil.copyfileobj(packed, plain, 1 << 20)
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the file's
-                raise
-            raise InputError(f"{path} is damaged: {error}; fetch it again") from None
-
-    return cached("unpacked", f"{path} {storage.fingerprint(str(path))}", unpack) / "plain"
-
-
-def _sorted(members: list[tuple[str, int]]) -> tuple[list[str], "array[int]"]:
-    members.sort()
-    return [name for name, _ in members], array("q", (size for _, size in members))
+    return file_set(uri, places(), FolderReader(base=base), left_out)
 
 
 def kinds(names: Sequence[str]) -> str:

@@ -4,15 +4,17 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_core.data.sources.base import ArraySource, RawImage, checked_labels, numbered_classes
-from ddpm_core.data.sources.files import unpacked
-from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
+from ddpm_core.data.sources.base import ArraySource, Listing, RawImage, checked_labels, class_counts
+from ddpm_core.data.sources.labels import few, numbered_classes
+from ddpm_core.data.sources.packing import unpacked
+from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file, words_without_split
 from ddpm_core.errors import InputError
 
 IMAGES_NAME = re.compile(r"(^|[-_.])images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
@@ -28,6 +30,7 @@ class JoinedSource:
     num_images: int
     class_names: tuple[str, ...]
     own_splits: SetAside
+    listing: Listing
 
     def _part(self, index: int) -> tuple[ArraySource, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -48,7 +51,22 @@ def join_sources(parts: Sequence[ArraySource]) -> JoinedSource:
     starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
     names = max((part.class_names for part in parts), key=len)
     splits = set_aside(split for part in parts for split in [split_of_file(part.stem)] * part.num_images)
-    return JoinedSource(parts=tuple(parts), starts=starts, num_images=sum(sizes), class_names=names, own_splits=splits)
+    said = [part.listing.labels for part in parts if part.labels is not None]
+    without = [part.stem for part in parts if part.labels is None]
+    listing = Listing(
+        labels=few(said) if said else "none",
+        class_counts=tuple(map(sum, zip_longest(*(part.listing.class_counts for part in parts), fillvalue=0))),
+        splits=f"the names {few(part.stem for part in parts)}" if splits else "none of its own",
+        notes=(f"no labels for {few(without)}",) if said and without else (),
+    )
+    return JoinedSource(
+        parts=tuple(parts),
+        starts=starts,
+        num_images=sum(sizes),
+        class_names=names,
+        own_splits=splits,
+        listing=listing,
+    )
 
 
 def is_idx(head: bytes) -> bool:
@@ -60,6 +78,18 @@ def open_idx(files: Sequence[Path]) -> JoinedSource:
     """Files of images with, beside each, the file of its labels if there is one; training files come first."""
     ordered = sorted(files, key=lambda path: ("train" not in path.name, path.name))
     return join_sources([_open_pair(path) for path in ordered])
+
+
+def sets_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Files of images, by the set that they are of: the words of their names that are no split's.
+
+    A file that lies there packed and unpacked counts once, as it is unpacked.
+    """
+    sets: dict[str, list[str]] = {}
+    for name in names:
+        if name.removesuffix(".gz") not in names or not name.endswith(".gz"):
+            sets.setdefault("-".join(words_without_split(IMAGES_NAME.sub("", name))), []).append(name)
+    return sets
 
 
 def label_names(images: str) -> tuple[str, str]:
@@ -75,7 +105,10 @@ def _open_pair(path: Path) -> ArraySource:
     candidates = [path.with_name(name) for name in label_names(path.name)]
     beside = next((file for file in candidates if file != path and file.is_file()), None)
     labels = None if beside is None else checked_labels(_read_idx(beside), len(images), str(beside))
-    return ArraySource(images=images, labels=labels, class_names=numbered_classes(labels), stem=path.name)
+    listing = Listing(labels="none" if beside is None else beside.name, class_counts=class_counts(labels, 0))
+    return ArraySource(
+        images=images, labels=labels, class_names=numbered_classes(labels), stem=path.name, listing=listing
+    )
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:

@@ -2,16 +2,21 @@
 
 import shutil
 import zipfile
+import zlib
+from dataclasses import replace
+from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ddpm_core import storage
-from ddpm_core.data.sources.base import ArraySource, checked_labels, numbered_classes
+from ddpm_core.data.sources.base import ArraySource, Listing, checked_labels, class_counts
 from ddpm_core.data.sources.cache import cached
 from ddpm_core.data.sources.idx import JoinedSource, join_sources
+from ddpm_core.data.sources.labels import few, numbered_classes
 from ddpm_core.errors import InputError
 
 _PAIRS = (
@@ -43,6 +48,15 @@ def open_npz(path: Path) -> JoinedSource:
     Raises:
         InputError: if there are none, or they are not uint8 of shape [n, h, w], [n, h, w, c] or [n, c, h, w].
     """
+    try:
+        return _open_npz(path)
+    except InputError:
+        raise
+    except (ValueError, EOFError, OverflowError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as numpy's .npz: {_line(error)}") from None
+
+
+def _open_npz(path: Path) -> JoinedSource:
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         pairs = [(images, labels) for images, labels in _PAIRS if images in names]
@@ -51,44 +65,81 @@ def open_npz(path: Path) -> JoinedSource:
         if not pairs:
             raise InputError(f"{path} holds the arrays {', '.join(names)}; expected one named images, or x_train")
         for images, _ in pairs:
-            _check_images(archive, images, path)
-        return join_sources([_open_pair(archive, path, images, labels) for images, labels in pairs])
+            _check_images(*_header(archive, images), f"{images} in {path}")
+        joined = join_sources([_open_pair(archive, path, images, labels) for images, labels in pairs])
+    unused = sorted(set(names) - {name for pair in pairs for name in pair})
+    note = f"arrays that are not used: {few(unused)}"
+    return replace(joined, listing=replace(joined.listing, notes=(*joined.listing.notes, *([note] if unused else []))))
+
+
+def open_npy(path: Path) -> ArraySource:
+    """The images of one .npy: an array as in an .npz, without labels.
+
+    Raises:
+        InputError: as open_npz.
+    """
+    try:
+        with open(path, "rb") as file:
+            _check_images(*_read_header(file), str(path))
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except InputError:
+        raise
+    except (ValueError, EOFError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read as numpy's .npy: {_line(error)}") from None
+    return ArraySource(images=_channels_last(array), labels=None, class_names=(), stem=path.name)
 
 
 def _open_pair(archive: zipfile.ZipFile, path: Path, images: str, labels: str) -> ArraySource:
-    array = _mapped(archive, path, images)
-    if array.ndim == 4 and array.shape[3] not in _CHANNELS:
-        array = array.transpose(0, 2, 3, 1)
+    array = _channels_last(_mapped(archive, path, images))
     found = None
     if f"{labels}.npy" in archive.namelist():
-        _, dtype = _header(archive, labels)
-        if dtype.kind not in "iu":
-            raise InputError(f"{labels} in {path} is an array of {dtype}; expected integers")
-        with archive.open(f"{labels}.npy") as file:
-            found = checked_labels(
-                npy.read_array(file, allow_pickle=False).squeeze(), len(array), f"{labels} in {path}"
-            )
-    return ArraySource(images=array, labels=found, class_names=numbered_classes(found), stem=f"{path.name}/{images}")
+        found = _read_labels(archive, f"{labels} in {path}", labels, len(array))
+    return ArraySource(
+        images=array,
+        labels=found,
+        class_names=numbered_classes(found),
+        stem=f"{path.name}/{images}",
+        listing=Listing(labels="none" if found is None else labels, class_counts=class_counts(found, 0)),
+    )
 
 
-def _check_images(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    shape, dtype = _header(archive, name)
+def _channels_last(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 and array.shape[3] not in _CHANNELS else array
+
+
+def _read_labels(archive: zipfile.ZipFile, where: str, labels: str, num_images: int) -> NDArray[np.int64]:
+    shape, dtype = _header(archive, labels)
+    if dtype.kind not in "iu":
+        raise InputError(f"{where} is an array of {dtype}; expected integers")
+    if [size for size in shape if size != 1] != [size for size in (num_images,) if size != 1]:
+        raise InputError(f"{where} has labels of shape {list(shape)}; expected one for each of {num_images} images")
+    with archive.open(f"{labels}.npy") as file:
+        return checked_labels(npy.read_array(file, allow_pickle=False).reshape(-1), num_images, where)
+
+
+def _check_images(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
     if dtype.hasobject:
-        raise InputError(f"{name} in {path} holds Python objects, which are not read here; save it as uint8")
+        raise InputError(f"{where} holds Python objects, which are not read here; save it as uint8")
     if dtype != np.uint8:
-        raise InputError(f"{name} in {path} is an array of {dtype}; expected uint8, 0 to 255")
+        raise InputError(f"{where} is an array of {dtype}; expected uint8, 0 to 255")
     if not (len(shape) == 3 or (len(shape) == 4 and (shape[3] in _CHANNELS or shape[1] in _CHANNELS))):
-        raise InputError(
-            f"{name} in {path} has the shape {list(shape)}; expected [n, h, w], [n, h, w, c] or [n, c, h, w]"
-        )
+        raise InputError(f"{where} has the shape {list(shape)}; expected [n, h, w], [n, h, w, c] or [n, c, h, w]")
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, without its content."""
     with archive.open(f"{name}.npy") as file:
-        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(file)
+        return _read_header(cast(BufferedIOBase, file))
+
+
+def _read_header(file: BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
+    read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
     return shape, dtype
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _mapped(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.uint8]:

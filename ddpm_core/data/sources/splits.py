@@ -20,8 +20,16 @@ SetAside = dict[Split, NDArray[np.int64]]
 
 def split_of_file(name: str) -> Split | None:
     """The split that a file's name says in a word of its own, as `t10k-images-idx3-ubyte` or `x_test`."""
-    words = re.split(r"[^a-z0-9]+", PurePosixPath(name).name.lower())
-    return next((_WORDS[word] for word in words if word in _WORDS), None)
+    return next((_WORDS[word] for word in _words(name) if word in _WORDS), None)
+
+
+def words_without_split(name: str) -> list[str]:
+    """The words of a file's name that do not say a split."""
+    return [word for word in _words(name) if word and word not in _WORDS]
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", PurePosixPath(name).name.lower())
 
 
 def set_aside(splits: Iterable[Split | None]) -> SetAside:
@@ -46,6 +54,13 @@ def split_folders(names: Sequence[str]) -> int | None:
     heads = {PurePosixPath(name).parts[depth : depth + 1] for name in names}
     splits = {_WORDS.get("".join(head).lower()) for head in heads}
     return depth if "train" in splits and None not in splits and len(splits) > 1 else None
+
+
+def passed_over(names: Sequence[str]) -> list[str]:
+    """Folders named as splits of which none is taken, for other images lie beside them."""
+    if not names or split_folders(names) is not None:
+        return []
+    return sorted({part for name in names for part in PurePosixPath(name).parent.parts[:2] if part.lower() in _WORDS})
 
 
 def split_of_folder(name: str, depth: int) -> Split:

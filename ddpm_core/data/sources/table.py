@@ -6,7 +6,7 @@ cache once, with an index of where each lies.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from ddpm_core import storage
-from ddpm_core.data.sources.base import RawImage, check_file_size, numbered_classes
+from ddpm_core.data.sources.base import Listing, RawImage, check_file_size, class_counts
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.label_files import LABEL_COLUMNS
+from ddpm_core.data.sources.labels import NO_RULE, LabelRule, Labels, few, no_labels, ordered
 from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
+from ddpm_core.data.sources.table_labels import numbered_column, plain_labels
 from ddpm_core.errors import InputError
 
 _IMAGE_NAMES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp")
-_LABEL_NAMES = ("label", "labels", "class", "category", "cls", "fine_label")
 _BATCH_ROWS = 256
+_INDEX = pa.schema([("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,17 @@ class TableSource:
 
     blob: Path
     index: pa.Table
-    """name, offset, size, label (null for none)."""
-    class_names: tuple[str, ...]
+    """name, offset, size."""
+    labels: Labels
+    listing: Listing = field(default_factory=Listing)
 
     @property
     def num_images(self) -> int:
         return len(self.index)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.labels.class_names
 
     @cached_property
     def own_splits(self) -> SetAside:
@@ -48,74 +55,85 @@ class TableSource:
         return str(self.index["name"][index].as_py())
 
     def read(self, index: int) -> RawImage:
-        name, offset, size, label = (
-            self.index[column][index].as_py() for column in ("name", "offset", "size", "label")
-        )
+        name, offset, size = (self.index[column][index].as_py() for column in ("name", "offset", "size"))
         check_file_size(size)
-        return RawImage(name=name, data=storage.read_range(str(self.blob), offset, size), label=label)
+        label = int(self.labels.numbers[index])
+        data = storage.read_range(str(self.blob), offset, size)
+        return RawImage(name=name, data=data, label=None if label < 0 else label)
 
 
-def open_parquet(paths: Sequence[Path]) -> TableSource:
+def open_parquet(paths: Sequence[Path], rule: LabelRule = NO_RULE) -> TableSource:
     """The images of some parquet files, by file name and row.
 
     Raises:
-        InputError: if a file is damaged, or has no column of images.
+        InputError: if a file is damaged, has no column of images, or labels that cannot be understood.
     """
+    ordered_paths = sorted(paths)
+    where = str(ordered_paths[0]) if len(paths) == 1 else f"{ordered_paths[0].parent} (of {len(paths)} parquet files)"
     identity = " ".join(f"{path} {storage.fingerprint(str(path))}" for path in paths)
-    folder = cached("table", identity, lambda aside: _lay_out(sorted(paths), aside))
-    index = pq.read_table(folder / "index.parquet")
-    names = json.loads(index.schema.metadata[b"class_names"])
-    return TableSource(blob=folder / "blob", index=index.combine_chunks(), class_names=tuple(names))
+    try:
+        folder = cached("table-2", identity, lambda aside: _lay_out(ordered_paths, aside))
+        index = pq.read_table(folder / "index.parquet").combine_chunks()
+        labels, notes = _labels(ordered_paths, where, rule, len(index))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{where} cannot be read as parquet: {' '.join(str(error).split())}") from None
+    source = TableSource(blob=folder / "blob", index=index, labels=labels)
+    files = few(path.name for path in ordered_paths)
+    listing = Listing(
+        unit="rows",
+        labels=labels.said,
+        splits=f"the names of the files ({files})" if source.own_splits else "none of its own",
+        class_counts=class_counts(labels.numbers, len(labels.class_names)),
+        notes=(*labels.notes, *notes),
+    )
+    return TableSource(blob=source.blob, index=index, labels=labels, listing=listing)
 
 
 def _lay_out(paths: Sequence[Path], folder: Path) -> None:
-    """Write the images to folder/blob and where they lie to folder/index.parquet."""
-    names: list[str] = []
-    sizes: list[int] = []
-    labels: list[Any] = []
-    class_names: tuple[str, ...] = ()
-    with open(folder / "blob", "wb") as blob:
+    """Write the images to folder/blob and where they lie to folder/index.parquet, a batch at a time."""
+    offset = 0
+    with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
         for path in paths:
             try:
                 with pq.ParquetFile(path) as file:
-                    class_names = max(class_names, _named_classes(file.schema_arrow), key=len)
-                    for name, data, label in _rows(file, path):
-                        blob.write(data)
-                        names.append(name)
-                        sizes.append(len(data))
-                        labels.append(label)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    for names, images in _rows(file, path):
+                        sizes = [len(data) for data in images]
+                        blob.writelines(images)
+                        offsets = np.cumsum([offset, *sizes], dtype=np.int64)
+                        index.write_table(pa.table([names, offsets[:-1], sizes], schema=_INDEX))
+                        offset = int(offsets[-1])
+            except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
-    numbers, class_names = _numbered(labels, class_names)
-    offsets = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
-    columns = {
-        "name": pa.array(names, pa.string()),
-        "offset": offsets,
-        "size": pa.array(sizes, pa.int64()),
-        "label": pa.array(numbers, pa.int64()),
-    }
-    table = pa.table(columns).replace_schema_metadata({b"class_names": json.dumps(class_names).encode()})
-    pq.write_table(table, folder / "index.parquet")
 
 
-def _rows(file: pq.ParquetFile, path: Path) -> Iterator[tuple[str, bytes, Any]]:
-    """(name, encoded image, label as it stands) of every row; an image that is null is empty."""
-    image, label = _image_column(file.schema_arrow, path), _label_column(file.schema_arrow)
+def _rows(file: pq.ParquetFile, path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Names and encoded images of every batch of rows; an image that is null is empty."""
+    column = _image_column(file.schema_arrow, path)
     number = 0
-    for batch in file.iter_batches(_BATCH_ROWS, columns=[image, *([label] if label else [])]):
-        found = batch.column(image).to_pylist()
-        given = batch.column(label).to_pylist() if label else [None] * len(found)
-        for value, of_class in zip(found, given, strict=True):
+    for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
+        names, images = [], []
+        for value in batch.column(0).to_pylist():
             data, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-            place = f"{path.name}#{number}"
-            yield (f"{place} {name}" if name else place), data or b"", of_class
+            if data is None and name:
+                raise InputError(
+                    f"{path} holds the paths of images (as {str(name)[:80]}) and not the images; name the folder that they lie "
+                    "in as the source, and labels by --data.labels"
+                )
+            names.append(storage.printable(f"{path.name}#{number} {name}" if name else f"{path.name}#{number}"))
+            images.append(data or b"")
             number += 1
+        yield names, images
 
 
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _image_column(schema: pa.Schema, path: Path) -> str:
@@ -128,30 +146,86 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
     return (named or columns)[0]
 
 
-def _label_column(schema: pa.Schema) -> str | None:
-    def fits(name: str) -> bool:
-        if name not in schema.names:
-            return False
-        kind = schema.field(name).type
-        return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _labels(paths: Sequence[Path], where: str, rule: LabelRule, num_rows: int) -> tuple[Labels, list[str]]:
+    """The labels of all files, and what of their columns is not used."""
+    if rule.file == "none":
+        return no_labels(num_rows, "none, as asked"), []
+    if rule.file:
+        raise InputError(
+            f"data.labels is {rule.file} and the source is parquet, whose labels are a column; expected none or nothing"
+        )
+    notes: dict[str, None] = {}
+    chunks: list[pa.Array] = []
+    given: dict[str, tuple[str, ...]] = {}
+    column = ""
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            image = _image_column(schema, path)
+            found = _label_column(schema)
+            rest = [f"{field.name} ({field.type})" for field in schema if field.name not in (image, found)]
+            notes |= {f"columns that are not used: {few(rest)}": None} if rest else {}
+            rows = file.metadata.num_rows
+            if not found:
+                chunks.append(pa.nulls(rows))
+                continue
+            column = found
+            given |= {str(path): _named_classes(schema, found)}
+            chunks.append(plain_labels(file.read([found])[found], f"{found} in {path}"))
+    if not column:
+        return no_labels(num_rows, "none"), list(notes)
+    names = _agreed(given)
+    return ordered(numbered_column(chunks, where, f"the column {column}", names), rule), list(notes)
 
-    return next((name for name in _LABEL_NAMES if fits(name)), None)
+
+def _label_column(schema: pa.Schema) -> str:
+    """The column of labels; "" if there is none."""
+    return next((name for name in LABEL_COLUMNS if name in schema.names and _can_be_label(schema.field(name).type)), "")
 
 
-def _named_classes(schema: pa.Schema) -> tuple[str, ...]:
-    """Class names as Hugging Face's datasets leave them in the schema's metadata."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(_label_column(schema) or "", {})
-    return tuple(feature.get("names", ())) if isinstance(feature, dict) else ()
+def _can_be_label(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _can_be_label(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _can_be_label(kind.value_type)
+    tests = (
+        pa.types.is_integer,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_boolean,
+        pa.types.is_floating,
+        pa.types.is_null,
+    )
+    return any(test(kind) for test in tests)
 
 
-def _numbered(labels: list[Any], class_names: tuple[str, ...]) -> tuple[list[int | None], tuple[str, ...]]:
-    """Labels as numbers (None where there is none) and the class names; names as labels are numbered in their order."""
-    there = [label for label in labels if label is not None]
-    if any(isinstance(label, str) for label in there):
-        class_names = tuple(sorted({str(label) for label in there}))
-        place = {name: number for number, name in enumerate(class_names)}
-        return [None if label is None else place[str(label)] for label in labels], class_names
-    numbers = [None if label is None or label < 0 else int(label) for label in labels]  # -1 is unlabelled by custom
-    array: NDArray[np.int64] = np.array([number for number in numbers if number is not None], dtype=np.int64)
-    return numbers, max(class_names, numbered_classes(array), key=len)
+def _named_classes(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """Class names as Hugging Face's datasets leave them in the schema's metadata, if they are there and whole."""
+    try:
+        described: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", column):
+            described = (described or {}).get(key)
+        feature = (
+            described.get("feature", described) if isinstance(described, dict) else {}
+        )  # a list of labels has it inside
+        names = feature.get("names") if isinstance(feature, dict) else None
+    except (ValueError, AttributeError, RecursionError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _agreed(given: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The one list of class names that all files with names have.
+
+    Raises:
+        InputError: if they differ.
+    """
+    named = {path: names for path, names in given.items() if names}
+    if len(set(named.values())) > 1:
+        (one, ours), (other, theirs) = list({names: (path, names) for path, names in named.items()}.values())[:2]
+        raise InputError(
+            f"{one} names the classes {few(ours)}, {other} {few(theirs)}; expected one list: name a file of one set, as "
+            "--data.source 'FOLDER/train-*.parquet'"
+        )
+    return next(iter(named.values()), ())

@@ -114,13 +114,13 @@ def _known(folder: str, key: str, name: str) -> DatasetIndex | None:
 
 
 def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIndex:
-    """Move a dataset to where its content says, unless it stands there; and remember what the source was found to be."""
+    """Move a dataset to where its content says, but for what stands there; and remember what the source was found to be."""
     dataset = f"{name}-{written.digest[:12]}"
     uri = storage.join(folder, dataset)
-    stands = storage.exists(index_uri(uri))
     files = [file for file, _ in storage.list_files(written.uri)]
     for file in sorted(files, key=lambda file: file == index_uri(written.uri)):  # the index last
-        storage.delete(file) if stands else _move(file, storage.join(uri, file.rpartition("/")[2]))
+        to = storage.join(uri, file.rpartition("/")[2])
+        storage.delete(file) if storage.exists(to) else _move(file, to)
     storage.write_bytes(_pointer(folder, key), json.dumps({"dataset": dataset, "digest": written.digest}).encode())
     return replace(written, uri=uri)
 

@@ -5,7 +5,6 @@ knowing of the rest.
 """
 
 import hashlib
-import tarfile
 import tempfile
 import zlib
 from collections import Counter
@@ -35,6 +34,7 @@ from ddpm_core.data.plan import ShardPlan
 from ddpm_core.data.sources import ImageFiles, RawImage, Source
 from ddpm_core.data.sources.base import class_counts
 from ddpm_core.data.sources.sidecars import ahead
+from ddpm_core.data.tar_writer import TarWriter
 from ddpm_core.data.twins import find_twins
 from ddpm_core.errors import InputError
 
@@ -69,23 +69,20 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
     """
     with tempfile.TemporaryDirectory(prefix="ddpm-shard-") as folder:
         path = Path(folder) / plan.name
-        written = _write_tar(path, plan, source, config)
-        labels = written.labels
-        rows = _read_back(path, labels)
-        if labels:
+        with open(path, "wb") as file, TarWriter(file) as tar:
+            written = _write_images(tar, plan, source, config)
+        if written.keys:
             storage.upload(path, storage.join(uri, plan.name))
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        entry = ShardEntry(
-            name=plan.name,
-            split=plan.split,
-            num_samples=len(labels),
-            size_bytes=path.stat().st_size,
-            sha256=sha256,
-        )
+    entry = ShardEntry(
+        name=plan.name,
+        split=plan.split,
+        num_samples=len(written.keys),
+        size_bytes=tar.size_bytes,
+        sha256=tar.sha256,
+    )
     hashes = np.frombuffer(b"".join(written.hashes), np.uint64).reshape(-1, 2)
     return ShardResult(
-        entry=entry, rows=rows, hashes=hashes, rejected=tuple(written.rejected), remarks=dict(written.remarks)
+        entry=entry, rows=written.rows(), hashes=hashes, rejected=tuple(written.rejected), remarks=dict(written.remarks)
     )
 
 
@@ -93,33 +90,42 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
 class _Written:
     """What went into a tar, and what did not."""
 
-    labels: dict[str, int] = field(default_factory=dict)
-    """By key."""
+    keys: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
 
+    def rows(self) -> pa.Table:
+        """Of manifest.ROW_SCHEMA, as if the shard were the dataset's first."""
+        columns = (self.keys, [0] * len(self.keys), self.offsets, self.sizes, self.labels, self.checksums)
+        return pa.table(dict(zip(ROW_SCHEMA.names, columns, strict=True)), schema=ROW_SCHEMA)
 
-def _write_tar(path: Path, plan: ShardPlan, source: Source, config: DataConfig) -> _Written:
-    """Write the shard's images."""
-    import webdataset  # here, so that the library imports where it is missing
 
+def _write_images(tar: TarWriter, plan: ShardPlan, source: Source, config: DataConfig) -> _Written:
+    """Write the shard's images, each with its label beside it in WebDataset's form."""
     written = _Written()
     positions = plan.indices.tolist()
-    with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as writer:
-        for position, raw in zip(positions, _read_ahead(source, positions), strict=True):
-            try:
-                if isinstance(raw, BadImage):
-                    raise raw
-                pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
-            except BadImage as error:
-                written.rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
-                continue
-            key, png = f"{position:09d}", encode_png(pixels)
-            written.labels[key] = NO_LABEL if raw.label is None else raw.label
-            written.hashes.append(hashlib.blake2b(png, digest_size=16).digest())
-            label = {} if raw.label is None else {"cls": str(raw.label).encode()}
-            writer.write({"__key__": key, "png": png, **label})
+    for position, raw in zip(positions, _read_ahead(source, positions), strict=True):
+        try:
+            if isinstance(raw, BadImage):
+                raise raw
+            pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
+        except BadImage as error:
+            written.rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
+            continue
+        key, png = f"{position:09d}", encode_png(pixels)
+        if raw.label is not None:
+            tar.add(f"{key}.cls", str(raw.label).encode())
+        written.offsets.append(tar.add(f"{key}.png", png))
+        written.keys.append(key)
+        written.sizes.append(len(png))
+        written.labels.append(NO_LABEL if raw.label is None else raw.label)
+        written.checksums.append(zlib.crc32(png))
+        written.hashes.append(hashlib.blake2b(png, digest_size=16).digest())
     return written
 
 
@@ -134,24 +140,6 @@ def _read_ahead(source: Source, positions: Sequence[int]) -> Iterator[RawImage |
 
     remote = isinstance(source, ImageFiles) and source.files.reader.remote
     return ahead(read, positions, _READERS if remote else 1)
-
-
-def _read_back(path: Path, labels: dict[str, int]) -> pa.Table:
-    """Where each PNG lies in the tar, as tarfile finds it, and its checksum."""
-    data = path.read_bytes()
-    with tarfile.open(path) as tar:
-        found = {name: member for member in tar if (name := member.name).endswith(".png")}
-    members = [found[f"{key}.png"] for key in labels]
-    ends = [(member.offset_data, member.offset_data + member.size) for member in members]
-    columns = {
-        "key": list(labels),
-        "shard": [0] * len(labels),
-        "offset": [start for start, _ in ends],
-        "size": [end - start for start, end in ends],
-        "label": list(labels.values()),
-        "crc32": [zlib.crc32(data[start:end]) for start, end in ends],
-    }
-    return pa.table(columns, schema=ROW_SCHEMA)
 
 
 def commit_dataset(uri: str, results: Sequence[ShardResult], config: DataConfig, source: Source) -> DatasetIndex:

@@ -23,6 +23,7 @@ from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.plan import ShardPlan, plan_dataset
 from ddpm_core.data.sources import Listing, RawImage, Source
 from ddpm_core.data.sources.splits import SetAside
+from ddpm_core.data.tar_writer import TarWriter
 from ddpm_core.data.writer import commit_dataset, write_shard
 
 
@@ -250,3 +251,24 @@ def test_colour_and_size_are_the_configs(tmp_path: Path) -> None:
         assert file is not None
         image = Image.open(io.BytesIO(file.read()))
     assert (image.size, image.mode) == ((6, 6), "RGB")
+
+
+def test_tars_are_webdatasets_to_the_byte(tmp_path: Path) -> None:
+    content = {"png": b"x" * 700, "cls": b"3"}
+    with open(tmp_path / "ours.tar", "wb") as file, TarWriter(file) as ours:
+        found = {
+            f"{number:09d}.{name}": ours.add(f"{number:09d}.{name}", content[name])
+            for number in range(3)
+            for name in ("cls", "png")
+        }
+    with (
+        open(tmp_path / "theirs.tar", "wb") as file,
+        webdataset.TarWriter(file, mtime=0, user="", group="", encoder=False) as theirs,
+    ):
+        for number in range(3):
+            theirs.write({"__key__": f"{number:09d}", **content})
+    data = (tmp_path / "theirs.tar").read_bytes()
+    assert (tmp_path / "ours.tar").read_bytes() == data
+    assert (ours.sha256, ours.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+    with tarfile.open(tmp_path / "ours.tar") as tar:
+        assert {member.name: member.offset_data for member in tar} == found

@@ -4,6 +4,7 @@ import fnmatch
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Protocol, runtime_checkable
 
@@ -83,12 +84,21 @@ class FileSet:
         return [self.parts[part] for part in self.table["part"].to_pylist()] if self.parts else [""] * len(self)
 
     def name(self, index: int) -> str:
-        inside = os.fsdecode(self.table["key"][index].as_py())
-        return f"{self.parts[self.table['part'][index].as_py()]}/{inside}" if self.parts else inside
+        inside = os.fsdecode(self._keys[index].as_py())
+        return f"{self.parts[int(self._numbers[0][index])]}/{inside}" if self.parts else inside
 
     def place(self, index: int) -> Place:
-        key, part, offset, size = (self.table[column][index].as_py() for column in ("key", "part", "offset", "size"))
-        return Place(name=os.fsdecode(key), part=part, offset=offset, size=size)
+        part, offset, size = (int(column[index]) for column in self._numbers)
+        return Place(name=os.fsdecode(self._keys[index].as_py()), part=part, offset=offset, size=size)
+
+    @cached_property
+    def _numbers(self) -> tuple[NDArray[np.int64], ...]:
+        """The columns of numbers, of which one number is taken faster than from a table."""
+        return tuple(self.table[column].to_numpy() for column in ("part", "offset", "size"))
+
+    @cached_property
+    def _keys(self) -> pa.Array:
+        return self.table["key"].combine_chunks()
 
     def read_at(self, index: int) -> bytes:
         """The file of this index.
@@ -163,7 +173,7 @@ class FolderReader:
         return self._tried(place, 64)
 
     def _tried(self, place: Place, size: int | None) -> bytes:
-        uri = storage.below(self.base, place.name)
+        uri = f"{self.base.rstrip('/')}/{place.name}"
         try:
             return storage.read_bytes(uri) if size is None else storage.read_range(uri, 0, min(size, place.size))
         except OSError as error:

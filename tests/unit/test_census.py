@@ -636,3 +636,28 @@ def test_the_census_adds_up_in_every_form_and_gives_one_digest(
             )
         )
     assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+# ---- harm ------------------------------------------------------------------------------------------------------------------
+
+
+def _doubled(leaf: bytes, times: int = 60) -> bytes:
+    """Pickle code of a tuple of two of the same, so many levels deep: a few hundred bytes, 2^60 leaves."""
+    return leaf + b"".join(b"\x94h" + bytes([level]) + b"\x86" for level in range(times))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x80\x04}(" + _doubled(b"K\x01") + b"K\x01u.",
+        b"\x80\x04}(U\x04data" + b"K\x01U\x06labels](" + _doubled(b"K\x01") + b"eu.",
+        b"\x80\x04}(U\x06labels" + _doubled(b"K\x01") + b"U\x04dataK\x01u.",
+        b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + _doubled(b"K\x01") + b"cnumpy\ndtype\nU\x02u1\x85RK\x00U\x01xtb.",
+    ],
+    ids=["key", "labels", "labels-alone", "shape"],
+)
+def test_a_pickle_that_is_small_and_immense_is_refused_at_once(code: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(code)
+    with pytest.raises(ValueError, match=r".") as error:
+        open_source(str(tmp_path))
+    assert "\n" not in str(error.value)

@@ -31,6 +31,8 @@ _BYTES = frozenset({"BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"
 _PUT = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 _GET = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MAX_DIMENSIONS = 4
+_MAX_SIZE = 1 << 40
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -84,7 +86,7 @@ def read_plain_pickle(data: bytes) -> Any:
             if opcode.name == "STOP":
                 return _finished(machine.pop(1)[0])
             _step(machine, opcode.name, argument)
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, OverflowError) as error:
         raise InputError(f"damaged pickle: {error}") from None
     raise InputError("damaged pickle: it does not end")
 
@@ -117,7 +119,9 @@ def _step(machine: _Machine, name: str, argument: Any) -> None:
         _expect(stack[-1], list).extend(items)
     elif name in ("SETITEM", "SETITEMS"):
         items = machine.since_mark() if name == "SETITEMS" else machine.pop(2)
-        _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+        # Not tuples: one that holds another twice, and so on forty times over, takes days to hash.
+        keys = [key if isinstance(key, str | bytes | int) else _expect(key, str) for key in items[::2]]
+        _expect(stack[-1], dict).update(zip(keys, items[1::2], strict=True))
     elif name not in ("PROTO", "FRAME"):
         _object_step(machine, name, argument)
 
@@ -164,6 +168,9 @@ def _array(described: _Object) -> NDArray[np.uint8]:
     _, shape, dtype, fortran, data = _expect(described.state, tuple)
     if not isinstance(dtype, _Object) or dtype.kind != "dtype" or dtype.arguments[0] not in ("u1", b"u1"):
         raise InputError("refused: the pickle holds an array of another type; expected uint8")
+    sizes = _expect(shape, tuple)
+    if len(sizes) > _MAX_DIMENSIONS or not all(isinstance(size, int) and 0 <= size <= _MAX_SIZE for size in sizes):
+        raise InputError("damaged pickle: an array whose shape is none")
     if fortran or not isinstance(data, bytes) or len(data) != int(np.prod(shape, dtype=object)):
         raise InputError(f"damaged pickle: an array of shape {shape} whose bytes do not fit")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
@@ -199,6 +206,8 @@ def _read_batch(name: str, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.i
         rows, labels = fields[b"data"], fields[b"labels"]
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: {error}") from None
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: its labels are no list of integers")
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
         raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: its data is not an array [n, 3072]")
     checked = checked_labels(labels, len(rows), name)

@@ -370,8 +370,8 @@ def test_a_file_of_labels(name: str, content: bytes, tmp_path: Path) -> None:
         (b"", "holds no rows"),
         (b"path,label\n0.png,owl\n0.png,cat\n", "says of 0.png both 'owl' and 'cat'"),
         (b"path,label\nx.png,owl\n", "names none of the images: it has x.png, the source 0.png"),
-        (b"path,label\n0.png\n", "cannot be read as labels"),
-        (b"\xff\xfe,\n", "cannot be read as labels"),
+        (b"path,label\n0.png\n", "cannot be read as a file of labels"),
+        (b"\xff\xfe,\n", "cannot be read as a file of labels"),
         (b"path,label\n0.png,1099511627776\n", "has the label 1099511627776; expected numbers of classes"),
     ],
 )
@@ -532,7 +532,7 @@ def test_npy_and_arrays_beside_others(tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "y.npz")).listing.notes == ("arrays that are not used: ids",)
     whole = (tmp_path / "x.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"cut\.npy cannot be read as numpy's \.npy"):
+    with pytest.raises(ValueError, match=r"cut\.npy is damaged and cannot be read as numpy's \.npy"):
         open_source(str(tmp_path / "cut.npy"))
     np.save(tmp_path / "objects.npy", np.array([{}, None], dtype=object))
     with pytest.raises(ValueError, match="holds Python objects"):
@@ -652,7 +652,9 @@ def _doubled(leaf: bytes, times: int = 60) -> bytes:
         b"\x80\x04}(" + _doubled(b"K\x01") + b"K\x01u.",
         b"\x80\x04}(U\x04data" + b"K\x01U\x06labels](" + _doubled(b"K\x01") + b"eu.",
         b"\x80\x04}(U\x06labels" + _doubled(b"K\x01") + b"U\x04dataK\x01u.",
-        b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)R(K\x01" + _doubled(b"K\x01") + b"cnumpy\ndtype\nU\x02u1\x85RK\x00U\x01xtb.",
+        b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)R(K\x01"
+        + _doubled(b"K\x01")
+        + b"cnumpy\ndtype\nU\x02u1\x85RK\x00U\x01xtb.",
     ],
     ids=["key", "labels", "labels-alone", "shape"],
 )

@@ -1,7 +1,6 @@
 """Raw images in, whatever they lie in: one kind a file, told apart here by content."""
 
 import difflib
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from ddpm_core import storage
 from ddpm_core.data.sources.base import LeftOut, Listing, RawImage, Source
 from ddpm_core.data.sources.cache import fetched, fetched_together
 from ddpm_core.data.sources.cifar import BATCH_NAME, open_batches
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.digits import open_digits
 from ddpm_core.data.sources.files import FileSet, kinds, list_folder
 from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx, sets_of
@@ -234,12 +234,8 @@ def _open_archive(uri: str, files: FileSet, rule: LabelRule) -> Source:
 
 
 def _is_npz(path: Path) -> bool:
-    if not _head(path).startswith(b"PK"):
-        return False
-    try:
-        return is_npz(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
+    with worded(str(path), "a zip"):
+        return _head(path).startswith(b"PK") and is_npz(path)
 
 
 def _with_labels(uri: str) -> Path:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.data.sources.base import is_image
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.labels import Labels, few, numbered
 from ddpm_core.errors import InputError
 
@@ -54,14 +55,9 @@ def read_label_file(data: bytes, where: str) -> LabelFile:
     suffix = PurePosixPath(where).suffix.lower()
     if suffix not in _READERS:
         raise InputError(f"{where} is no file of labels that is read here; expected {', '.join(_READERS)}")
-    try:
+    with worded(where, "a file of labels"):
         rows = _READERS[suffix](data)
-        first = next(rows, None)
-        return _gathered(first, rows, where)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
-        raise InputError(f"{where} cannot be read as labels: {' '.join(str(error).split())[:200]}") from None
+        return _gathered(next(rows, None), rows, where)
 
 
 def _gathered(first: dict[str, Any] | None, rows: Iterator[dict[str, Any]], where: str) -> LabelFile:

@@ -2,7 +2,6 @@
 
 import shutil
 import zipfile
-import zlib
 from dataclasses import replace
 from io import BufferedIOBase
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.sources.base import ArraySource, Listing, checked_labels, class_counts
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.idx import JoinedSource, join_sources
 from ddpm_core.data.sources.labels import few, numbered_classes
 from ddpm_core.errors import InputError
@@ -48,12 +48,8 @@ def open_npz(path: Path) -> JoinedSource:
     Raises:
         InputError: if there are none, or they are not uint8 of shape [n, h, w], [n, h, w, c] or [n, c, h, w].
     """
-    try:
+    with worded(str(path), "numpy's .npz"):
         return _open_npz(path)
-    except InputError:
-        raise
-    except (ValueError, EOFError, OverflowError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as numpy's .npz: {_line(error)}") from None
 
 
 def _open_npz(path: Path) -> JoinedSource:
@@ -78,14 +74,10 @@ def open_npy(path: Path) -> ArraySource:
     Raises:
         InputError: as open_npz.
     """
-    try:
+    with worded(str(path), "numpy's .npy"):
         with open(path, "rb") as file:
             _check_images(*_read_header(file), str(path))
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except InputError:
-        raise
-    except (ValueError, EOFError, OverflowError) as error:
-        raise InputError(f"{path} cannot be read as numpy's .npy: {_line(error)}") from None
     return ArraySource(images=_channels_last(array), labels=None, class_names=(), stem=path.name)
 
 
@@ -136,10 +128,6 @@ def _read_header(file: BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
     read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _mapped(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ddpm_core import storage
 from ddpm_core.data.sources.base import Listing, RawImage, check_file_size, class_counts
 from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.label_files import LABEL_COLUMNS
 from ddpm_core.data.sources.labels import NO_RULE, LabelRule, Labels, few, no_labels, ordered
 from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
@@ -71,12 +72,10 @@ def open_parquet(paths: Sequence[Path], rule: LabelRule = NO_RULE) -> TableSourc
     ordered_paths = sorted(paths)
     where = str(ordered_paths[0]) if len(paths) == 1 else f"{ordered_paths[0].parent} (of {len(paths)} parquet files)"
     identity = " ".join(f"{path} {storage.fingerprint(str(path))}" for path in paths)
-    try:
-        folder = cached("table-2", identity, lambda aside: _lay_out(ordered_paths, aside))
-        index = pq.read_table(folder / "index.parquet").combine_chunks()
+    folder = cached("table-2", identity, lambda aside: _lay_out(ordered_paths, aside))
+    index = pq.read_table(folder / "index.parquet").combine_chunks()
+    with worded(where, "parquet"):
         labels, notes = _labels(ordered_paths, where, rule, len(index))
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{where} cannot be read as parquet: {' '.join(str(error).split())}") from None
     source = TableSource(blob=folder / "blob", index=index, labels=labels)
     files = few(path.name for path in ordered_paths)
     listing = Listing(
@@ -94,16 +93,13 @@ def _lay_out(paths: Sequence[Path], folder: Path) -> None:
     offset = 0
     with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
         for path in paths:
-            try:
-                with pq.ParquetFile(path) as file:
-                    for names, images in _rows(file, path):
-                        sizes = [len(data) for data in images]
-                        blob.writelines(images)
-                        offsets = np.cumsum([offset, *sizes], dtype=np.int64)
-                        index.write_table(pa.table([names, offsets[:-1], sizes], schema=_INDEX))
-                        offset = int(offsets[-1])
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+            with worded(str(path), "parquet"), pq.ParquetFile(path) as file:
+                for names, images in _rows(file, path):
+                    sizes = [len(data) for data in images]
+                    blob.writelines(images)
+                    offsets = np.cumsum([offset, *sizes], dtype=np.int64)
+                    index.write_table(pa.table([names, offsets[:-1], sizes], schema=_INDEX))
+                    offset = int(offsets[-1])
 
 
 def _rows(file: pq.ParquetFile, path: Path) -> Iterator[tuple[list[str], list[bytes]]]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ddpm_core import storage
 from ddpm_core.data.sources.base import LeftOut, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached, fetched
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.files import FileSet, Place, sorted_places
 from ddpm_core.data.sources.links import DANGLING, followed, target_of
 from ddpm_core.data.sources.packing import unpacked
@@ -73,7 +74,8 @@ def list_tar(uri: str) -> FileSet:
 
 def _write_index(plain: Path, uri: str, folder: Path) -> None:
     left_out: list[LeftOut] = []
-    table, missed = sorted_places(_places(plain, uri, left_out))
+    with worded(uri, "a tar"):
+        table, missed = sorted_places(_places(plain, uri, left_out))
     pq.write_table(table, folder / "index.parquet")
     (folder / "left_out.json").write_text(json.dumps([asdict(item) for item in (*left_out, *missed)]))
 

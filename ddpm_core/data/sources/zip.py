@@ -2,7 +2,6 @@
 
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +11,13 @@ from ddpm_core import storage
 from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import LeftOut
 from ddpm_core.data.sources.cache import fetched
+from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.files import FileSet, Place, file_set
 from ddpm_core.data.sources.links import followed, target_of
 from ddpm_core.errors import InputError
 
 _ENCRYPTED = 0x1
 _MAX_LINK_BYTES = 4096
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
-"""Damaged; encrypted; packed in an unknown way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +30,19 @@ class ZipReader:
     remote: bool = False
 
     def read(self, place: Place) -> bytes:
-        archive = _opened(self.uri, self.version)
-        try:
-            return archive.read(archive.infolist()[place.offset])
-        except _DAMAGE as error:
-            raise BadImage(f"cannot be unpacked: {error}") from None
+        return self._read(place, place.size)
 
     def read_head(self, place: Place) -> bytes:
+        return self._read(place, 64)
+
+    def _read(self, place: Place, size: int) -> bytes:
         archive = _opened(self.uri, self.version)
         try:
             with archive.open(archive.infolist()[place.offset]) as file:
-                return file.read(64)
-        except _DAMAGE as error:
-            raise BadImage(f"cannot be unpacked: {error}") from None
+                return file.read(size)
+        # Damaged, encrypted, packed in an unknown way: BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ...
+        except Exception as error:
+            raise BadImage(f"cannot be unpacked: {error}") from error
 
 
 @lru_cache(maxsize=1)
@@ -58,10 +56,8 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     Raises:
         InputError: if it is damaged.
     """
-    try:
+    with worded(str(path), "a zip"):
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise InputError(f"{path} is a damaged zip: {error}; fetch it again") from None
 
 
 def list_zip(uri: str) -> FileSet:
@@ -83,7 +79,8 @@ def list_zip(uri: str) -> FileSet:
             "unpack it and name the folder"
         )
     left_out: list[LeftOut] = []
-    return file_set(uri, _places(archive, left_out), ZipReader(uri=uri, version=version), left_out)
+    with worded(uri, "a zip"):
+        return file_set(uri, _places(archive, left_out), ZipReader(uri=uri, version=version), left_out)
 
 
 def _places(archive: zipfile.ZipFile, left_out: list[LeftOut]) -> Iterator[Place]:

@@ -535,6 +535,31 @@ def test_the_same_from_s3(bucket: str, tmp_path: Path) -> None:
         assert source_identity(f"{bucket}/{place}") != source_identity(str(tmp_path / place))
 
 
+def test_keys_are_read_as_they_are_listed(bucket: str) -> None:
+    """Names that S3 allows and paths would put right; the same images as in a tar of these names."""
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    keys = [
+        "odd//a.png",
+        "odd/%2F.png",
+        "odd/a?b#c.png",
+        "odd/ blank +.png",
+        "odd/é.png",
+        "odd/e\u0301.png",
+        "odd//b",
+        "odd/a\ttab.png",
+    ]
+    for number, key in enumerate(keys):
+        client.put_object(Bucket="raw-images", Key=key, Body=png(number))
+    client.put_object(Bucket="raw-images", Key="odd/notes.txt", Body=b"text")
+    source = open_source(f"{bucket}/odd")
+    assert {source.read(index).data for index in range(source.num_images)} == {
+        png(number) for number in range(len(keys))
+    }
+    assert [item.name for item in source.listing.left_out] == ["notes.txt"]
+    assert "a\\ttab.png" in [source.name(index) for index in range(source.num_images)]
+    assert open_source(f"{bucket}/odd/a?b*.png").num_images == 1
+
+
 def test_nothing_on_s3_is_told(bucket: str) -> None:
     with pytest.raises(ValueError, match="s3://raw-images/none is empty; expected images"):
         check_source(f"{bucket}/none")

@@ -77,7 +77,9 @@ def _conversion(profile: bytes) -> _Conversion | None:
         mode = _SPACES.get(opened.profile.xcolor_space)
         if mode is None:
             return None
-        transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB")
+        # A table of few greys between which it interpolates is too coarse for the dark ones; 256 are few anyway.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB", flags=flags)
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
     probe = _probe(mode)

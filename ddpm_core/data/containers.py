@@ -18,23 +18,30 @@ MAX_PROFILE_BYTES = 4 << 20
 """A longer ICC profile is not used; those of printers come to 3 MB."""
 _MAX_SCANS = 100
 """Of a progressive JPEG, each of which costs the time of all its pixels; encoders write about 10."""
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
+"""Of a segment that says how long it is."""
+_START_OF_SCAN = 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ONE_SCAN = {0xC0, 0xC1}
+"""Frames whose components may come in one scan: all that are not progressive, of those that are decoded."""
+_PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 _ORIENTATION = 0x0112
 _BROKEN = b""
 """Stands for a profile that is there, and no use."""
 
-_HEADS = (
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"RIFF....WEBP", "WEBP"),
-    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),  # the size of the header that follows: one of seven
-    (rb"GIF8[79]a", "GIF"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-    (rb"P[1-6f]\s", "PPM"),
-    (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (rb".{4}ftyp(?:hei[cxms]|hev[cxms]|(?:mif1|msf1).{4}(?:.{4})*?hei[cx])", "HEIC"),
-    (rb".{4}ftyp(?:avi[fs]|mif1|msf1)", "AVIF"),
+_HEAD = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)"
+    rb"|(?P<PNG>\x89PNG\r\n\x1a\n)"
+    rb"|(?P<WEBP>RIFF....WEBP)"
+    rb"|(?P<BMP>BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0)"  # the size of the header that follows: one of seven
+    rb"|(?P<GIF>GIF8[79]a)"
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])"
+    rb"|(?P<PPM>P[1-6f]\s)"
+    rb"|(?P<JPEG2000>\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n)"
+    rb"|(?P<HEIC>.{4}ftyp(?:hei[cxms]|hev[cxms]|(?:mif1|msf1)(?:.{4})+?hei[cx]))"
+    rb"|(?P<AVIF>.{4}ftyp(?:avi[fs]|mif1|msf1))",
+    re.DOTALL,
 )
-_FORMATS = tuple((re.compile(pattern, re.DOTALL), name) for pattern, name in _HEADS)
 
 
 def picture_format(head: bytes) -> str | None:
@@ -43,7 +50,8 @@ def picture_format(head: bytes) -> str | None:
     Returns:
         JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM (with PGM, PBM), JPEG2000, AVIF or HEIC; None for anything else.
     """
-    return next((name for pattern, name in _FORMATS if pattern.match(head[:HEAD_BYTES])), None)
+    found = _HEAD.match(head[:HEAD_BYTES])
+    return found.lastgroup if found else None
 
 
 def is_image_head(head: bytes) -> bool:
@@ -97,37 +105,41 @@ def orientation_of(exif: bytes) -> int:
 
 def _png(raw: bytes) -> Container:
     """Its header, palette, transparency and pixels; a wrong checksum costs an ancillary chunk itself, any other the file."""
-    kept, place = [raw[:8]], 8
-    profile, orientation, several = None, 1, False
-    gamma, named = None, False
-    while place + 8 <= len(raw):
-        size, kind = struct.unpack_from(">I4s", raw, place)
-        chunk = raw[place : place + 12 + size]
-        if not kind.isalpha():
-            break
-        place += len(chunk)
-        sound = len(chunk) == 12 + size and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        if kind[:1].isupper() or (kind == b"tRNS" and sound):
-            if not sound and len(chunk) == 12 + size:
+    dropped: list[tuple[int, int]] = []
+    said: dict[bytes, bytes] = {}
+    end, kind = 8, b""
+    while kind != b"IEND" and end + 8 <= len(raw):
+        start = end
+        size, kind = struct.unpack_from(">I4s", raw, start)
+        end += 12 + size
+        whole = end <= len(raw)
+        sound = whole and zlib.crc32(raw[start + 4 : end - 4]) == int.from_bytes(raw[end - 4 : end])
+        if kind in _PNG_PIXELS:
+            if whole and not sound:
                 raise ValueError(f"the checksum of its {kind.decode()} is wrong")
-            kept.append(chunk)
-        elif kind == b"iCCP":
-            profile = _inflated(chunk[8:-4]) if sound else _BROKEN
-        elif not sound:
-            continue
-        elif kind == b"eXIf":
-            orientation = orientation_of(chunk[8:-4])
-        elif kind == b"acTL" and size >= 8:
-            several = int.from_bytes(chunk[8:12]) > 1
-        elif kind == b"gAMA" and size == 4:
-            gamma = int.from_bytes(chunk[8:12]) / 100_000
-        elif kind in (b"sRGB", b"cICP"):
-            named = True
-        if kind == b"IEND":
-            break
-    data = raw if sum(map(len, kept)) == len(raw) else b"".join(kept)
-    gamma = None if named or profile is not None else gamma
-    return Container(data=data, profile=profile, orientation=orientation, several=several, gamma=gamma)
+        elif kind[:1].islower() and not (kind == b"tRNS" and sound):
+            dropped.append((start, min(end, len(raw))))
+            if sound or kind == b"iCCP":
+                said[kind] = raw[start + 8 : end - 4] if sound else _BROKEN
+    if not said:
+        return Container(data=_without(raw, dropped), orientation=1, several=False)
+    named = not said.keys().isdisjoint({b"iCCP", b"sRGB", b"cICP"})
+    return Container(
+        data=_without(raw, dropped),
+        profile=_inflated(said[b"iCCP"]) if b"iCCP" in said else None,
+        orientation=orientation_of(said[b"eXIf"]) if b"eXIf" in said else 1,
+        several=int.from_bytes(said.get(b"acTL", b"")[:4]) > 1,
+        gamma=int.from_bytes(said[b"gAMA"]) / 100_000 if len(said.get(b"gAMA", b"")) == 4 and not named else None,
+    )
+
+
+def _without(raw: bytes, dropped: list[tuple[int, int]]) -> bytes:
+    """The bytes outside these places, which are in order."""
+    if not dropped:
+        return raw
+    starts = [0, *(end for _, end in dropped)]
+    ends = [*(start for start, _ in dropped), len(raw)]
+    return b"".join(raw[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _inflated(chunk: bytes) -> bytes:
@@ -147,49 +159,56 @@ def _jpeg(raw: bytes) -> Container:
     The second view of an MPO, the map behind a phone's photograph and what else follows the image is not looked for:
     such a file is one photograph.
     """
-    kept, place = [raw[:2]], 2
+    dropped: list[tuple[int, int]] = []
     exif, parts = b"", []
-    while (place := raw.find(b"\xff", place)) >= 0 and raw[place + 1] != 0xDA:
-        marker = raw[place + 1]
-        if marker == 0xFF:  # filling
-            place += 1
+    end, marker, frame = 2, 0, 0
+    while (found := _JPEG_MARKER.search(raw, end)) and (marker := raw[found.end() - 1]) != _START_OF_SCAN:
+        start = found.start()
+        if start > end:  # filling, or strays
+            dropped.append((end, start))
+        end = start + 2 + max(2, int.from_bytes(raw[start + 2 : start + 4]))
+        if marker < 0xE0:
+            frame = start if marker in _FRAMES else frame
             continue
-        if marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # no segment: stray
-            place += 2
-            continue
-        end = place + 2 + int.from_bytes(raw[place + 2 : place + 4])
-        body = raw[place + 4 : end]
-        if _tells_pixels(marker, body):
-            kept.append(raw[place:end])
-        elif marker == 0xE1 and body[:6] == b"Exif\0\0":
+        body = raw[start + 4 : end]
+        if not _tells_pixels(marker, body):
+            dropped.append((start, end))
+        if marker == 0xE1 and body[:6] == b"Exif\0\0":
             exif += body[6:]
         elif marker == 0xE2 and body[:12] == b"ICC_PROFILE\0":
             parts.append(body[12:])
-        place = max(end, place + 2)
-    if place < 0:
+    if found is None:
         raise ValueError("it ends before its pixels")
-    scans = raw.count(b"\xff\xda", place, raw.find(b"\xff\xd9", place))
-    if scans > _MAX_SCANS:
-        raise ValueError(f"{scans} scans; expected at most {_MAX_SCANS}")
-    orientation = orientation_of(exif) if exif else 1
+    first = found.start()
+    # The frame says how many components there are, a scan how many it holds: all at once is the one that is read.
+    if raw[frame + 1] not in _ONE_SCAN or raw[frame + 9] != raw[first + 4]:
+        _check_scans(raw, first)
     return Container(
-        data=b"".join([*kept, raw[place:]]), profile=_joined(parts), orientation=orientation, several=False
+        data=_without(raw, dropped),
+        profile=_joined(parts) if parts else None,
+        orientation=orientation_of(exif) if exif else 1,
+        several=False,
     )
 
 
 def _tells_pixels(marker: int, body: bytes) -> bool:
-    """Whether a segment matters to pixels: all but comments and APPn; of those JFIF's and Adobe's, if they are whole."""
+    """Whether an APPn matters to pixels: JFIF's and Adobe's do, if they are whole."""
     if marker == 0xE0:
         return body[:5] == b"JFIF\0" and len(body) >= 14
     if marker == 0xEE:
         return body[:5] == b"Adobe" and len(body) >= 12
-    return marker < 0xE0 or 0xEF < marker < 0xFE
+    return 0xEF < marker < 0xFE
 
 
-def _joined(parts: list[bytes]) -> bytes | None:
+def _check_scans(raw: bytes, first: int) -> None:
+    """Raises ValueError for more scans than an encoder writes; what follows the image's end is none of it."""
+    scans = raw.count(b"\xff\xda", first, raw.find(b"\xff\xd9", first))
+    if scans > _MAX_SCANS:
+        raise ValueError(f"{scans} scans; expected at most {_MAX_SCANS}")
+
+
+def _joined(parts: list[bytes]) -> bytes:
     """A profile from its segments, each of which begins with its number, from 1, and how many there are."""
-    if not parts:
-        return None
     ordered = sorted(parts, key=lambda part: part[:1])
     complete = [part[:2] for part in ordered] == [bytes((number + 1, len(parts))) for number in range(len(parts))]
     return b"".join(part[2:] for part in ordered) if complete else _BROKEN

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm_core.data.pictures import BadImage as BadImage
-from ddpm_core.data.pictures import Picture, Remark, open_picture, pillow_alone
+from ddpm_core.data.pictures import Picture, PillowAlone, Remark, open_picture
 from ddpm_core.types import Tensor, UInt8
 
 _PNG_LEVEL = 6
@@ -97,7 +97,7 @@ def _square(image: Image.Image, image_size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if image.size != (side, side):
-        with pillow_alone():  # its own limit of pixels holds for a crop, too
+        with PillowAlone():  # its own limit of pixels holds for a crop, too
             image = image.crop((left, top, left + side, top + side))
     return image if side == image_size else image.resize((image_size, image_size), Image.Resampling.LANCZOS)
 

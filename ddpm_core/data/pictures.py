@@ -4,12 +4,10 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +30,6 @@ _TURNS = (
 )
 _SRGB_GAMMA = 1 / 2.2
 _PILLOW = threading.RLock()
-"""Pillow's limit of pixels and Python's filter of warnings are the process's: changed by one thread at a time."""
 
 
 class BadImage(InputError):
@@ -99,7 +96,7 @@ def open_picture(raw: bytes | NDArray[np.generic], max_pixels: int) -> Picture:
     kind = picture_format(raw[:HEAD_BYTES])
     if kind is None:
         raise BadImage("not an image, or of a format that is not read here", "no image by content")
-    with pillow_alone(max_pixels if kind == "WEBP" else None):
+    with PillowAlone(max_pixels if kind == "WEBP" else None):
         try:
             return _decoded(raw, kind, max_pixels)
         except BadImage:
@@ -113,18 +110,27 @@ def open_picture(raw: bytes | NDArray[np.generic], max_pixels: int) -> Picture:
             raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-@contextmanager
-def pillow_alone(max_pixels: int | None = None) -> Iterator[None]:
-    """Pillow without warnings of odd files, and with this limit of pixels instead of its own (of about 179 million)."""
-    with _PILLOW, warnings.catch_warnings():
+class PillowAlone:
+    """A context in which Pillow does not warn of odd files, and has this limit of pixels instead of its own.
+
+    Its own is of about 179 million. Both are settings of the process: one thread at a time is in such a context.
+    """
+
+    def __init__(self, max_pixels: int | None = None) -> None:
+        # It warns from the limit on and refuses from twice as many. By default it does neither; sizes are compared here.
+        self._limit = None if max_pixels is None else max_pixels / 2
+
+    def __enter__(self) -> None:
+        _PILLOW.acquire()
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
         warnings.simplefilter("ignore")
-        before = Image.MAX_IMAGE_PIXELS
-        # It warns from the limit on and refuses from twice as many. By default, sizes are compared here.
-        Image.MAX_IMAGE_PIXELS = None if max_pixels is None else max_pixels / 2  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+        self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, self._limit  # type: ignore[assignment]
+
+    def __exit__(self, *error: Any) -> None:
+        Image.MAX_IMAGE_PIXELS = self._before
+        self._warnings.__exit__(*error)
+        _PILLOW.release()
 
 
 def _decoded(raw: bytes, kind: str, max_pixels: int) -> Picture:

@@ -1,84 +1,38 @@
 """Strangers' pictures come out as a viewer shows them, whatever their metadata; each remark tells what was done."""
 
-import io
 import struct
 import tracemalloc
-import zlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from icc_profiles import ADOBE_PROFILE, P3_PROFILE
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from picture_files import (
+    BOMB,
+    JPEG,
+    LIMIT,
+    PIXELS,
+    PNG,
+    SMOOTH,
+    TURNED_PIXELS,
+    chunk,
+    encoded,
+    exif,
+    noise,
+    opened,
+    pixels_of,
+    segment,
+    with_chunks,
+    with_segments,
+)
+from PIL import Image
 
 from ddpm_core.data.containers import is_image_head, picture_format
-from ddpm_core.data.images import exact_pixels, fitted, remarks_of, to_pixels
+from ddpm_core.data.images import exact_pixels, fitted, to_pixels
 from ddpm_core.data.pictures import BadImage, Picture, Remark, open_picture
-
-LIMIT = 1_000_000
-TIFF_TYPES = {"byte": 1, "short": 3, "long": 4, "rational": 5, "undefined": 7, "signed rational": 10}
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def opened(raw: bytes) -> Picture:
-    return open_picture(raw, LIMIT)
-
-
-def pixels_of(raw: bytes) -> NDArray[np.uint8]:
-    return np.asarray(opened(raw).image)
-
-
-def chunk(kind: bytes, data: bytes, wrong: int = 0) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ wrong)
-
-
-def png(rows: list[bytes], width: int, depth: int, colour: int, extra: bytes = b"", wrong: int = 0) -> bytes:
-    """A PNG by hand: rows of packed samples, and chunks before the pixels."""
-    head = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
-    packed = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", packed, wrong) + chunk(b"IEND", b"")
-
-
-def with_chunks(data: bytes, extra: bytes) -> bytes:
-    return data[:33] + extra + data[33:]
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-
-
-def with_segments(data: bytes, extra: bytes) -> bytes:
-    return data[:2] + extra + data[2:]
-
-
-def exif(orientation: int | None, *more: tuple[int, int, int, bytes], order: str = ">") -> bytes:
-    """TIFF's form of tags, each (tag, type, count, its 4 bytes)."""
-    turn = [] if orientation is None else [(0x0112, 3, 1, struct.pack(f"{order}HH", orientation, 0))]
-    entries = sorted([*turn, *more])
-    listed = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
-    head = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}I", 8)
-    return head + struct.pack(f"{order}H", len(entries)) + listed + bytes(4)
-
-
-PIXELS = noise(6, 8, 3)
-SMOOTH = np.add.outer(np.arange(16) * 8, np.arange(24) * 4).astype(np.uint8)
-PNG = encoded(Image.fromarray(PIXELS))
-JPEG = encoded(Image.fromarray(SMOOTH), "JPEG", quality=95)
-TURNED_PIXELS = np.rot90(PIXELS, -1)  # orientation 6: to be turned by 90 degrees clockwise
-
-
-# Metadata
 
 
 def _bad_rational(orientation: int) -> bytes:
@@ -120,9 +74,6 @@ def test_an_orientation_beside_broken_tags_is_honoured() -> None:
     picture = opened(with_segments(JPEG, segment(0xE1, b"Exif\0\0" + _bad_rational(6))))
     np.testing.assert_array_equal(np.asarray(picture.image), np.rot90(pixels_of(JPEG), -1))
     assert picture.remarks == (Remark.TURNED,)
-
-
-BOMB = zlib.compress(bytes(50_000_000))
 
 
 @pytest.mark.parametrize(
@@ -215,341 +166,6 @@ def _with_tag(raw: bytes, tag: int, value: int) -> bytes:
     count = int.from_bytes(raw[first : first + 2], "little")
     entries = raw[first + 2 : first + 2 + 12 * count] + struct.pack("<HHII", tag, 4, 1, value)
     return raw[:4] + struct.pack("<I", len(raw)) + raw[8:] + struct.pack("<H", count + 1) + entries + bytes(4)
-
-
-# Colours
-
-D50 = np.array([0.9642, 1.0, 0.8249])
-BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
-ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
-P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
-
-
-def to_d50(primaries: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
-    """Linear RGB under D65 -> XYZ under D50: the primaries scaled to white, adapted by Bradford's matrix."""
-    white = np.array([0.3127 / 0.3290, 1.0, (1 - 0.3127 - 0.3290) / 0.3290])
-    columns = np.array([(x / y, 1.0, (1 - x - y) / y) for x, y in primaries]).T
-    matrix = columns * np.linalg.solve(columns, white)
-    adapted = np.linalg.inv(BRADFORD) @ np.diag((BRADFORD @ D50) / (BRADFORD @ white)) @ BRADFORD
-    return adapted @ matrix
-
-
-def srgb_decode(value: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def srgb_encode(value: NDArray[np.float64]) -> NDArray[np.float64]:
-    value = np.clip(value, 0, 1)
-    return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
-
-
-def curve(gamma: float | None) -> bytes:
-    """A power, or None for sRGB's curve as a table."""
-    if gamma is not None:
-        return b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
-    table = np.rint(srgb_decode(np.linspace(0, 1, 1024)) * 65535).astype(">u2").tobytes()
-    return b"curv" + bytes(4) + struct.pack(">I", 1024) + table
-
-
-def xyz(values: NDArray[np.float64]) -> bytes:
-    return b"XYZ " + bytes(4) + np.rint(values * 65536).astype(">i4").tobytes()
-
-
-def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A display profile of version 2 (ICC.1:2001-04): header, table of tags, tags."""
-    named = {
-        b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"t\0" + bytes(78),
-        b"cprt": b"text" + bytes(4) + b"\0",
-    }
-    tags = {**named, b"wtpt": xyz(D50), **tags}
-    place, table, body = 132 + 12 * len(tags), b"", b""
-    for name, data in tags.items():
-        data += bytes(-len(data) % 4)
-        table += name + struct.pack(">II", place + len(body), len(data))
-        body += data
-    head = struct.pack(">I4sI4s4s4s", place + len(body), b"lcms", 0x02100000, b"mntr", space, b"XYZ ")
-    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
-    head += np.rint(D50 * 65536).astype(">i4").tobytes() + bytes(48)
-    return head + struct.pack(">I", len(tags)) + table + body
-
-
-def rgb_profile(primaries: tuple[tuple[float, float], ...], gamma: float | None) -> bytes:
-    columns = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(xyz, to_d50(primaries).T), strict=True))
-    return profile(b"RGB ", {**columns, **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve(gamma))})
-
-
-def grey_profile(gamma: float) -> bytes:
-    return profile(b"GRAY", {b"kTRC": curve(gamma)})
-
-
-ADOBE_PROFILE = rgb_profile(ADOBE, 2.19921875)
-P3_PROFILE = rgb_profile(P3, None)
-SRGB_PROFILE = rgb_profile(SRGB, None)
-COLOURS = noise(16, 16, 3, seed=1)
-
-
-def by_matrices(
-    pixels: NDArray[np.uint8], primaries: tuple[tuple[float, float], ...], gamma: float | None
-) -> NDArray[np.float64]:
-    """The same colours in sRGB, in levels."""
-    values = pixels / 255.0
-    linear = srgb_decode(values) if gamma is None else values**gamma
-    return 255 * srgb_encode(linear @ (np.linalg.inv(to_d50(SRGB)) @ to_d50(primaries)).T)
-
-
-@pytest.mark.parametrize(
-    ("embedded", "primaries", "gamma"), [(ADOBE_PROFILE, ADOBE, 2.19921875), (P3_PROFILE, P3, None)]
-)
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-def test_colours_of_a_profile_become_srgb_s(
-    form: str, embedded: bytes, primaries: tuple[tuple[float, float], ...], gamma: float | None
-) -> None:
-    options = {"lossless": True} if form == "WEBP" else {}
-    picture = opened(encoded(Image.fromarray(COLOURS), form, icc_profile=embedded, **options))
-    expected = by_matrices(COLOURS, primaries, gamma)
-    assert np.abs(np.asarray(picture.image) - expected).max() <= 2
-    assert np.abs(COLOURS - expected).max() > 20
-    assert picture.remarks == (Remark.PROFILE,)
-
-
-def test_a_profile_in_pieces_out_of_order_is_joined() -> None:
-    plain = encoded(Image.fromarray(SMOOTH).convert("RGB"), "JPEG", quality=100)
-    half = len(ADOBE_PROFILE) // 2
-    pieces = [
-        segment(0xE2, b"ICC_PROFILE\0" + bytes([number, 2]) + part)
-        for number, part in ((2, ADOBE_PROFILE[half:]), (1, ADOBE_PROFILE[:half]))
-    ]
-    picture = opened(with_segments(plain, b"".join(pieces)))
-    expected = by_matrices(pixels_of(plain), ADOBE, 2.19921875)
-    assert np.abs(np.asarray(picture.image) - expected).max() <= 2
-    assert picture.remarks == (Remark.PROFILE,)
-    cut = opened(with_segments(plain, pieces[1]))
-    np.testing.assert_array_equal(np.asarray(cut.image), pixels_of(plain))
-    assert cut.remarks == (Remark.BAD_PROFILE,)
-
-
-def test_alpha_and_palettes_keep_their_place_beside_a_profile() -> None:
-    pixels = noise(8, 8, 4, seed=2)
-    shown = pixels_of(encoded(Image.fromarray(pixels), icc_profile=ADOBE_PROFILE))
-    np.testing.assert_array_equal(shown[..., 3], pixels[..., 3])
-    assert np.abs(shown[..., :3] - by_matrices(pixels[..., :3], ADOBE, 2.19921875)).max() <= 2
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 10, 200, 30])
-    shown = pixels_of(encoded(palette, icc_profile=ADOBE_PROFILE))
-    assert np.abs(shown - by_matrices(np.uint8([10, 200, 30]), ADOBE, 2.19921875)).max() <= 2
-
-
-@pytest.mark.parametrize("mode", ["L", "LA"])
-def test_greys_of_a_profile_become_srgb_s(mode: str) -> None:
-    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    picture = opened(encoded(Image.fromarray(levels).convert(mode), icc_profile=grey_profile(1.0)))
-    shown = np.asarray(picture.image).reshape(16, 16, -1)
-    assert np.abs(shown[..., 0] - 255 * srgb_encode(levels / 255.0)).max() <= 1
-    assert picture.image.mode == mode
-    assert picture.remarks == (Remark.PROFILE,)
-
-
-@pytest.mark.parametrize("embedded", [SRGB_PROFILE, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()])
-@pytest.mark.parametrize("shape", [(16, 16, 3), (16, 16, 4), (16, 16)])
-def test_srgb_s_own_profile_leaves_every_bit(embedded: bytes, shape: tuple[int, ...]) -> None:
-    pixels = noise(*shape)
-    picture = opened(encoded(Image.fromarray(pixels), icc_profile=embedded))
-    np.testing.assert_array_equal(np.asarray(picture.image), pixels)
-    assert picture.remarks == ()
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        chunk(b"iCCP", b"t\0\0" + zlib.compress(b"no profile" * 50)),
-        chunk(b"iCCP", b"t\0\0" + zlib.compress(ADOBE_PROFILE[:300])),
-        chunk(b"iCCP", b"t\0\0" + zlib.compress(grey_profile(1.0))),
-        chunk(b"iCCP", b"t\0\0" + zlib.compress(ADOBE_PROFILE), wrong=1),
-        chunk(b"iCCP", b"t\0\0" + zlib.compress(ADOBE_PROFILE)[:-20]),
-        chunk(b"iCCP", b"t\0\0" + BOMB),
-        chunk(b"iCCP", b"t\0\1" + zlib.compress(ADOBE_PROFILE)),
-        chunk(b"iCCP", b""),
-    ],
-    ids=["garbage", "cut", "grey-for-colour", "checksum", "cut-zlib", "bomb", "method", "empty"],
-)
-def test_a_profile_of_no_use_is_passed_over_with_a_remark(extra: bytes) -> None:
-    picture = opened(with_chunks(PNG, extra))
-    np.testing.assert_array_equal(np.asarray(picture.image), PIXELS)
-    assert picture.remarks == (Remark.BAD_PROFILE,)
-
-
-def test_a_large_profile_is_used() -> None:
-    """Of more than a megabyte, and not to be packed small: Pillow's own limit is one."""
-    stuffed = bytearray(ADOBE_PROFILE + np.random.default_rng(0).bytes(1_500_000))
-    stuffed[:4] = len(stuffed).to_bytes(4)
-    raw = with_chunks(encoded(Image.fromarray(COLOURS)), chunk(b"iCCP", b"t\0\0" + zlib.compress(bytes(stuffed))))
-    assert np.abs(pixels_of(raw) - by_matrices(COLOURS, ADOBE, 2.19921875)).max() <= 2
-
-
-def test_a_gamma_far_from_srgb_s_is_told() -> None:
-    linear = chunk(b"gAMA", struct.pack(">I", 100_000))
-    assert opened(with_chunks(PNG, linear)).remarks == (Remark.GAMMA,)
-    assert opened(with_chunks(PNG, linear + chunk(b"sRGB", b"\0"))).remarks == ()
-
-
-def test_lab_becomes_srgb() -> None:
-    lab = np.array([[[50, 0, 0], [60, 20, -30], [80, -25, 40], [20, 10, 10]]])
-    stored = np.stack([np.rint(lab[..., 0] * 2.55), lab[..., 1] & 255, lab[..., 2] & 255], axis=-1).astype(np.uint8)
-    raw = bytearray(encoded(Image.fromarray(stored), "TIFF"))
-    place = raw.index(struct.pack("<HHIHxx", 262, 3, 1, 2))  # PhotometricInterpretation: RGB -> CIELab
-    raw[place + 8] = 8
-    picture = opened(bytes(raw))
-    middle = (np.rint(lab[..., 0] * 2.55) / 2.55 + 16) / 116
-    f = np.stack([middle + lab[..., 1] / 500, middle, middle - lab[..., 2] / 200], axis=-1)
-    linear = D50 * np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) @ np.linalg.inv(to_d50(SRGB)).T
-    assert np.abs(np.asarray(picture.image) - 255 * srgb_encode(linear)).max() <= 2
-    assert picture.remarks == (Remark.LAB,)
-
-
-@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
-def test_cmyk_is_converted_plainly(form: str) -> None:
-    inks = np.uint8([[[255, 0, 255, 0], [0, 0, 0, 128], [40, 80, 120, 60], [0, 0, 0, 0]]]).repeat(8, 0).repeat(8, 1)
-    raw = encoded(Image.fromarray(inks, "CMYK"), form, **({"quality": 100} if form == "JPEG" else {}))
-    picture = opened(raw)
-    expected = (255 - inks[..., :3].astype(int)) * (255 - inks[..., 3:].astype(int)) / 255
-    assert np.abs(np.asarray(picture.image) - expected).max() <= (6 if form == "JPEG" else 1)
-    assert picture.remarks == (Remark.CMYK,)
-
-
-def cmyk_profile() -> bytes:
-    """Of a printer whose inks are sRGB's opposites, through a table of 2^4 corners to Lab under D50."""
-    corners = np.array([(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)], dtype=float)
-    linear = (1 - corners[:, :3]) * (1 - corners[:, 3:])
-    ratio = linear @ to_d50(SRGB).T / D50
-    f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
-    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
-    table = np.rint(lab * [255 / 100, 1, 1] + [0, 128, 128]).clip(0, 255).astype(np.uint8).tobytes()
-    ramp = bytes(range(256))
-    identity = np.rint(np.eye(3).ravel() * 65536).astype(">i4").tobytes()
-    a2b = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + ramp * 4 + table + ramp * 3
-    return profile(b"CMYK", {b"A2B0": a2b}).replace(b"mntrCMYKXYZ ", b"prtrCMYKLab ", 1)
-
-
-@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
-def test_cmyk_goes_by_its_profile(form: str) -> None:
-    """At the corners the table says it all: full inks, each alone, and paper."""
-    inks = np.uint8([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255]]])
-    inks = inks.repeat(16, 0).repeat(16, 1)
-    raw = encoded(
-        Image.fromarray(inks, "CMYK"), form, icc_profile=cmyk_profile(), **({} if form == "TIFF" else {"quality": 100})
-    )
-    picture = opened(raw)
-    expected = np.where(inks[..., 3:] > 0, 0, 255 - inks[..., :3].astype(int))
-    assert np.abs(np.asarray(picture.image)[8, 8::16] - expected[8, 8::16]).max() <= 8  # Lab in 8 bits
-    assert picture.remarks == (Remark.PROFILE,)
-
-
-# Depths and transparency
-
-
-def packed(values: list[int], bits: int) -> bytes:
-    return np.packbits([[value >> (bits - 1 - bit) & 1 for bit in range(bits)] for value in values]).tobytes()
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("keyed", [False, True])
-def test_few_bits_of_grey_are_spread_and_a_key_is_clear(bits: int, keyed: bool) -> None:
-    values = [value % 2**bits for value in (0, 1, 2, 3, 5, 9, 14, 15)]
-    key = chunk(b"tRNS", struct.pack(">H", 1)) if keyed else b""
-    picture = opened(png([packed(values, bits)], 8, bits, 0, key))
-    levels = [value * 255 // (2**bits - 1) for value in values]
-    assert picture.image.mode == ("LA" if keyed else "L")
-    assert np.asarray(picture.image.getchannel(0))[0].tolist() == levels
-    shown = [255 if keyed and value == 1 else level for value, level in zip(values, levels, strict=True)]
-    assert fitted_row(picture) == shown
-
-
-def fitted_row(picture: Picture) -> list[int]:
-    square = Picture(image=picture.image.resize((8, 8), Image.Resampling.NEAREST), remarks=())
-    return [int(value) for value in fitted(square, 8, 1)[0, :, 0]]
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_palettes_of_few_bits_with_alpha(bits: int) -> None:
-    palette = noise(2**bits, 3, seed=bits)
-    alphas = noise(2**bits, seed=bits + 10)
-    values = [value % 2**bits for value in range(8)]
-    extra = chunk(b"PLTE", palette.tobytes()) + chunk(b"tRNS", alphas.tobytes())
-    shown = pixels_of(png([packed(values, bits)], 8, bits, 3, extra))
-    np.testing.assert_array_equal(shown[0], np.c_[palette, alphas][values])
-    one_clear = chunk(b"PLTE", palette.tobytes()) + chunk(b"tRNS", b"\xff\0")
-    shown = pixels_of(png([packed(values, bits)], 8, bits, 3, one_clear))
-    assert shown[0, :, 3].tolist() == [0 if value == 1 else 255 for value in values]
-
-
-def test_a_colour_key_makes_one_colour_clear() -> None:
-    colours = np.uint8([[[1, 2, 3], [1, 2, 4], [9, 9, 9], [1, 2, 3]]])
-    picture = opened(png([colours.tobytes()], 4, 8, 2, chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))))
-    assert np.asarray(picture.image)[0, :, 3].tolist() == [0, 255, 255, 0]
-    assert remarks_of(picture, 3) == (Remark.ON_WHITE,)
-    assert remarks_of(picture, 4) == ()
-
-
-DEEP = np.array([0, 128, 129, 255, 256, 32896, 65407, 65535], dtype=np.uint16)
-DEEP_LEVELS = [round(Fraction(int(value), 257)) for value in DEEP]
-
-
-@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_sixteen_bits_are_rounded_in_every_png(colour: int, channels: int) -> None:
-    values = DEEP.repeat(channels).reshape(1, 8, channels)
-    picture = opened(png([values.astype(">u2").tobytes()], 8, 16, colour))
-    for channel in picture.image.split():
-        assert np.asarray(channel)[0].tolist() == DEEP_LEVELS
-    assert len(picture.image.getbands()) == channels
-    assert picture.remarks == (Remark.DEPTH,)
-
-
-@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
-def test_a_key_of_sixteen_bits_is_compared_whole(colour: int, channels: int) -> None:
-    """255 and 256 differ in the key and in no level that is left."""
-    values = DEEP.repeat(channels).reshape(1, 8, channels)
-    key = chunk(b"tRNS", struct.pack(">H", 255) * channels)
-    picture = opened(png([values.astype(">u2").tobytes()], 8, 16, colour, key))
-    assert np.asarray(picture.image.getchannel("A"))[0].tolist() == [255, 255, 255, 0, 255, 255, 255, 255]
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
-def test_sixteen_bits_of_grey_tiff_in_both_byte_orders(mode: str) -> None:
-    raw = encoded(Image.frombytes(mode, (8, 1), DEEP.astype("<u2" if mode == "I;16" else ">u2").tobytes()), "TIFF")
-    assert raw[:2] == (b"II" if mode == "I;16" else b"MM")
-    picture = opened(raw)
-    assert np.asarray(picture.image)[0].tolist() == DEEP_LEVELS
-    assert picture.remarks == (Remark.DEPTH,)
-
-
-def test_sixteen_bits_of_colour_tiff_are_a_level_off_at_most() -> None:
-    values = np.random.default_rng(0).integers(0, 65536, (4, 8, 3)).astype("<u2")
-    tags = [
-        *((256, 3, 1, 8), (257, 3, 1, 4), (258, 3, 3, 8 + 192), (259, 3, 1, 1), (262, 3, 1, 2)),
-        *((273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 1, 192)),
-    ]
-    listed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    raw = b"II*\0" + struct.pack("<I", 8 + 192 + 6) + values.tobytes() + struct.pack("<3H", 16, 16, 16)
-    picture = opened(raw + struct.pack("<H", len(tags)) + listed + bytes(4))
-    assert np.abs(np.asarray(picture.image) - values / 257.0).max() <= 1.01
-    assert picture.remarks == (Remark.DEPTH,)
-
-
-def test_sixteen_bits_of_colour_ppm() -> None:
-    picture = opened(b"P6 8 1 65535\n" + DEEP.repeat(3).astype(">u2").tobytes())
-    assert np.asarray(picture.image)[0, :, 1].tolist() == DEEP_LEVELS
-    assert picture.remarks == (Remark.DEPTH,)
-
-
-def test_floating_point_is_refused_in_words() -> None:
-    for raw in (encoded(Image.new("F", (8, 8)), "TIFF"), b"Pf 1 1 -1.0\n" + bytes(4)):
-        with pytest.raises(BadImage, match="floating point pixels, whose range is not known") as error:
-            opened(raw)
-        assert error.value.kind == "not read here"
-
-
-# Frames
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -50,7 +50,7 @@ def decode(image: Image.Image, data: bytes) -> Image.Image:
     if image.mode in ("P", "PA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode in _AS:
-        image = image.convert(_AS[image.mode]) if image.mode != "1" else _black_and_white(image)
+        image = image.convert(_AS[image.mode])
     key = image.info.get("transparency")
     if key is not None and image.mode in ("L", "RGB"):
         return _without_key(image, key, data[24] if image.format == "PNG" else 8)
@@ -64,13 +64,6 @@ def _of_array(values: NDArray[np.generic]) -> Image.Image:
     # round(v / 257) in whole numbers: the same for all 65536 of them.
     levels = ((values.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
     return Image.fromarray(levels[..., 0] if levels.shape[2:] == (1,) else levels)
-
-
-def _black_and_white(image: Image.Image) -> Image.Image:
-    grey = image.convert("L")
-    if "transparency" in image.info:
-        grey.info["transparency"] = image.info["transparency"]
-    return grey
 
 
 def _without_key(image: Image.Image, key: int | tuple[int, ...], bits: int) -> Image.Image:

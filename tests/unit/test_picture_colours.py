@@ -1,6 +1,7 @@
 """Colours of any profile, mode and coding become sRGB's; what is sRGB already keeps every bit."""
 
 import struct
+import tracemalloc
 import zlib
 
 import imagecodecs
@@ -130,6 +131,17 @@ def test_a_profile_of_no_use_is_passed_over_with_a_remark(extra: bytes) -> None:
     picture = opened(with_chunks(PNG, extra))
     np.testing.assert_array_equal(np.asarray(picture.image), PIXELS)
     assert picture.remarks == (Remark.BAD_PROFILE,)
+
+
+def test_a_profile_is_not_unpacked_beyond_what_would_be_used() -> None:
+    raw = with_chunks(PNG, chunk(b"iCCP", b"t\0\0" + BOMB))
+    tracemalloc.start()
+    try:
+        opened(raw)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 15_000_000
 
 
 def test_a_large_profile_is_used() -> None:

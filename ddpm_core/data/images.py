@@ -1,39 +1,25 @@
 """Images: of any kind -> uint8 squares -> PNG, and back."""
 
 import io
-import warnings
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from ddpm_core.errors import InputError
+from ddpm_core.data.pictures import BadImage as BadImage
+from ddpm_core.data.pictures import Picture, PillowAlone, Remark, open_picture
 from ddpm_core.types import Tensor, UInt8
 
-_GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _PNG_LEVEL = 6
 _MAX_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Those that Pillow decodes by itself; others start programs (EPS) or are seldom pictures."""
-
-
-class BadImage(InputError):
-    """An image that cannot be used; the message is the reason, for the census."""
 
 
 def to_pixels(
     raw: bytes | NDArray[np.generic], image_size: int, channels: int, max_pixels: int = _MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """A raw image as a square of 8-bit pixels.
-
-    The first frame is turned as its EXIF orientation says, laid on white where it is transparent, converted to grey
-    (ITU-R 601 luma) or sRGB, cropped to its centre square and resized. 16-bit grey becomes 8-bit by 65535 -> 255.
-    An image of the right form already keeps its values exactly.
-
-    Resizing is Pillow's Lanczos, whose support grows with the reduction, so that it does not alias; CelebA-HQ and the
-    LSUN images of Karras et al. (2018), from which the papers' figures come, were reduced with it too.
+    """A raw image as a square of 8-bit pixels: `fitted` of `open_picture`.
 
     Args:
         raw: an encoded image, or uint8 pixels [h, w] or [h, w, c] with c = 1 (grey), 2 (grey and alpha), 3 or 4 (RGBA).
@@ -47,18 +33,35 @@ def to_pixels(
     Raises:
         BadImage: if it is empty, unreadable, cut short or too large.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about odd files; what matters is raised
-        try:
-            image = _opened(raw, max_pixels)
-            image = _in_mode(_upright(image), "L" if channels == 1 else "RGB")
-        except BadImage:
-            raise
-        # A stranger's bytes can make a decoder raise anything (OSError, SyntaxError, struct.error, KeyError, ...).
-        except Exception as error:
-            raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return fitted(open_picture(raw, max_pixels), image_size, channels)
+
+
+def fitted(picture: Picture, image_size: int, channels: int) -> NDArray[np.uint8]:
+    """A picture as a square of 8-bit pixels.
+
+    It is laid on white where it is transparent, converted to grey (ITU-R 601 luma) or colour, cropped to its centre
+    square and resized. A picture of the right form already keeps its values exactly.
+
+    Resizing is Pillow's Lanczos, whose support grows with the reduction, so that it does not alias; CelebA-HQ and the
+    LSUN images of Karras et al. (2018), from which the papers' figures come, were reduced with it too.
+
+    Args:
+        picture: any.
+        image_size: pixels a side of the result.
+        channels: 1 for grey, 3 for colour.
+
+    Returns:
+        [image_size, image_size, channels]; 0 is black.
+    """
+    image = _in_mode(picture.image, "L" if channels == 1 else "RGB")
     pixels = np.asarray(_square(image, image_size))
     return pixels.reshape(image_size, image_size, channels)
+
+
+def remarks_of(picture: Picture, channels: int) -> tuple[str, ...]:
+    """What was done to a picture until it was fitted into so many channels."""
+    transparent = picture.image.mode in ("LA", "RGBA") and np.asarray(picture.image)[..., -1].min() < 255
+    return (*picture.remarks, Remark.ON_WHITE) if channels in (1, 3) and transparent else picture.remarks
 
 
 def exact_pixels(raw: bytes | NDArray[np.generic], image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -70,64 +73,23 @@ def exact_pixels(raw: bytes | NDArray[np.generic], image_size: int, channels: in
     Raises:
         BadImage: if it is of another size, grey instead of colour or the reverse, or cannot be used.
     """
-    image = _opened(raw, _MAX_PIXELS)
-    if image.size != (image_size, image_size):
-        raise BadImage(f"{image.width}x{image.height} pixels; expected {image_size}x{image_size}")
-    found = 1 if image.mode in {"1", "L", "LA", *_GREY_16_BIT} else 3
+    picture = open_picture(raw, _MAX_PIXELS)
+    width, height = picture.image.size
+    if (width, height) != (image_size, image_size):
+        raise BadImage(f"{width}x{height} pixels; expected {image_size}x{image_size}", "of another form")
+    found = 1 if picture.image.mode in ("L", "LA") else 3
     if found != channels:
-        raise BadImage(f"{'grey' if found == 1 else 'colour'}; expected {'grey' if channels == 1 else 'colour'}")
-    return to_pixels(raw, image_size, channels)
-
-
-def _opened(raw: bytes | NDArray[np.generic], max_pixels: int) -> Image.Image:
-    """The image with its header read; its pixels are still to be decoded."""
-    if isinstance(raw, bytes):
-        if not raw:
-            raise BadImage("empty file")
-        try:
-            image = Image.open(io.BytesIO(raw), formats=_FORMATS)
-        except UnidentifiedImageError:
-            raise BadImage("not an image, or of a format that is not read here") from None
-        except Image.DecompressionBombError as error:  # Pillow's own limit, where max_pixels lies above it
-            raise BadImage(f"absurdly large: {error}") from None
-        width, height = image.size
-    else:
-        if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or raw.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
-            raise BadImage(f"an array of {raw.dtype} {list(raw.shape)}; expected uint8 [h, w] or [h, w, 1 to 4]")
-        height, width = raw.shape[:2]
-    if width * height == 0:
-        raise BadImage(f"no pixels: {width} x {height}")
-    if width * height > max_pixels:
-        raise BadImage(f"absurdly large: {width} x {height} pixels, more than max_image_pixels = {max_pixels}")
-    if isinstance(raw, bytes):
-        return image
-    return Image.fromarray(np.ascontiguousarray(raw[..., 0] if raw.shape[2:] == (1,) else raw))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; pixels without a file have none."""
-    return image if image.format is None else ImageOps.exif_transpose(image)
+        reason = f"{'grey' if found == 1 else 'colour'}; expected {'grey' if channels == 1 else 'colour'}"
+        raise BadImage(reason, "of another form")
+    return fitted(picture, image_size, channels)
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB; this decodes it."""
-    image.load()
-    if image.mode in _GREY_16_BIT:
-        image = _eight_bit(image)
-    if image.mode == "F":
-        raise BadImage("floating point pixels, whose range is not known; save it with 8 or 16 bits")
-    if image.has_transparency_data:
+    """The image in mode L or RGB, on white where it is transparent."""
+    if image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    # A palette goes to grey by way of its colours, as every other colour image does.
     return image if image.mode == mode else image.convert("RGB").convert(mode)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadImage(f"grey values from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def _square(image: Image.Image, image_size: int) -> Image.Image:
@@ -135,7 +97,8 @@ def _square(image: Image.Image, image_size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
+        with PillowAlone():  # its own limit of pixels holds for a crop, too
+            image = image.crop((left, top, left + side, top + side))
     return image if side == image_size else image.resize((image_size, image_size), Image.Resampling.LANCZOS)
 
 
@@ -172,7 +135,3 @@ def decode_png(data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.
 def decode_pngs(pngs: Iterable[bytes]) -> UInt8[Tensor, "n c h w"]:
     """The pixels of PNGs of one size that encode_png wrote."""
     return torch.stack([torch.from_numpy(decode_png(png).copy()).permute(2, 0, 1) for png in pngs])
-
-
-def is_image_head(head: bytes) -> bool:
-    return head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")) or head[8:12] == b"WEBP"

@@ -29,7 +29,8 @@ from ddpm_core.artifacts.manifest import (
 from ddpm_core.data.census import CENSUS_NAME, Census, Rejected, check_rejected, write_census
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.contact_sheet import write_contact_sheet
-from ddpm_core.data.images import BadImage, encode_png, to_pixels
+from ddpm_core.data.images import BadImage, encode_png, fitted, remarks_of
+from ddpm_core.data.pictures import open_picture
 from ddpm_core.data.plan import ShardPlan
 from ddpm_core.data.sources import ImageFiles, RawImage, Source
 from ddpm_core.data.sources.base import class_counts
@@ -113,10 +114,13 @@ def _write_images(tar: TarWriter, plan: ShardPlan, source: Source, config: DataC
         try:
             if isinstance(raw, BadImage):
                 raise raw
-            pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
+            picture = open_picture(raw.data, config.max_image_pixels)
         except BadImage as error:
-            written.rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
+            name, reason = source.name(position), str(error)
+            written.rejected.append(Rejected(position=position, name=name, reason=reason, kind=error.kind))
             continue
+        written.remarks.update(remarks_of(picture, config.channels))
+        pixels = fitted(picture, config.image_size, config.channels)
         key, png = f"{position:09d}", encode_png(pixels)
         if raw.label is not None:
             tar.add(f"{key}.cls", str(raw.label).encode())

@@ -5,10 +5,10 @@
 
 The images are PNGs of 32 pixels, made by code; they lie in a folder of ten class folders, in a tar of the same names, in parquet.
 Sharding is `run_shard` on a Ray of this machine; Ray's start is not counted, listing and the commit are. The plain loop reads each
-file, converts, resizes and saves it by Pillow and writes it by TarWriter, in one process, as a person would. For each form: seconds,
-images a second, the ratio, and how much the process that grew most grew.
+file, converts, resizes and saves it by Pillow and writes it by TarWriter, in one process, as a person would. For each form:
+seconds, images a second, the ratio, and how much the process that grew most grew.
 
---kill S: a command is killed after S seconds (SIGKILL, all of its processes) and run again: the dataset must be the same to the byte.
+--kill S: a command is killed after S seconds (SIGKILL, all its processes) and run again: the dataset must be the same to the byte.
 """
 
 import argparse

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core import storage
-from ddpm_core.data.images import BadImage, is_image_head
+from ddpm_core.data.containers import is_image_head
+from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import NO_IMAGE, LeftOut, Listing, RawImage, class_counts, is_image
 from ddpm_core.data.sources.files import FileSet
 from ddpm_core.data.sources.label_files import METADATA_NAMES, by_label_file, matched, read_label_file

@@ -1,4 +1,4 @@
-"""Images: of any kind -> uint8 squares -> PNG, and back."""
+"""Images: of any kind -> uint8 pixels of one shape -> PNG, and back."""
 
 import io
 import warnings
@@ -9,10 +9,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddpm_core.data.fit import Fit, fit_to
+from ddpm_core.data.pixels import num_colours
 from ddpm_core.errors import InputError
-from ddpm_core.types import Tensor, UInt8
+from ddpm_core.types import ImageSize, Tensor, UInt8, height_and_width
 
 _GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's, by the number of channels."""
 _PNG_LEVEL = 6
 _MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -24,25 +28,33 @@ class BadImage(InputError):
 
 
 def to_pixels(
-    raw: bytes | NDArray[np.generic], image_size: int, channels: int, max_pixels: int = _MAX_PIXELS
+    raw: bytes | NDArray[np.generic],
+    image_size: ImageSize,
+    channels: int,
+    max_pixels: int = _MAX_PIXELS,
+    *,
+    fit: Fit = "crop",
+    seed: int = 0,
+    position: int = 0,
 ) -> NDArray[np.uint8]:
-    """A raw image as a square of 8-bit pixels.
+    """A raw image as 8-bit pixels of one shape.
 
-    The first frame is turned as its EXIF orientation says, laid on white where it is transparent, converted to grey
-    (ITU-R 601 luma) or sRGB, cropped to its centre square and resized. 16-bit grey becomes 8-bit by 65535 -> 255.
-    An image of the right form already keeps its values exactly.
+    The first frame is turned as its EXIF orientation says, converted to grey (ITU-R 601 luma) or sRGB, and brought to the size
+    by `fit_to`. With 1 or 3 channels it is laid on white where it is transparent; with 2 or 4 its alpha is kept, and is opaque
+    where it has none. 16-bit grey becomes 8-bit by 65535 -> 255. An image of the right form already keeps its values exactly.
 
-    Resizing is Pillow's Lanczos, whose support grows with the reduction, so that it does not alias; CelebA-HQ and the
-    LSUN images of Karras et al. (2018), from which the papers' figures come, were reduced with it too.
+    Resizing is Pillow's Lanczos; CelebA-HQ and the LSUN images of Karras et al. (2018), from which the papers' figures come,
+    were reduced with it too.
 
     Args:
         raw: an encoded image, or uint8 pixels [h, w] or [h, w, c] with c = 1 (grey), 2 (grey and alpha), 3 or 4 (RGBA).
-        image_size: pixels a side of the result.
-        channels: 1 for grey, 3 for colour.
+        image_size: of the result.
+        channels: 1 for grey, 3 for colour; 2 and 4 for these with alpha.
         max_pixels: a larger image is refused by its header, before it is decoded.
+        fit, seed, position: as in `fit_to`.
 
     Returns:
-        [image_size, image_size, channels]; 0 is black.
+        [height, width, channels]; 0 is black.
 
     Raises:
         BadImage: if it is empty, unreadable, cut short or too large.
@@ -51,31 +63,32 @@ def to_pixels(
         warnings.simplefilter("ignore")  # Pillow's remarks about odd files; what matters is raised
         try:
             image = _opened(raw, max_pixels)
-            image = _in_mode(_upright(image), "L" if channels == 1 else "RGB")
+            image = _in_mode(_upright(image), _MODES[channels])
         except BadImage:
             raise
         # A stranger's bytes can make a decoder raise anything (OSError, SyntaxError, struct.error, KeyError, ...).
         except Exception as error:
             raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
-    pixels = np.asarray(_square(image, image_size))
-    return pixels.reshape(image_size, image_size, channels)
+    pixels = np.asarray(fit_to(image, image_size, fit, seed=seed, position=position))
+    return pixels.reshape(*height_and_width(image_size), channels)
 
 
-def exact_pixels(raw: bytes | NDArray[np.generic], image_size: int, channels: int) -> NDArray[np.uint8]:
-    """A raw image that must have this form already: nothing is cropped, resized or converted.
+def exact_pixels(raw: bytes | NDArray[np.generic], image_size: ImageSize, channels: int) -> NDArray[np.uint8]:
+    """A raw image that must have this form already: nothing is cropped, resized or converted. Alpha is as in `to_pixels`.
 
     Returns:
-        [image_size, image_size, channels].
+        [height, width, channels].
 
     Raises:
         BadImage: if it is of another size, grey instead of colour or the reverse, or cannot be used.
     """
     image = _opened(raw, _MAX_PIXELS)
-    if image.size != (image_size, image_size):
-        raise BadImage(f"{image.width}x{image.height} pixels; expected {image_size}x{image_size}")
-    found = 1 if image.mode in {"1", "L", "LA", *_GREY_16_BIT} else 3
-    if found != channels:
-        raise BadImage(f"{'grey' if found == 1 else 'colour'}; expected {'grey' if channels == 1 else 'colour'}")
+    height, width = height_and_width(image_size)
+    if image.size != (width, height):
+        raise BadImage(f"{image.width}x{image.height} pixels; expected {width}x{height} (width x height)")
+    found, expected = image.mode in {"1", "L", "LA", *_GREY_16_BIT}, num_colours(channels) == 1
+    if found != expected:
+        raise BadImage(f"{'grey' if found else 'colour'}; expected {'grey' if expected else 'colour'}")
     return to_pixels(raw, image_size, channels)
 
 
@@ -110,14 +123,19 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB; this decodes it."""
+    """The image in mode L, LA, RGB or RGBA; this decodes it."""
     image.load()
     if image.mode in _GREY_16_BIT:
         image = _eight_bit(image)
     if image.mode == "F":
         raise BadImage("floating point pixels, whose range is not known; save it with 8 or 16 bits")
+    keeps_alpha = mode in ("LA", "RGBA")
+    if keeps_alpha and image.mode == mode:
+        return image
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if keeps_alpha:
+            return image.convert(mode)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     # A palette goes to grey by way of its colours, as every other colour image does.
     return image if image.mode == mode else image.convert("RGB").convert(mode)
@@ -130,17 +148,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def _square(image: Image.Image, image_size: int) -> Image.Image:
-    """The centre square, resized; untouched where it fits already."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == image_size else image.resize((image_size, image_size), Image.Resampling.LANCZOS)
-
-
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels [h, w, 1 or 3] as a PNG without metadata; the same pixels give the same bytes (of one zlib)."""
+    """Pixels [h, w, 1 to 4] as a PNG (grey, grey with alpha, RGB or RGBA) without metadata.
+
+    The same pixels give the same bytes (of one zlib).
+    """
     out = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.save(out, "PNG", compress_level=_PNG_LEVEL)
@@ -154,10 +166,10 @@ def decode_png(data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.
 
     Args:
         data: the file.
-        out: where to put them, [h, w, 1 or 3] and contiguous; by default a new array.
+        out: where to put them, [h, w, 1 to 4] and contiguous; by default a new array.
 
     Returns:
-        [h, w, 1 or 3].
+        [h, w, 1 to 4].
 
     Raises:
         InputError: if it is no PNG, or not of the size of `out`.

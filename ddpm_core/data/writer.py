@@ -100,7 +100,15 @@ def _write_tar(
         for position in plan.indices.tolist():
             try:
                 raw = source.read(position)
-                pixels = to_pixels(raw.data, config.image_size, config.channels, config.max_image_pixels)
+                pixels = to_pixels(
+                    raw.data,
+                    config.image_size,
+                    config.channels,
+                    config.max_image_pixels,
+                    fit=config.fit,
+                    seed=config.seed,
+                    position=position,
+                )
             except BadImage as error:
                 rejected.append(Rejected(position=position, name=source.name(position), reason=str(error)))
                 continue

@@ -14,12 +14,14 @@ from ddpm_core.data.plan import ShardPlan, plan_dataset
 from ddpm_core.data.sources import Source, open_source, source_identity, source_uri
 from ddpm_core.data.writer import ShardResult, check_rejected, commit_dataset, write_shard
 from ddpm_core.errors import InputError
+from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 
 _IDENTITY_FIELDS = (
     "image_size",
     "channels",
+    "fit",
     "test_fraction",
     "validation_fraction",
     "samples_per_shard",
@@ -32,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def source_key(config: DataConfig) -> str:
     """The name of these images and settings, without reading the images: other images or settings, another name."""
-    identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
+    identity = {field: value for field, value in to_json(config).items() if field in _IDENTITY_FIELDS}
     identity |= {"source": source_identity(config.source), "format_version": FORMAT_VERSION}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 

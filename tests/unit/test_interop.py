@@ -810,7 +810,9 @@ def refused(folder: Path) -> str:
         ({"num_class_embeds": 0}, "num_class_embeds is 0; expected a whole number, 1 or more"),
         ({"num_class_embeds": 1, "_null_label": True}, "num_class_embeds is 1; expected a whole number, 2 or more"),
         ({"num_class_embeds": 10}, "class_embedding.weight has shape None; expected (10, 512) for the network"),
-        ({"sample_size": [8, 16]}, "sample_size is [8, 16]; expected one number of pixels"),
+        ({"sample_size": [8, 8, 3]}, "sample_size is [8, 8, 3]; expected one number of pixels, or height and width"),
+        ({"sample_size": [8, 0]}, "sample_size is [8, 0]; expected one number of pixels, or height and width"),
+        ({"sample_size": [8, 9]}, "the image size is 8 9; expected a multiple of 2"),
         ({"sample_size": None}, "sample_size is None; expected one number of pixels"),
         ({"sample_size": 9}, "the image size is 9; expected a multiple of 2"),
         (

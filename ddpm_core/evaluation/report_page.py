@@ -49,9 +49,9 @@ class DatasetFacts:
 
     @property
     def shape(self) -> str:
-        """Of an image, in words."""
+        """Height and width of an image, in words."""
         height, width = height_and_width(self.image_size)
-        return f"{height}×{width}" if height == width else f"{height}×{width} (height × width)"
+        return f"{height}×{width}"
 
 
 @dataclass(frozen=True, kw_only=True)

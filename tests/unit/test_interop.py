@@ -315,6 +315,17 @@ def test_what_is_written_is_read(
     assert (again.step, again.dataset_uri, again.dataset_digest) == (0, "", "")
 
 
+def test_images_that_are_no_squares_are_the_same_there(tmp_path: Path) -> None:
+    square = weights_of(channels=4)
+    written = replace(square, config={**square.config, "image_size": [8, 12]})
+    write_diffusers(str(tmp_path), written)
+    theirs, ours = pipeline(tmp_path), Model.from_weights(imported_weights(str(tmp_path)))
+    assert ours.config == Model.from_weights(written).config
+    x_t, t = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    torch.testing.assert_close(ours.network(x_t, t), theirs.unet(x_t, t).sample, rtol=1e-4, atol=1e-5)
+    assert theirs(num_inference_steps=2, output_type="np").images.shape == (1, 8, 12, 4)
+
+
 @pytest.mark.parametrize("name", ["linear", "quadratic", "cosine", "sigmoid"])
 @pytest.mark.parametrize(("num_timesteps", "rescale"), [(1000, False), (200, True)])
 def test_the_schedulers_noise_is_ours(name: str, num_timesteps: int, rescale: bool) -> None:

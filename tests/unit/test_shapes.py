@@ -13,7 +13,7 @@ import ddpm_core
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex, make_index, read_index
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.images import encode_png
+from ddpm_core.data.images import encode_png, to_pixels
 from ddpm_core.data.pixels import on_white
 from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
@@ -24,6 +24,7 @@ from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.copies import search_copies
+from ddpm_core.evaluation.features import random_conv
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
 from ddpm_core.evaluation.neighbours import nearest
@@ -104,6 +105,18 @@ def trained(index: DatasetIndex, run: Path, unet: UNetConfig) -> ddpm_core.Model
     return ddpm_core.load(str(run))
 
 
+def test_a_dataset_has_the_random_crops_of_its_seed_and_positions(tmp_path: Path) -> None:
+    made = pictures(tmp_path / "pictures", 8, 20, 1)
+    data = DataConfig(image_size=(8, 12), fit="random_crop", seed=5, test_fraction=0.0, validation_fraction=0.0)
+    index = sharded(tmp_path / "pictures", data, tmp_path / "dataset")
+    expected = [
+        to_pixels(pixels, (8, 12), 1, fit="random_crop", seed=5, position=number) for number, pixels in enumerate(made)
+    ]
+    (images,) = ImageReader(index, "train", tmp_path).in_order(64)
+    found = [image.tobytes() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    assert sorted(found) == sorted(image.tobytes() for image in expected)
+
+
 def as_tensor(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
 
@@ -151,6 +164,7 @@ def test_alpha_is_no_part_of_what_is_compared_or_shown() -> None:
     for network in ("random_conv", "pixels"):
         features = Features(network=network)  # type: ignore[arg-type]
         assert torch.equal(features.extract(images), features.extract(seen))
+    assert torch.equal(random_conv.extract(images), random_conv.extract(seen))
     assert torch.equal(nearest(images[:2], images, 3).squared, nearest(seen[:2], seen, 3).squared)
     assert nearest(images[:2], images, 3).images.shape == (2, 3, 4, 8, 12)
     found, expected = search_copies(images, images, k=2), search_copies(seen, seen, k=2)
@@ -227,6 +241,11 @@ def test_sizes_that_cannot_be_halved_are_refused_with_the_nearest(size: ImageSiz
 )
 def test_a_recipes_attention_follows_the_size(recipe: str, size: ImageSize, expected: tuple[int, ...]) -> None:
     assert fitted(make(recipe).unet, size).attention_resolutions == expected
+
+
+def test_the_nearest_is_nearest_by_ratio() -> None:
+    two_levels = UNetConfig(channel_multipliers=(1, 1), attention_resolutions=(17,))
+    assert fitted(two_levels, 24).attention_resolutions == (24,)  # 24 / 17 < 17 / 12
 
 
 def test_what_is_typed_follows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

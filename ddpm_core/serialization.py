@@ -7,9 +7,20 @@ from typing import Any, TypeVar
 import cattrs
 
 from ddpm_core.errors import InputError
+from ddpm_core.types import ImageSize, canonical_size
 
 _strict = cattrs.Converter(forbid_extra_keys=True)
 T = TypeVar("T")
+
+
+@_strict.register_structure_hook
+def _image_size(plain: Any, _: Any) -> ImageSize:
+    """One whole number, or a list of two."""
+    if type(plain) is int:
+        return plain
+    if isinstance(plain, list | tuple) and [type(side) for side in plain] == [int, int]:
+        return canonical_size(plain)
+    raise ValueError(f"{plain!r} is no size; expected one number for a square, or [height, width]")
 
 
 def to_json(config: Any) -> dict[str, Any]:

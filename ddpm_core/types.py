@@ -1,5 +1,6 @@
-"""Names for tensors, and the one protocol that networks and samplers share."""
+"""Names for tensors and sizes, and the one protocol that networks and samplers share."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -17,7 +18,39 @@ else:
 
         Bool = Float = Int = UInt8 = _Unchecked
 
-__all__ = ["Bool", "Denoiser", "Float", "Int", "Tensor", "UInt8"]
+__all__ = [
+    "Bool",
+    "Denoiser",
+    "Float",
+    "ImageSize",
+    "Int",
+    "Tensor",
+    "UInt8",
+    "canonical_size",
+    "height_and_width",
+    "size_words",
+]
+
+ImageSize = int | tuple[int, int]
+"""Of an image in pixels: (height, width), or one number for a square, which is never said as two."""
+
+
+def canonical_size(size: int | Sequence[int]) -> ImageSize:
+    """A size in the one form that it has in configs and in their JSON: (32, 32) is 32."""
+    if isinstance(size, int):
+        return size
+    height, width = size
+    return height if height == width else (height, width)
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Both numbers."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_words(size: ImageSize) -> str:
+    """As the flag has it: one number for a square, else height and width."""
+    return " ".join(map(str, (size,) if isinstance(size, int) else size))
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 from ddpm_core import storage
 from ddpm_core.data.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.errors import InputError
+from ddpm_core.model.unet import check_image_size
 from pipelines.cli.checks import check_data, data_census, data_summary
 from pipelines.cli.command import Outcome, named_source, run_command, typed
 from pipelines.cluster.placement import for_a_cpu
@@ -23,10 +24,12 @@ from pipelines.recipes.config import Recipe
 
 
 def check(recipe: Recipe) -> None:
-    """The source."""
+    """The source, and that the network can do images of this size."""
     if recipe.dataset is not None:
         raise InputError(f"dataset is {recipe.dataset}; expected raw images here (--data.source), of which one is made")
     check_data(recipe)
+    # The dataset is for the recipe, whose training is what comes next; for another network it is said which one.
+    check_image_size(recipe.unet, recipe.data.image_size)
 
 
 def plan(recipe: Recipe) -> list[str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError, MissingError
+from ddpm_core.types import ImageSize, canonical_size
 
 FORMAT_VERSION = 2
 """1 knew a single held-out split, drawn from all images; it is read as the validation split of a dataset without a test."""
@@ -60,8 +61,9 @@ class DatasetIndex:
     """What a dataset is, without its rows."""
 
     uri: str
-    image_size: int
+    image_size: ImageSize
     channels: int
+    """1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha."""
     class_names: tuple[str, ...]
     """Names of the labels 0, 1, ...; empty if the images have none."""
     shards: tuple[ShardEntry, ...]
@@ -96,7 +98,7 @@ class DatasetIndex:
 def make_index(
     uri: str,
     *,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     class_names: Sequence[str],
     shards: Sequence[ShardEntry],
@@ -105,7 +107,7 @@ def make_index(
 ) -> DatasetIndex:
     """A DatasetIndex with its digest."""
     described: dict[str, Any] = {
-        "image_size": image_size,
+        "image_size": canonical_size(image_size),
         "channels": channels,
         "class_names": tuple(class_names),
         "shards": tuple(shards),
@@ -169,6 +171,7 @@ def read_index(uri: str) -> DatasetIndex:
         for shard in described["shards"]:
             shard["split"] = "train" if shard["split"] == "train" else "validation"
     shards = tuple(ShardEntry(**shard) for shard in described.pop("shards"))
+    described["image_size"] = canonical_size(described["image_size"])
     names, own_splits = (tuple(described.pop(field)) for field in ("class_names", "own_splits"))
     return DatasetIndex(uri=uri, digest=digest, shards=shards, class_names=names, own_splits=own_splits, **described)
 

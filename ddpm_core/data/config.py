@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ddpm_core.data.fit import Fit
+from ddpm_core.data.pixels import CHANNELS, CHANNELS_IN_WORDS
 from ddpm_core.data.sources.labels import LabelRule
 from ddpm_core.errors import InputError
+from ddpm_core.types import ImageSize, canonical_size, height_and_width, size_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +20,14 @@ class DataConfig:
     source: str = "digits"
     """Raw images: `digits` (scikit-learn's), or a path or s3:// URI of a folder, tar or zip of images, shards, idx files,
     CIFAR-10's python batches, .npy, .npz or parquet; FOLDER/*.png for those files of a folder."""
-    image_size: int = 8
-    """Pixels a side; larger and smaller images are cropped to their centre square and resized, antialiased."""
+    image_size: ImageSize = 8
+    """Pixels a side of a square, or height and width; larger and smaller images are brought to it as `fit` says."""
     channels: int = 1
-    """1 for grey, 3 for colour; any colour mode is converted."""
+    """1 for grey, 2 with alpha, 3 for colour, 4 with alpha; any colour mode is converted, and laid on white where alpha is
+    left out."""
+    fit: Fit = field(default="crop", metadata={"unless_default": True})
+    """How an image of another shape comes to that size, antialiased: the centre of the size's aspect, all of it on white
+    (transparent where there is alpha), all of it stretched, or a part whose place is drawn by the seed."""
     test_fraction: float = 0.1
     """Share of the images that only the final evaluation sees, drawn by the seed; 0 for none. A source that has a test
     set of its own (CIFAR-10's batches, MNIST's files, folders train/ and test/, ...) keeps that one instead."""
@@ -42,10 +49,11 @@ class DataConfig:
     """Which folder above an image names its class, 1 for the one it lies in; by default the first that tells images apart."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 4:
-            raise InputError(f"data.image-size is {self.image_size}; expected 4 or more pixels")
-        if self.channels not in (1, 3):
-            raise InputError(f"data.channels is {self.channels}; expected 1 (grey) or 3 (colour)")
+        object.__setattr__(self, "image_size", canonical_size(self.image_size))
+        if min(height_and_width(self.image_size)) < 4:
+            raise InputError(f"data.image-size is {size_words(self.image_size)}; expected 4 or more pixels")
+        if self.channels not in CHANNELS:
+            raise InputError(f"data.channels is {self.channels}; expected {CHANNELS_IN_WORDS}")
         for name in ("test_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 flag = f"data.{name.replace('_', '-')}"

@@ -1,6 +1,7 @@
 """The images of a dataset's split by shard and row: tars on disk or copied from S3, checked as they are read, decoded."""
 
 import json
+import math
 import os
 import threading
 import weakref
@@ -22,7 +23,7 @@ from ddpm_core.artifacts.manifest import DatasetIndex, index_uri
 from ddpm_core.data.images import decode_png
 from ddpm_core.data.shard_cache import DAMAGED, open_copy
 from ddpm_core.errors import InputError, MissingError
-from ddpm_core.types import Int, Tensor, UInt8
+from ddpm_core.types import Int, Tensor, UInt8, height_and_width
 
 _COLUMNS = ["offset", "size", "crc32", "label"]
 _SPARE_SHARDS = 16
@@ -134,8 +135,9 @@ class ImageReader:
         self._held: frozenset[int] = frozenset()
         self._lock = threading.Lock()  # of the two above
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        kept = self.num_samples if self.num_samples * index.image_size**2 * index.channels <= keep_bytes else 0
-        self._images = np.empty((kept, index.channels, index.image_size, index.image_size), dtype=np.uint8)
+        shape = index.channels, *height_and_width(index.image_size)
+        kept = self.num_samples if self.num_samples * math.prod(shape) <= keep_bytes else 0
+        self._images = np.empty((kept, *shape), dtype=np.uint8)
         self._labels = np.empty(kept, dtype=np.int64)
         self._is_kept = np.zeros(kept, dtype=bool)
 
@@ -200,8 +202,7 @@ class ImageReader:
 
     def _decoded(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> UInt8[np.ndarray, "b c h w"]:
         """One after another: two threads were no faster at 32 pixels, since each image is back after some 30 us."""
-        size, channels = self.index.image_size, self.index.channels
-        read = np.empty((len(shard), size, size, channels), dtype=np.uint8)
+        read = np.empty((len(shard), *height_and_width(self.index.image_size), self.index.channels), dtype=np.uint8)
         for number in np.unique(shard).tolist():
             own = self._shard(number)
             chosen = np.flatnonzero(shard == number)

@@ -120,7 +120,9 @@ def _write_images(tar: TarWriter, plan: ShardPlan, source: Source, config: DataC
             written.rejected.append(Rejected(position=position, name=name, reason=reason, kind=error.kind))
             continue
         written.remarks.update(remarks_of(picture, config.channels))
-        pixels = fitted(picture, config.image_size, config.channels)
+        pixels = fitted(
+            picture, config.image_size, config.channels, fit=config.fit, seed=config.seed, position=position
+        )
         key, png = f"{position:09d}", encode_png(pixels)
         if raw.label is not None:
             tar.add(f"{key}.cls", str(raw.label).encode())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.data.pixels import on_white
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.neighbours import NeighbourIndices, merge_indices, nearest_indices
 from ddpm_core.evaluation.shares import Share
@@ -48,7 +49,7 @@ class CopySearch:
     mirrored: NeighbourIndices
     """Of the queries flipped left to right."""
     shape: tuple[int, int, int]
-    """Channels, height and width of an image."""
+    """Channels without alpha, height and width of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def search_copies(
     first_index: int = 0,
     k: int = NUM_NEIGHBOURS,
 ) -> CopySearch:
-    """The k nearest of one part of the training set, exactly; in bounded memory, on the CPU.
+    """The k nearest of one part of the training set, exactly; in bounded memory, on the CPU. Alpha is laid on white first.
 
     Args:
         images: one part, of any size.
@@ -114,6 +115,7 @@ def search_copies(
     Raises:
         InputError: if queries and images differ in shape.
     """
+    queries, images = on_white(queries), on_white(images)
     plain = nearest_indices(queries, images, k, first_index=first_index)
     mirrored = nearest_indices(queries.flip(-1), images, k, first_index=first_index)
     channels, height, width = queries.shape[1:]

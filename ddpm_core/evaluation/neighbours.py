@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm_core.data.pixels import on_white
 from ddpm_core.errors import InputError
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
@@ -41,7 +42,7 @@ class Neighbours(NeighbourIndices):
 def nearest(
     queries: UInt8[Tensor, "q c h w"], images: UInt8[Tensor, "n channels height width"], k: int, *, first_index: int = 0
 ) -> Neighbours:
-    """The k nearest of one batch, or all n if there are fewer; on the CPU.
+    """The k nearest of one batch, or all n if there are fewer; on the CPU. Images with alpha are compared on white.
 
     Args:
         first_index: index of the batch's first image in the whole set.
@@ -68,6 +69,7 @@ def nearest_indices(
         raise InputError(
             f"queries are {_shape(queries)} and images {_shape(images)} (channels, height, width); expected the same"
         )
+    queries, images = on_white(queries), on_white(images)
     side = max(1, min(_CHUNK_NUMBERS // queries.shape[1:].numel(), math.isqrt(_CHUNK_NUMBERS)))
     rows = [_nearest_of_block(block, images, k, side) for block in torch.split(queries.flatten(1), side)]
     found = _joined(rows, dim=0)

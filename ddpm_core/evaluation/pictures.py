@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ddpm_core.data.pixels import on_white
 from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor, UInt8
 
@@ -24,7 +25,7 @@ def image_grid(
     """Images side by side, row by row, on white.
 
     Args:
-        images: n >= 1, grey or colour.
+        images: n >= 1, grey or colour, with alpha or without.
         columns: by default as many as make the grid about square.
         scale: each pixel becomes scale x scale; by default small images are magnified to about 64 pixels a side.
         padding: pixels around each image.
@@ -92,9 +93,12 @@ def _labelled(rows: UInt8[Tensor, "rows columns c h w"], labels: list[list[str]]
 
 
 def _magnified(images: UInt8[Tensor, "n c h w"], scale: int | None) -> UInt8[np.ndarray, "n H W 3"]:
-    """Colour images in HWC, each pixel a square; small ones at about 64 pixels a side unless told otherwise."""
+    """Colour images in HWC, on white where there is alpha, each pixel a square.
+
+    Small ones are brought to about 64 pixels of the longer side unless told otherwise.
+    """
     scale = scale or max(1, round(_LEGIBLE / max(images.shape[2:])))
-    pixels = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    pixels = on_white(images).cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddpm_core.data.images import encode_png
+from ddpm_core.data.pixels import CHANNELS, on_white
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import BoundStats, progress_table
 from ddpm_core.evaluation.copies import CopyReport
@@ -20,7 +21,7 @@ from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours
 from ddpm_core.evaluation.pages import render
 from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
-from ddpm_core.types import Tensor, UInt8
+from ddpm_core.types import ImageSize, Tensor, UInt8, height_and_width
 
 _WIDTH, _GAP = 1104, 3
 """Of the page's content and between two images, in CSS pixels; as in report.css."""
@@ -37,7 +38,7 @@ class DatasetFacts:
     name: str
     uri: str
     digest: str
-    image_size: int
+    image_size: ImageSize
     channels: int
     counts: Mapping[str, int]
     """Images in each split."""
@@ -45,6 +46,12 @@ class DatasetFacts:
     """Splits that the raw images came with; the others were drawn."""
     num_rejected: int
     class_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> str:
+        """Height and width of an image, in words."""
+        height, width = height_and_width(self.image_size)
+        return f"{height}×{width}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,7 @@ def render_report(content: ReportContent) -> str:
     return render(
         "report.html.j2",
         content=content,
+        form=f"{content.dataset.shape} {CHANNELS[content.dataset.channels]}",
         **_sizes(content),
         real=_image_uris(content.real),
         generated=_image_uris(content.generated),
@@ -171,31 +179,34 @@ def _neighbour_rows(content: ReportContent) -> list[tuple[str, list[tuple[str, f
     ]
 
 
-def _sizes(content: ReportContent) -> dict[str, int]:
-    """Columns of the grids, and CSS pixels a side of an image in the grids, the strip and the rows of neighbours.
+def _sizes(content: ReportContent) -> dict[str, int | str]:
+    """Columns of the grids, and CSS pixels of an image's width in the grids, the strip and the rows of neighbours.
 
     Two grids and two rows of neighbours stand side by side if the images are small.
     """
-    size = max(content.generated.shape[2:])
+    height, width = content.generated.shape[2:]
+    size = max(height, width)
     columns = math.ceil(math.sqrt(max(len(content.real), len(content.generated))))
     half = _WIDTH if size > _LARGE else _WIDTH // 2 - 18
     return {
+        "aspect": f"{width} / {height}",
         "columns": columns,
-        "tile": _fitting(size, columns, half),
-        "strip_tile": _fitting(size, content.strip.frames.shape[1], _WIDTH) if content.strip else 0,
-        "copy_tile": _fitting(size, 13, _WIDTH),
-        "neighbour_tile": _fitting(size, content.neighbours.squared.shape[1] + 1, half - 12),
+        "tile": _fitting(height, width, columns, half),
+        "strip_tile": _fitting(height, width, content.strip.frames.shape[1], _WIDTH) if content.strip else 0,
+        "copy_tile": _fitting(height, width, 13, _WIDTH),
+        "neighbour_tile": _fitting(height, width, content.neighbours.squared.shape[1] + 1, half - 12),
     }
 
 
-def _fitting(size: int, columns: int, width: int) -> int:
-    """Pixels a side so that the columns fill a width; a whole multiple of the image, so that its pixels stay squares."""
-    room = min((width + _GAP) // columns - _GAP, 128 if size > _LARGE else 96)
-    return room // size * size or room
+def _fitting(height: int, width: int, columns: int, page: int) -> int:
+    """Pixels of a width so that the columns fill the page's; a whole multiple of the image's, so that its pixels stay squares."""
+    longest = max(height, width)
+    room = min((page + _GAP) // columns - _GAP, (128 if longest > _LARGE else 96) * width // longest)
+    return room // width * width or room
 
 
 def _image_uris(images: UInt8[Tensor, "n c h w"]) -> list[str]:
-    return [_image_uri(image) for image in images.cpu().permute(0, 2, 3, 1).contiguous().numpy()]
+    return [_image_uri(image) for image in on_white(images).cpu().permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 def _image_uri(image: UInt8[np.ndarray, "h w c"]) -> str:

@@ -34,9 +34,9 @@ _WHOLE_BYTES = 2**31 - 2**24
 def write_onnx(uri: str, weights: Weights) -> None:
     """Write the denoiser of averaged weights; done twice, it changes nothing.
 
-    Inputs: x_t, float32 [b, channels, image_size, image_size]; t, int64 [b], steps in [0, T-1]; of a network with classes
-    also labels, int64 [b], -1 for none (unless it knows no image without a label). Output: output, float32 [b, o, image_size,
-    image_size], as `UNet.forward` gives it; what it means stands in the config's `reverse`. b is free in each call.
+    Inputs: x_t, float32 [b, channels, height, width]; t, int64 [b], steps in [0, T-1]; of a network with classes
+    also labels, int64 [b], -1 for none (unless it knows no image without a label). Output: output, float32 [b, o, height,
+    width], as `UNet.forward` gives it; what it means stands in the config's `reverse`. b is free in each call.
 
     The file holds the weights, but for those of more than 2 GB: they lie beside it, in FILE.data. Its metadata say sha256 (of
     our weights), step, config (the model's, as JSON), and sampler where weights from elsewhere say how they are sampled.

@@ -15,7 +15,8 @@ from torch import nn
 from ddpm_core.errors import InputError
 from ddpm_core.interop.settings import chosen, expect, expect_class, listed, number, refuse, settle, whole
 from ddpm_core.model.form import UNetForm
-from ddpm_core.model.unet import UNet, UNetConfig
+from ddpm_core.model.unet import UNet, UNetConfig, level_sizes
+from ddpm_core.types import ImageSize, canonical_size, height_and_width
 
 CLASS = "UNet2DModel"
 DEFAULTS: dict[str, Any] = {
@@ -90,7 +91,7 @@ class Form:
     """All that decides which weights a network has."""
 
     unet: UNetConfig
-    image_size: int
+    image_size: ImageSize
     channels: int
     num_outputs: int
 
@@ -121,12 +122,13 @@ def read_unet(plain: Mapping[str, Any], where: str) -> Form:
     if settings["time_embedding_dim"] not in (None, 4 * base):
         refuse(settings, "time_embedding_dim", f"{4 * base}, four times the first of block_out_channels", where)
     image_size, attended = _image_size(settings, where), _attended(settings, len(widths), where)
+    smaller = min(height_and_width(image_size))
     num_classes, null_label = _classes(plain, settings, where)
     unet = UNetConfig(
         base_channels=base,
         channel_multipliers=tuple(width // base for width in widths),
         num_res_blocks=whole(settings, "layers_per_block", where),
-        attention_resolutions=tuple(image_size >> level for level, has in enumerate(attended) if has),
+        attention_resolutions=tuple(smaller >> level for level, has in enumerate(attended) if has),
         dropout=number(settings, "dropout", where),
         num_classes=num_classes,
         form=UNetForm(
@@ -168,7 +170,7 @@ def unet_json(form: Form) -> dict[str, Any]:
             "expected unet.base-channels of 128 or more, a multiple of 32, or unet.form.norm-groups"
         )
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
-    attended = [form.image_size >> level in config.attention_resolutions for level in range(len(widths))]
+    attended = [size in config.attention_resolutions for size in level_sizes(config, form.image_size)]
     told = {_NULL_LABEL: True} if config.knows_no_label else {}
     return {
         **_PAPER,
@@ -194,13 +196,12 @@ def unet_json(form: Form) -> dict[str, Any]:
     }
 
 
-def _image_size(settings: Mapping[str, Any], where: str) -> int:
+def _image_size(settings: Mapping[str, Any], where: str) -> ImageSize:
     size = settings["sample_size"]
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    if type(size) is not int or size < 1:
-        refuse(settings, "sample_size", "one number of pixels, as images here are square", where)
-    return int(size)
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    if any(type(side) is not int or side < 1 for side in sides):
+        refuse(settings, "sample_size", "one number of pixels, or height and width", where)
+    return canonical_size(sides)
 
 
 def _attended(settings: Mapping[str, Any], num_levels: int, where: str) -> list[bool]:

@@ -8,22 +8,26 @@ from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.serialization import from_json
+from ddpm_core.types import ImageSize, canonical_size, height_and_width
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The images, the network, the noise that it undoes, and what its output means."""
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     unet: UNetConfig
     schedule: ScheduleConfig
     reverse: ReverseConfig
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", canonical_size(self.image_size))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        return self.channels, self.image_size, self.image_size
+        return self.channels, *height_and_width(self.image_size)
 
     @property
     def num_classes(self) -> int:

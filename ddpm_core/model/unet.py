@@ -1,5 +1,6 @@
 """The U-Net that predicts the noise (Ho, Jain, Abbeel 2020, Appendix B, and the published code where it says more)."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -20,9 +21,19 @@ from ddpm_core.model.blocks import (
     time_embedding,
 )
 from ddpm_core.model.form import UNetForm
-from ddpm_core.types import Float, Int, Tensor
+from ddpm_core.types import Float, ImageSize, Int, Tensor, canonical_size, height_and_width, size_words
 
-__all__ = ["DropoutKey", "UNet", "UNetConfig", "UNetForm", "check_all_labelled", "recompute_activations"]
+__all__ = [
+    "DropoutKey",
+    "UNet",
+    "UNetConfig",
+    "UNetForm",
+    "check_all_labelled",
+    "check_image_size",
+    "divides",
+    "level_sizes",
+    "recompute_activations",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,8 @@ class UNetConfig:
     num_res_blocks: int = 2
     """Residual blocks of a level on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Sizes in pixels of the feature maps with self-attention; the middle always has it."""
+    """Shorter sides in pixels of the feature maps with self-attention; the middle always has it. For images of another size
+    than the recipe's the nearest that there are."""
     dropout: float = 0.1
     """Probability with which a residual block zeroes a value in training."""
     num_classes: int = 0
@@ -132,17 +144,18 @@ class UNet(nn.Module):
 
     Args:
         image_size: height and width in pixels.
-        channels: of an image.
+        channels: of an image: any number.
         num_outputs: channels of the output; None for as many as the image has.
 
     Raises:
-        InputError: if the image cannot be halved as often as there are levels, or attention is asked for at a size
-            that no level has, or its heads do not divide its channels.
+        InputError: as `check_image_size`, or if the heads of an attention do not divide its channels.
     """
 
-    def __init__(self, config: UNetConfig, *, image_size: int, channels: int, num_outputs: int | None = None) -> None:
+    def __init__(
+        self, config: UNetConfig, *, image_size: ImageSize, channels: int, num_outputs: int | None = None
+    ) -> None:
         super().__init__()
-        _check_sizes(config, image_size)
+        check_image_size(config, image_size)
         self.base_channels = base = config.base_channels
         self.form = form = config.form
         time_channels = 4 * base
@@ -163,7 +176,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(channels, base, 3, padding=1)
 
         widths = [base * multiplier for multiplier in config.channel_multipliers]
-        levels = list(zip(range(len(widths)), widths, _sizes(config, image_size), strict=True))
+        levels = list(zip(range(len(widths)), widths, level_sizes(config, image_size), strict=True))
         skips = [base]  # the channels of what the way up takes from the way down
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width, size in levels:
@@ -249,22 +262,42 @@ def recompute_activations(network: UNet) -> None:
         level.recompute = True
 
 
-def _sizes(config: UNetConfig, image_size: int) -> list[int]:
-    """Pixels along a side at each level."""
-    return [image_size >> level for level in range(len(config.channel_multipliers))]
+def level_sizes(config: UNetConfig, image_size: ImageSize) -> list[int]:
+    """The shorter side in pixels of each level's feature maps, by which attention is placed; no two are the same."""
+    return [min(height_and_width(image_size)) >> level for level in range(len(config.channel_multipliers))]
 
 
-def _check_sizes(config: UNetConfig, image_size: int) -> None:
-    divisor = 2 ** (len(config.channel_multipliers) - 1)
-    if image_size < 1 or image_size % divisor:
+def divides(config: UNetConfig, image_size: ImageSize) -> bool:
+    """Whether such images can be halved as often as there are levels."""
+    return all(side >= 1 and side % _divisor(config) == 0 for side in height_and_width(image_size))
+
+
+def _divisor(config: UNetConfig) -> int:
+    return 1 << len(config.channel_multipliers) - 1
+
+
+def check_image_size(config: UNetConfig, image_size: ImageSize) -> None:
+    """Refuse images that the network cannot do.
+
+    Raises:
+        InputError: if they cannot be halved as often as there are levels, naming the nearest sizes that can, or attention is
+            asked for at a size that no level has.
+    """
+    if not divides(config, image_size):
+        sides, divisor = height_and_width(image_size), _divisor(config)
         raise InputError(
-            f"the image size is {image_size}; expected a multiple of {divisor}, "
-            f"for the {len(config.channel_multipliers)} levels of unet.channel-multipliers"
+            f"the image size is {size_words(image_size)}; expected a multiple of {divisor}, "
+            f"for the {len(config.channel_multipliers)} levels of unet.channel-multipliers; nearest: {_nearest(sides, divisor)}"
         )
-    sizes = _sizes(config, image_size)
+    sizes = level_sizes(config, image_size)
     for resolution in config.attention_resolutions:
         if resolution not in sizes:
             expected = ", ".join(map(str, sizes))
             raise InputError(
                 f"unet.attention-resolutions has {resolution}; expected sizes that the levels have: {expected}"
             )
+
+
+def _nearest(sides: tuple[int, int], divisor: int) -> str:
+    near = ([max(rounded(side / divisor), 1) * divisor for side in sides] for rounded in (math.floor, math.ceil))
+    return " or ".join(dict.fromkeys(size_words(canonical_size(each)) for each in near))

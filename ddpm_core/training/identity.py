@@ -45,7 +45,7 @@ def run_config(
     # Only what is averaged by: of a fixed decay the JSON, and the name by its digest, are what they were before half-lives.
     decisive -= {"ema_decay"} if train.ema_decay is None else {"ema_half_life", "ema_warmup"}
     return {
-        "image_size": index.image_size,
+        **to_json({"image_size": index.image_size}),
         "channels": index.channels,
         "unet": to_json(unet),
         "schedule": to_json(schedule),

@@ -1,5 +1,6 @@
 """What a command refuses before anything starts, each in one line."""
 
+import math
 from collections.abc import Collection, Mapping
 
 import torch
@@ -20,6 +21,7 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.training.averages import young_average
+from ddpm_core.types import height_and_width
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.feature_weights import check_features, find_features
 from pipelines.progress import say
@@ -199,7 +201,7 @@ def _network(recipe: Recipe) -> tuple[UNet, int]:
     shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
     with torch.device("meta"):
         network = UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
-    return network, shape.channels * shape.image_size**2
+    return network, shape.channels * math.prod(height_and_width(shape.image_size))
 
 
 def _num_unseen(recipe: Recipe) -> int:

@@ -172,8 +172,16 @@ def as_recipe(args: Any) -> Recipe:
 
 
 def named_source(recipe: Recipe) -> list[str]:
-    """The flag that names the dataset or the raw images, where the recipe does not name them itself."""
+    """The flags that name the dataset, or the raw images and what is made of them, where the recipe's name does not say it."""
     if recipe.dataset is not None:
         return ["--dataset", recipe.dataset]
-    named = source_uri(make(recipe.recipe).data.source)
-    return [] if recipe.data.source == named else ["--data.source", recipe.data.source]
+    own = make(recipe.recipe).data
+    own = replace(own, source=source_uri(own.source))
+    changed = [f.name for f in fields(own) if getattr(recipe.data, f.name) != getattr(own, f.name)]
+    return [
+        word for name in changed for word in (f"--data.{name.replace('_', '-')}", *_words(getattr(recipe.data, name)))
+    ]
+
+
+def _words(value: Any) -> list[str]:
+    return [str(each) for each in (value if isinstance(value, tuple) else (value,))]

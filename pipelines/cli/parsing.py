@@ -16,12 +16,17 @@ from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError
 from ddpm_core.model.form import UNetForm
+from pipelines.progress import say
 from pipelines.recipes.config import Recipe
+from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES, make
+from pipelines.tracking.resolve import find_dataset
 
 A = TypeVar("A")
+R = TypeVar("R", bound=Recipe)
 
 
+_ATTENTION = "--unet.attention-resolutions"
 _EVERYWHERE = """\
   --dry-run  print the resolved config and the plan, touch nothing
   --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
@@ -42,7 +47,21 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
     recipe = make(_recipe_of_model(argv) or name)
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
-    return parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+    parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+    typed = any(word.replace("_", "-").startswith(_ATTENTION) for word in argv)
+    return parsed if typed or not isinstance(parsed, Recipe) else _fitted(parsed)
+
+
+def _fitted(recipe: R) -> R:
+    """The recipe with a network for images of its size, which may be another than that of the recipe's name; it is said."""
+    shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)
+    unet = fitted(recipe.unet, shape.image_size)
+    if unet != recipe.unet:
+        before, now = (" ".join(map(str, each.attention_resolutions)) for each in (recipe.unet, unet))
+        say(
+            f"attention at {now}: the recipe's {before} is no level's size with these images ({_ATTENTION} chooses another)"
+        )
+    return replace(recipe, unet=unet)
 
 
 def _recipe_of_model(argv: list[str]) -> str | None:
@@ -119,6 +138,10 @@ def _one_line(box: str) -> str:
     parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
     said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
     said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    if union := re.match(r"Error parsing (--\S+): no type matching (.*?) could be instantiated from \[(.*?)\]\.", said):
+        flag, kinds, words = union.groups()
+        given = " ".join(re.findall(r"'(.*?)'", words))
+        return f"{flag} is {given or 'empty'}; expected {kinds} (all flags: --help)"
     rest = " ".join(more)
     match = re.search(r"Perhaps you meant: (--[\w.-]+)", rest) or re.search(r"Argument helptext: (--[\w.-]+ \S+)", rest)
     hint = ""

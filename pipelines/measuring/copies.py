@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.data.pixels import on_white
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.evaluation.copies import CopyReport, CopySearch, judge_copies, merge_searches, search_copies
 from ddpm_core.evaluation.figures import Figure
-from ddpm_core.types import Tensor, UInt8
+from ddpm_core.types import Tensor, UInt8, height_and_width
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.session import shard_cache
 from pipelines.cluster.tasks import merged
@@ -19,7 +20,7 @@ from pipelines.measuring.image_sets import ImageSet, SplitImages
 from pipelines.progress import progress
 
 _LARGEST = 64
-"""Pixels a side: larger images are averaged down for the search, whose work grows with the pixels."""
+"""Pixels of the longer side: larger images are averaged down for the search, whose work grows with the pixels."""
 _BATCH = 1024
 _Searches = tuple[CopySearch, CopySearch]
 """Of the generated images, and of real ones that were not trained on."""
@@ -32,8 +33,8 @@ class Copies:
     report: CopyReport
     pairs: UInt8[Tensor, "pairs 2 c h w"]
     """The worst: a generated image and the training image that it resembles most."""
-    size: int
-    """Pixels a side at which images were compared."""
+    size: tuple[int, int]
+    """Height and width in pixels at which images were compared."""
 
 
 def find_copies(images: ImageSet, index: DatasetIndex, count: int) -> Copies:
@@ -51,7 +52,8 @@ def find_copies(images: ImageSet, index: DatasetIndex, count: int) -> Copies:
     report = judge_copies(*found)
     reader = ImageReader(index, "train", shard_cache(), keep_bytes=0)
     pairs = [torch.stack([generated[pair.generated], _image(reader, pair.training)]) for pair in report.worst]
-    return Copies(report=report, pairs=torch.stack(pairs), size=min(index.image_size, _LARGEST))
+    size = _compared_at(*height_and_width(index.image_size))
+    return Copies(report=report, pairs=torch.stack(pairs), size=size)
 
 
 def first_images(images: ImageSet, count: int) -> UInt8[Tensor, "n c h w"]:
@@ -81,10 +83,17 @@ def _search_shard(part: tuple[int, int], index: DatasetIndex, generated: np.ndar
 
 
 def _comparable(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c small_h small_w"]:
-    if images.shape[-1] <= _LARGEST:
+    images, size = on_white(images), _compared_at(*images.shape[-2:])
+    if images.shape[-2:] == size:
         return images
-    small = [F.interpolate(each.float(), size=_LARGEST, mode="area").round() for each in torch.split(images, 64)]
+    small = [F.interpolate(each.float(), size=size, mode="area").round() for each in torch.split(images, 64)]
     return torch.cat(small).to(torch.uint8)
+
+
+def _compared_at(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the same shape that are not too large."""
+    scale = min(1, _LARGEST / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _image(reader: ImageReader, place: int) -> UInt8[Tensor, "c h w"]:
@@ -96,13 +105,14 @@ def copy_figures(copies: Copies | None, index: DatasetIndex) -> tuple[Figure, ..
     if copies is None:
         return ()
     found, real = copies.report.generated, copies.report.held_out
+    height, width = copies.size
     return (
         Figure(
             name="suspected_copies",
             value=found.rate,
             low=found.low,
             high=found.high,
-            of=f"{found.count:,} of {found.total:,} generated images, compared at {copies.size}x{copies.size}",
+            of=f"{found.count:,} of {found.total:,} generated images, compared at {height}x{width}",
             note=f"of {real.total:,} {index.final_split} images {real.count:,} are suspected, too ({real.rate:.2%})",
         ),
     )

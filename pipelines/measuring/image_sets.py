@@ -19,7 +19,7 @@ from ddpm_core.data.sources import Source, check_source, open_source, source_ide
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.sources.idx import JoinedSource
 from ddpm_core.errors import InputError
-from ddpm_core.types import Tensor, UInt8
+from ddpm_core.types import ImageSize, Tensor, UInt8
 from pipelines.cluster.session import shard_cache
 
 _FOREIGN_PART = 512
@@ -96,7 +96,7 @@ class ForeignImages:
     identity: str
     """Changes when they do."""
     num_images: int
-    image_size: int
+    image_size: ImageSize
     channels: int
 
     @property

@@ -25,6 +25,7 @@ from ddpm_core.data.sources import (
 )
 from ddpm_core.data.writer import ShardResult, check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
+from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 from pipelines.progress import say
@@ -32,21 +33,22 @@ from pipelines.progress import say
 _IDENTITY_FIELDS = (
     "image_size",
     "channels",
+    "fit",
     "test_fraction",
     "validation_fraction",
     "samples_per_shard",
     "seed",
     "max_image_pixels",
+    "class_names",
+    "class_level",
 )
-_LATER_FIELDS = ("class_names", "class_level")
 _SOURCES = "sources"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def source_key(config: DataConfig) -> str:
     """The name of these images and settings, without reading the images: other images or settings, another name."""
-    identity = {field: getattr(config, field) for field in _IDENTITY_FIELDS}
-    identity |= {field: value for field in _LATER_FIELDS if (value := getattr(config, field))}
+    identity = {field: value for field, value in to_json(config).items() if field in _IDENTITY_FIELDS}
     source = source_identity(config.source, config.label_rule)
     identity |= {"source": source, "format_version": FORMAT_VERSION, "reading": READING}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]

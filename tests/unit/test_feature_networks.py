@@ -93,8 +93,8 @@ def test_features_of_each_network(weights: Path, tmp_path: Path) -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(Features(network="pixels").extract(grey), grey.reshape(3, 64) / 255)
     assert Features().extract(grey).equal(random_conv.extract(grey))
-    with pytest.raises(InputError, match="2 channels; expected 1"):
-        Features(network="pixels").extract(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match="5 channels; expected 1"):
+        Features(network="pixels").extract(torch.zeros(1, 5, 8, 8, dtype=torch.uint8))
 
 
 def test_weights_lie_in_the_store_and_their_source_may_go(weights: Path, tmp_path: Path) -> None:

@@ -139,9 +139,10 @@ def test_known_weights_give_the_known_values() -> None:
     torch.testing.assert_close(features[place:].double(), (10 * x[:4] / 4).repeat_interleave(16), rtol=1e-4, atol=1e-4)
 
 
-def test_refuses_two_channels() -> None:
-    with pytest.raises(ValueError, match="2 channels; expected 1"):
-        extract(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
+@pytest.mark.parametrize("channels", [0, 5])
+def test_refuses_other_numbers_of_channels(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"{channels} channels; expected 1"):
+        extract(torch.zeros(1, channels, 8, 8, dtype=torch.uint8))
 
 
 def test_digest_names_extractor_and_dimensions() -> None:

@@ -315,6 +315,17 @@ def test_what_is_written_is_read(
     assert (again.step, again.dataset_uri, again.dataset_digest) == (0, "", "")
 
 
+def test_images_that_are_no_squares_are_the_same_there(tmp_path: Path) -> None:
+    square = weights_of(channels=4)
+    written = replace(square, config={**square.config, "image_size": [8, 12]})
+    write_diffusers(str(tmp_path), written)
+    theirs, ours = pipeline(tmp_path), Model.from_weights(imported_weights(str(tmp_path)))
+    assert ours.config == Model.from_weights(written).config
+    x_t, t = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    torch.testing.assert_close(ours.network(x_t, t), theirs.unet(x_t, t).sample, rtol=1e-4, atol=1e-5)
+    assert theirs(num_inference_steps=2, output_type="np").images.shape == (1, 8, 12, 4)
+
+
 @pytest.mark.parametrize("name", ["linear", "quadratic", "cosine", "sigmoid"])
 @pytest.mark.parametrize(("num_timesteps", "rescale"), [(1000, False), (200, True)])
 def test_the_schedulers_noise_is_ours(name: str, num_timesteps: int, rescale: bool) -> None:
@@ -810,7 +821,9 @@ def refused(folder: Path) -> str:
         ({"num_class_embeds": 0}, "num_class_embeds is 0; expected a whole number, 1 or more"),
         ({"num_class_embeds": 1, "_null_label": True}, "num_class_embeds is 1; expected a whole number, 2 or more"),
         ({"num_class_embeds": 10}, "class_embedding.weight has shape None; expected (10, 512) for the network"),
-        ({"sample_size": [8, 16]}, "sample_size is [8, 16]; expected one number of pixels"),
+        ({"sample_size": [8, 8, 3]}, "sample_size is [8, 8, 3]; expected one number of pixels, or height and width"),
+        ({"sample_size": [8, 0]}, "sample_size is [8, 0]; expected one number of pixels, or height and width"),
+        ({"sample_size": [8, 9]}, "the image size is 8 9; expected a multiple of 2"),
         ({"sample_size": None}, "sample_size is None; expected one number of pixels"),
         ({"sample_size": 9}, "the image size is 9; expected a multiple of 2"),
         (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpm_core import storage
 from ddpm_core.artifacts.report import read_findings, read_report, write_report
+from ddpm_core.data.pixels import on_white
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.copies import judge_copies, search_copies
 from ddpm_core.evaluation.features.networks import Features
@@ -109,6 +110,23 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_images_that_are_no_squares_are_shown_in_their_shape_and_on_white() -> None:
+    made = content()
+    images = torch.randint(256, (9, 4, 8, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shape = replace(made.dataset, image_size=(8, 24), channels=4)
+    near = nearest(images[:2], images, 4)
+    changes = {"dataset": shape, "real": images, "generated": images, "queries": images[:2], "neighbours": near}
+    html = render_report(replace(made, **changes, strip=None))  # type: ignore[arg-type]
+    page = Page(html)
+    assert "8×24 colour with alpha" in page.text
+    assert "8×24 pixels (height × width), 4 channels" in page.text
+    assert "--tile: 96px; --aspect: 24 / 8" in html  # 96 is four times its width
+    with Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2]))) as first:
+        assert (first.mode, first.size) == ("RGB", (24, 8))
+        assert np.array_equal(np.asarray(first), on_white(images)[0].permute(1, 2, 0).numpy())
+    assert "8×8 pixels, 1 channel" in Page(render_report(made)).text
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

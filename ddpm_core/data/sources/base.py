@@ -187,4 +187,4 @@ def check_file_size(size_bytes: int) -> None:
         BadImage: if it is.
     """
     if size_bytes > MAX_FILE_BYTES:
-        raise BadImage(f"absurdly large: a file of {size_bytes} bytes, more than {MAX_FILE_BYTES}")
+        raise BadImage(f"absurdly large: a file of {size_bytes} bytes, more than {MAX_FILE_BYTES}", "absurdly large")

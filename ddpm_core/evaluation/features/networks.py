@@ -1,5 +1,6 @@
 """Feature networks: each is a name in FeatureName and an entry of FEATURES, which names the figures on it and their protocol."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,13 +8,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ddpm_core.errors import InputError
+from ddpm_core.data.pixels import check_channels, num_colours, on_white
 from ddpm_core.evaluation.features import dinov2, random_conv
 from ddpm_core.evaluation.features.inception import NUM_FEATURES, Inception
 from ddpm_core.evaluation.features.resize import RESIZES, ResizeName
 from ddpm_core.evaluation.features.weights import Weights, read_network
 from ddpm_core.precision import whole_float32
-from ddpm_core.types import Float, Tensor, UInt8
+from ddpm_core.types import Float, ImageSize, Tensor, UInt8, height_and_width
 
 FeatureName = Literal["random_conv", "pixels", "inception", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"]
 PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -98,9 +99,9 @@ class Features:
             return f"{metric}_{self._known_as}" if self._known_as else metric
         return f"{metric}_{self.network}_{self.sha256[:8]}" if self._network.weights else f"{metric}_{self.network}"
 
-    def dimensions(self, image_size: int, channels: int) -> int:
+    def dimensions(self, image_size: ImageSize, channels: int) -> int:
         """How many numbers stand for an image."""
-        return self._network.num_features or channels * image_size**2
+        return self._network.num_features or num_colours(channels) * math.prod(height_and_width(image_size))
 
     @property
     def is_heavy(self) -> bool:
@@ -127,14 +128,14 @@ class Features:
         """Features of images, and what classes the network sees, on their device.
 
         Args:
-            images: grey (repeated to three channels where a network has three) or colour, of any size.
+            images: grey (repeated to three channels where a network has three) or colour, of any size; laid on white where
+                there is alpha.
 
         Raises:
-            InputError: if there are neither 1 nor 3 channels, or the weights are not those of the network.
+            InputError: if there are not 1 to 4 channels, or the weights are not those of the network.
         """
-        if images.shape[1] not in (1, 3):
-            raise InputError(f"images have {images.shape[1]} channels; expected 1 (grey) or 3 (colour)")
-        return self._network.see(self)(images)
+        check_channels(images)
+        return self._network.see(self)(on_white(images))
 
 
 def _random_conv(features: Features) -> See:

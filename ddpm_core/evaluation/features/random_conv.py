@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
-from ddpm_core.errors import InputError
+from ddpm_core.data.pixels import check_channels, on_white
 from ddpm_core.random import Purpose, normals
 from ddpm_core.types import Float, Tensor, UInt8
 
@@ -48,15 +48,13 @@ def extract(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
     things are; all times 10, for figures that read well.
 
     Args:
-        images: grey (repeated to three channels) or colour, of any size.
+        images: grey (repeated to three channels) or colour, of any size; laid on white where there is alpha.
 
     Raises:
-        InputError: if there are neither 1 nor 3 channels.
+        InputError: if there are not 1 to 4 channels.
     """
-    channels = images.shape[1]
-    if channels not in (1, 3):
-        raise InputError(f"images have {channels} channels; expected 1 (grey) or 3 (colour)")
-    x = images.float() / 127.5 - 1.0
+    check_channels(images)
+    x = on_white(images).float() / 127.5 - 1.0
     x = functional.interpolate(x, size=(_SIZE, _SIZE), mode="bilinear", antialias=True, align_corners=False)
     x = x.expand(-1, 3, -1, -1)
     features = []

@@ -560,6 +560,17 @@ def test_keys_are_read_as_they_are_listed(bucket: str) -> None:
     assert open_source(f"{bucket}/odd/a?b*.png").num_images == 1
 
 
+def test_a_zip_on_s3_is_listed_without_being_fetched(bucket: str, tmp_path: Path, cache: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "big.zip", "w") as archive:
+        for number in range(40):
+            archive.writestr(f"{number % 2}/{number}.png", os.urandom(500_000))
+    storage.upload(tmp_path / "big.zip", f"{bucket}/big.zip")
+    source = open_source(f"{bucket}/big.zip")
+    assert (source.num_images, source.class_names) == (40, ("0", "1"))
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert len(source.read(7).data) == 500_000
+
+
 def test_nothing_on_s3_is_told(bucket: str) -> None:
     with pytest.raises(ValueError, match="s3://raw-images/none is empty; expected images"):
         check_source(f"{bucket}/none")

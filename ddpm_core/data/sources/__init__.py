@@ -3,13 +3,13 @@
 import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ddpm_core import storage
 from ddpm_core.data.sources.base import LeftOut, Listing, RawImage, Source
 from ddpm_core.data.sources.cache import fetched, fetched_together
 from ddpm_core.data.sources.cifar import BATCH_NAME, open_batches
-from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.digits import open_digits
 from ddpm_core.data.sources.files import FileSet, kinds, list_folder
 from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx, sets_of
@@ -17,7 +17,7 @@ from ddpm_core.data.sources.image_files import ImageFiles, open_images
 from ddpm_core.data.sources.label_files import METADATA_NAMES
 from ddpm_core.data.sources.labels import NO_RULE, LabelRule, few
 from ddpm_core.data.sources.npz import is_npz, open_npy, open_npz
-from ddpm_core.data.sources.packing import unpacked
+from ddpm_core.data.sources.packing import packing, unpacked
 from ddpm_core.data.sources.shards import is_dataset, is_shard, list_shards, open_dataset
 from ddpm_core.data.sources.table import TableSource, open_parquet
 from ddpm_core.data.sources.tar import is_tar, list_tar
@@ -43,6 +43,7 @@ READING = 2
 """Which images and labels a source is understood to hold: 2 since a class's number goes by natural order."""
 _GLOB = frozenset("*?[")
 _SHOWN = 3
+_HEAD_BYTES = 512
 
 
 def source_uri(source: str) -> str:
@@ -211,11 +212,33 @@ _FOLDER_KINDS: dict[
 
 
 def _open_file(uri: str, rule: LabelRule) -> Source:
-    path = fetched(uri)
+    file = _File(uri)
     for fits, opened in FILE_KINDS.values():
-        if fits(path):
-            return opened(uri, path, rule)
-    raise InputError(f"{uri} is of no kind that is known here (it starts with {_head(path)[:8].hex()}); {_EXPECTED}")
+        if fits(file):
+            return opened(file, rule)
+    raise InputError(f"{uri} is of no kind that is known here (it starts with {file.head[:8].hex()}); {_EXPECTED}")
+
+
+class _File:
+    """One file, of which no more is fetched than is asked for."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @cached_property
+    def head(self) -> bytes:
+        """Its first 512 bytes."""
+        return storage.read_range(self.uri, 0, _HEAD_BYTES)
+
+    @cached_property
+    def path(self) -> Path:
+        """A local copy, or itself."""
+        return fetched(self.uri)
+
+    @cached_property
+    def plain_head(self) -> bytes:
+        """The first 512 bytes of what is packed in it."""
+        return storage.read_range(str(unpacked(self.path)), 0, _HEAD_BYTES) if packing(self.head) else self.head
 
 
 def _open_archive(uri: str, files: FileSet, rule: LabelRule) -> Source:
@@ -233,21 +256,11 @@ def _open_archive(uri: str, files: FileSet, rule: LabelRule) -> Source:
     return images
 
 
-def _is_npz(path: Path) -> bool:
-    with worded(str(path), "a zip"):
-        return _head(path).startswith(b"PK") and is_npz(path)
-
-
 def _with_labels(uri: str) -> Path:
     """A single file of idx images, locally, with the file of its labels beside it if there is one."""
     folder, _, name = storage.absolute(uri).rpartition("/")
     labels = [label for label in label_names(name) if label != name and storage.exists(storage.join(folder, label))]
     return fetched_together(folder, [name, *labels]) / name
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(512)
 
 
 def _nearest(path: Path) -> str:
@@ -257,18 +270,15 @@ def _nearest(path: Path) -> str:
     return f" (nearest: {path.parent / close[0]})" if close else ""
 
 
-FILE_KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[str, Path, LabelRule], Source]]] = {
-    "parquet": (lambda path: _head(path).startswith(b"PAR1"), lambda uri, path, rule: open_parquet([path], rule)),
-    "npy": (lambda path: _head(path).startswith(b"\x93NUMPY"), lambda uri, path, rule: open_npy(path)),
-    "npz": (_is_npz, lambda uri, path, rule: open_npz(path)),
+FILE_KINDS: dict[str, tuple[Callable[[_File], bool], Callable[[_File, LabelRule], Source]]] = {
+    "parquet": (lambda file: file.head.startswith(b"PAR1"), lambda file, rule: open_parquet([file.path], rule)),
+    "npy": (lambda file: file.head.startswith(b"\x93NUMPY"), lambda file, rule: open_npy(file.path)),
+    "npz": (lambda file: file.head.startswith(b"PK") and is_npz(file.uri), lambda file, rule: open_npz(file.path)),
     "zip": (
-        lambda path: _head(path).startswith(b"PK"),
-        lambda uri, path, rule: _open_archive(uri, list_zip(uri), rule),
+        lambda file: file.head.startswith(b"PK"),
+        lambda file, rule: _open_archive(file.uri, list_zip(file.uri), rule),
     ),
-    "idx": (lambda path: is_idx(_head(unpacked(path))), lambda uri, path, rule: open_idx([_with_labels(uri)])),
-    "tar": (
-        lambda path: is_tar(_head(unpacked(path))),
-        lambda uri, path, rule: _open_archive(uri, list_tar(uri), rule),
-    ),
+    "idx": (lambda file: is_idx(file.plain_head), lambda file, rule: open_idx([_with_labels(file.uri)])),
+    "tar": (lambda file: is_tar(file.plain_head), lambda file, rule: _open_archive(file.uri, list_tar(file.uri), rule)),
 }
-"""Whether a file is of a kind, by its content, and how it is opened by its URI and its local copy; the first that fits."""
+"""Whether a file is of a kind, by its content, and how it is opened; the first that fits."""

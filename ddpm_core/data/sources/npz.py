@@ -17,6 +17,7 @@ from ddpm_core.data.sources.cache import cached
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.idx import JoinedSource, join_sources
 from ddpm_core.data.sources.labels import few, numbered_classes
+from ddpm_core.data.sources.zip import open_zip
 from ddpm_core.errors import InputError
 
 _PAIRS = (
@@ -34,9 +35,9 @@ _PAIRS = (
 _CHANNELS = (1, 3, 4)
 
 
-def is_npz(path: Path) -> bool:
+def is_npz(uri: str) -> bool:
     """Whether a zip holds numpy's arrays and nothing else."""
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(uri) as archive:
         names = archive.namelist()
     return bool(names) and all(name.endswith(".npy") and "/" not in name for name in names)
 

@@ -5,7 +5,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from ddpm_core import storage
 from ddpm_core.data.images import BadImage
@@ -30,34 +29,40 @@ class ZipReader:
     remote: bool = False
 
     def read(self, place: Place) -> bytes:
-        return self._read(place, place.size)
+        return _read(_opened(self.uri, self.version), place, place.size)
 
     def read_head(self, place: Place) -> bytes:
-        return self._read(place, 64)
+        return _read(_listed(self.uri, self.version), place, 64)
 
-    def _read(self, place: Place, size: int) -> bytes:
-        archive = _opened(self.uri, self.version)
-        try:
-            with archive.open(archive.infolist()[place.offset]) as file:
-                return file.read(size)
-        # Damaged, encrypted, packed in an unknown way: BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ...
-        except Exception as error:
-            raise BadImage(f"cannot be unpacked: {error}") from error
+
+def _read(archive: zipfile.ZipFile, place: Place, size: int) -> bytes:
+    try:
+        with archive.open(archive.infolist()[place.offset]) as file:
+            return file.read(size)
+    # Damaged, encrypted, packed in an unknown way: BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ...
+    except Exception as error:
+        raise BadImage(f"cannot be unpacked: {error}") from error
 
 
 @lru_cache(maxsize=1)
 def _opened(uri: str, version: str) -> zipfile.ZipFile:
-    return open_zip(fetched(uri))
+    return open_zip(str(fetched(uri)))
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """A zip.
+@lru_cache(maxsize=1)
+def _listed(uri: str, version: str) -> zipfile.ZipFile:
+    """As `_opened`, but where it lies: of one on S3 no more is fetched than its directory and what is read."""
+    return open_zip(uri)
+
+
+def open_zip(uri: str) -> zipfile.ZipFile:
+    """A zip where it lies.
 
     Raises:
         InputError: if it is damaged.
     """
-    with worded(str(path), "a zip"):
-        return zipfile.ZipFile(path)
+    with worded(uri, "a zip"):
+        return zipfile.ZipFile(storage.open_read(uri) if storage.is_s3(uri) else uri)
 
 
 def list_zip(uri: str) -> FileSet:
@@ -67,13 +72,13 @@ def list_zip(uri: str) -> FileSet:
         InputError: if it is damaged or encrypted, or its directory leaves out what lies before.
     """
     version = storage.fingerprint(uri)
-    archive = _opened(uri, version)
+    archive = _listed(uri, version)
     infos = archive.infolist()
     locked = next((info.filename for info in infos if info.flag_bits & _ENCRYPTED), None)
     if locked is not None:
         raise InputError(f"{uri} is encrypted (as {locked} is); unpack it with its password and name the folder")
     first = min((info.header_offset for info in infos), default=0)
-    if first and storage.read_range(str(fetched(uri)), 0, 4) == b"PK\3\4":
+    if first and storage.read_range(uri, 0, 4) == b"PK\3\4":
         raise InputError(
             f"{uri} has {first} bytes of members before the first one in its directory: two zips joined, or members deleted; "
             "unpack it and name the folder"

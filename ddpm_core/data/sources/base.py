@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -171,13 +170,20 @@ def checked_labels(labels: Sequence[int] | NDArray[np.integer], num_images: int,
 
 def is_hidden(name: str) -> bool:
     """Whether a file is hidden or left by macOS, or lies in a folder that is."""
-    parts = PurePosixPath(name).parts
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+    if "/." not in f"/{name}" and "__MACOSX" not in name:  # most names, a million times
+        return False
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
+def suffix_of(name: str) -> str:
+    """What follows the last dot of a file's name, with it, in small letters; "" if there is none, or nothing before it."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if dot and stem and suffix else ""
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name, below the folder or archive that is searched, is that of an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
+    return suffix_of(name) in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def check_file_size(size_bytes: int) -> None:

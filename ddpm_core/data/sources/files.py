@@ -1,6 +1,7 @@
 """Sets of files, by name in sorted order: those of a folder, local or on S3; archives make theirs in tar.py and zip.py."""
 
 import fnmatch
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import DUPLICATE_NAME, HIDDEN, OUTSIDE, LeftOut, check_file_size, is_hidden, is_image
+
+
+logger = logging.getLogger(__name__)
+_TOLD_EVERY = 200_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +139,7 @@ def sorted_places(found: Iterable[Place]) -> tuple[pa.Table, list[LeftOut]]:
     for place in found:
         if is_hidden(place.name):
             left_out.append(LeftOut(name=place.name, reason=HIDDEN, lost=False))
-        elif ".." in PurePosixPath(place.name).parts:
+        elif ".." in place.name and ".." in place.name.split("/"):
             left_out.append(LeftOut(name=place.name, reason=OUTSIDE, lost=is_image(place.name)))
         else:
             keys.append(os.fsencode(place.name))
@@ -188,7 +193,9 @@ def list_folder(uri: str) -> FileSet:
     left_out: list[LeftOut] = []
 
     def places() -> Iterator[Place]:
-        for entry in storage.walk(base):
+        for number, entry in enumerate(storage.walk(base), 1):
+            if number % _TOLD_EVERY == 0:
+                logger.warning("listing %s: %s files so far", uri, f"{number:,}")
             if entry.size_bytes is not None:
                 yield Place(name=entry.name, part=0, offset=0, size=entry.size_bytes)
             else:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.containers import is_image_head
 from ddpm_core.data.images import BadImage
-from ddpm_core.data.sources.base import NO_IMAGE, LeftOut, Listing, RawImage, class_counts, is_image
+from ddpm_core.data.sources.base import NO_IMAGE, LeftOut, Listing, RawImage, class_counts, is_image, suffix_of
 from ddpm_core.data.sources.files import FileSet
 from ddpm_core.data.sources.label_files import METADATA_NAMES, by_label_file, matched, read_label_file
 from ddpm_core.data.sources.labels import LabelRule, Labels, by_folder, few, no_labels, numbered, ordered
@@ -120,7 +120,7 @@ def _told_apart(files: FileSet, names: Sequence[str]) -> tuple[list[int], list[i
     others: list[int] = []
     unsure: list[int] = []
     for place, name in enumerate(names):
-        plain = PurePosixPath(name).suffix.lower() in PLAIN_SUFFIXES
+        plain = suffix_of(name) in PLAIN_SUFFIXES
         (images if is_image(name) else others if plain else unsure).append(place)
 
     def look(place: int) -> bool:

@@ -136,7 +136,7 @@ def by_folder(names: Sequence[str], level: int | None = None) -> Labels:
         names: paths below the source, or below the folders of its splits.
         level: which folder, counted from the image up; None to look.
     """
-    folders = [PurePosixPath(name).parent.parts for name in names]
+    folders = [[part for part in name.split("/")[:-1] if part] for name in names]
     deepest = max((len(parts) for parts in folders), default=0)
 
     def at(above: int) -> list[str | None]:

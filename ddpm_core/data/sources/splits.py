@@ -51,7 +51,7 @@ def split_folders(names: Sequence[str]) -> int | None:
         return None
     first, last = PurePosixPath(min(names)).parts, PurePosixPath(max(names)).parts
     depth = next((depth for depth, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), 0)
-    heads = {PurePosixPath(name).parts[depth : depth + 1] for name in names}
+    heads = {tuple(_parts(name)[depth : depth + 1]) for name in names}
     splits = {_WORDS.get("".join(head).lower()) for head in heads}
     return depth if "train" in splits and None not in splits and len(splits) > 1 else None
 
@@ -60,9 +60,13 @@ def passed_over(names: Sequence[str]) -> list[str]:
     """Folders named as splits of which none is taken, for other images lie beside them."""
     if not names or split_folders(names) is not None:
         return []
-    return sorted({part for name in names for part in PurePosixPath(name).parent.parts[:2] if part.lower() in _WORDS})
+    return sorted({part for name in names for part in _parts(name)[:-1][:2] if part.lower() in _WORDS})
 
 
 def split_of_folder(name: str, depth: int) -> Split:
     """The split of an image below folders that `split_folders` found."""
-    return _WORDS[PurePosixPath(name).parts[depth].lower()]
+    return _WORDS[_parts(name)[depth].lower()]
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part]

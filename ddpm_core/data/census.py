@@ -86,8 +86,8 @@ class Census:
         parts += [f"files that are something else: {_counted(other)}"] if other else []
         parts += [f"{self.listing.num_describing:,} say what they are of"] if self.listing.num_describing else []
         if self.num_duplicates:
-            across = f", {self.num_across:,} of them of an image in another split" if self.num_across else ""
-            parts.append(f"{self.num_duplicates:,} exact duplicates{across}")
+            across = f", {self.num_across:,} across splits" if self.num_across else ""
+            parts.append(f"{_many(self.num_duplicates, 'exact duplicate')}{across}")
         lines = ["; ".join(parts)]
         if self.class_names:
             sizes = [f"{name} {count:,}" for name, count in zip(self.class_names, self.class_counts, strict=False)]
@@ -97,11 +97,15 @@ class Census:
             lines.append(f"classes: {self.listing.labels}")
         drawn = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
         lines.append(f"splits: {drawn}; from the source: {self.listing.splits}")
-        lines += [f"{count:,} images: {remark}" for remark, count in sorted(self.remarks.items())]
+        lines += [f"{_many(count, 'image')}: {remark}" for remark, count in sorted(self.remarks.items())]
         lines += [
             f"in two splits: {' and '.join(twins.names)} ({' and '.join(twins.splits)})" for twins in self.across[:3]
         ]
         return lines + list(self.listing.notes)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

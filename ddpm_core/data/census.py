@@ -79,7 +79,7 @@ class Census:
         other = Counter(item.reason for item in self.listing.left_out if not item.lost)
         found = self.num_found if self.listing.unit == "files" else self.num_images
         parts = [
-            f"{used:,} images"
+            _many(used, "image")
             + (f" of {found:,} {self.listing.unit}" if self.listing.unit != "images" or used < found else "")
         ]
         parts += [f"left out: {_counted(counts)}"] if counts else []

@@ -17,7 +17,6 @@ from ddpm_core import storage
 from ddpm_core.data.images import BadImage
 from ddpm_core.data.sources.base import DUPLICATE_NAME, HIDDEN, OUTSIDE, LeftOut, check_file_size, is_hidden, is_image
 
-
 logger = logging.getLogger(__name__)
 _TOLD_EVERY = 200_000
 

@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     LABEL = 7
     LIKELIHOOD = 8
     SUBSET = 9
+    AUGMENT = 10
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Int[Tensor, "*shape 4"]:

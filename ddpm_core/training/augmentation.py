@@ -136,7 +136,7 @@ def _inverse(parameters: Float[Tensor, "b 9"]) -> Float[Tensor, "b 2 2"]:
 
 
 def _matrices(*entries: Float[Tensor, " b"]) -> Float[Tensor, "b 2 2"]:
-    return torch.stack(entries, dim=1).unflatten(1, (2, 2))
+    return torch.stack(entries, dim=1).reshape(-1, 2, 2)
 
 
 def _shifted(images: UInt8[Tensor, "b c h w"], shift: Int[Tensor, "b 2"]) -> UInt8[Tensor, "b c h w"]:

@@ -3,22 +3,29 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from ddpm_core.api.model import Model
+from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.artifacts.manifest import make_index
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.errors import InputError
+from ddpm_core.interop.diffusers import read_diffusers, write_diffusers
 from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.serialization import from_json, to_json
+from ddpm_core.training import parallel
 from ddpm_core.training.augmentation import (
     EDM_KINDS,
     NUM_PARAMETERS,
@@ -372,6 +379,40 @@ def test_training_moves_what_tells() -> None:
     halves = (gradient(slice(0, 2), 2) + gradient(slice(2, 6), 2)) / 2
     assert torch.allclose(whole, halves, rtol=1e-4, atol=1e-7)
     assert whole.any()
+
+
+def test_ddp_hears_of_every_weight_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that its first passes leave out would be one that it waits for in vain."""
+    network = lively(replace(MODEL, unet_augment=NUM_PARAMETERS).build_network())
+    seen = []
+    for name, p in network.named_parameters():
+        p.register_hook(lambda gradient, name=name: seen.append(name))
+    monkeypatch.setattr(parallel, "DistributedDataParallel", lambda network, **more: network)
+    worker = parallel.Worker(rank=0, num_workers=2, device=torch.device("cpu"))
+    parallel.in_parallel(network, worker, MODEL.image_shape)
+    assert sorted(seen) == sorted(2 * [name for name, _ in network.named_parameters()])
+
+
+def weights(model: ModelConfig) -> Weights:
+    tensors = {name: p.detach() for name, p in lively(model.build_network()).named_parameters()}
+    file = safetensors.torch.save(tensors)
+    return Weights(
+        uri="", step=1, sha256=sha256_of(file), config=to_json(model), dataset_digest="", dataset_uri="", file=file
+    )
+
+
+def test_images_and_bounds_are_those_of_the_network_without_that_layer(tmp_path: Path) -> None:
+    """Sampled, measured, and exported to diffusers, which has no such layer: it is left out there."""
+    model = replace(MODEL, unet=replace(SMALL, base_channels=32, form=replace(SMALL.form, norm_groups=8)))
+    one = Model.from_weights(weights(replace(model, unet_augment=NUM_PARAMETERS)))
+    write_diffusers(str(tmp_path / "exported"), one.weights or weights(model))
+    plain = read_diffusers(str(tmp_path / "exported"))
+    other = Model.from_tensors(plain.config, plain.tensors)
+    assert one.network.augment is not None
+    assert other.network.augment is None
+    ours, theirs = (each.sample([3, 4], sampler="ddim", num_steps=4) for each in (one, other))
+    assert np.array_equal(ours, theirs)
+    assert np.array_equal(one.bits_per_dim(ours, num_steps=4), other.bits_per_dim(ours, num_steps=4))
 
 
 INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)

@@ -242,6 +242,9 @@ def test_what_is_drawn_has_its_distribution() -> None:
     assert float(((counts - 2500) ** 2 / 2500).sum()) < 24.3  # chi-squared, 7 degrees of freedom, p = 0.001
     assert 0.48 < float((numbers[:, 6] == 0).double().mean()) < 0.52  # along the axes
     assert abs(float(torch.hypot(numbers[:, 5], numbers[:, 6]).square().mean()) - 1) < 0.04
+    slanted = numbers[:, 6] != 0
+    axes = torch.atan2(numbers[:, 6], numbers[:, 5])  # but for half a turn, as z may be negative
+    assert abs(complex(torch.exp(2j * (axes - angles))[slanted].mean())) < 0.04
     pairs = torch.corrcoef(numbers.T[[0, 1, 2, 4, 6, 7, 8]]).triu(1).abs()
     assert float(pairs.max()) < 0.03
     shifts = drawn(probability=1.0, kinds=("shift",))[:, 7:] * torch.tensor([3.0, 2.0])

@@ -39,7 +39,8 @@ class Purpose(IntEnum):
     LABEL = 7
     LIKELIHOOD = 8
     SUBSET = 9
-    CROP = 10
+    AUGMENT = 10
+    CROP = 11
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Int[Tensor, "*shape 4"]:

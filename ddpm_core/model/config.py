@@ -1,6 +1,6 @@
 """What a model is, without its weights; and as a checkpoint's JSON says it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ddpm_core.diffusion.reverse import ReverseConfig
@@ -20,6 +20,9 @@ class ModelConfig:
     unet: UNetConfig
     schedule: ScheduleConfig
     reverse: ReverseConfig
+    unet_augment: int = field(default=0, metadata={"unless_default": True})
+    """Numbers that told the network in training how an image was augmented; 0 for none. Whatever it is, images that are
+    generated or measured are not augmented, and it is told nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", canonical_size(self.image_size))
@@ -41,6 +44,7 @@ class ModelConfig:
             image_size=self.image_size,
             channels=self.channels,
             num_outputs=self.reverse.num_outputs(self.channels),
+            num_augment=self.unet_augment,
         )
 
     def build_schedule(self) -> NoiseSchedule:
@@ -68,4 +72,4 @@ def read_sampler_config(config: dict[str, Any]) -> SamplerConfig | None:
 
 def model_json(config: dict[str, Any]) -> dict[str, Any]:
     """The model's part of a config, as it was written: what names its images stays as it is when a config learns more."""
-    return {field.name: config[field.name] for field in fields(ModelConfig) if field.name in config}
+    return {each.name: config[each.name] for each in fields(ModelConfig) if each.name in config}

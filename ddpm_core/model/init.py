@@ -8,6 +8,7 @@ from torch import nn
 from ddpm_core.model.blocks import Attention, ResBlock
 from ddpm_core.model.unet import UNet
 from ddpm_core.random import Purpose, normals, uniforms
+from ddpm_core.types import Tensor
 
 _NEAR_ZERO = 1e-10
 
@@ -25,15 +26,13 @@ def init_unet(model: UNet, seed: int) -> None:
         elif isinstance(module, Attention):
             ends.append(module.out)
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in layers if layer is not model.augment]
     for number, layer in enumerate(layers):
-        kernel, bias = layer.weight, layer.bias
-        fan_avg = (kernel.shape[0] + kernel.shape[1]) / 2 * kernel[0, 0].numel()
-        bound = math.sqrt(3 * (_NEAR_ZERO if layer in ends else 1) / fan_avg)
-        row = torch.zeros(1, dtype=torch.int64, device=kernel.device)
-        unit = uniforms(seed, Purpose.WEIGHTS, row, kernel.numel(), step=number)
-        kernel.copy_((bound * (2 * unit - 1)).view_as(kernel))
-        assert bias is not None
-        bias.zero_()
+        _init_kernel(layer.weight, seed, number, _NEAR_ZERO if layer in ends else 1.0)
+        assert layer.bias is not None
+        layer.bias.zero_()
+    if model.augment is not None:  # numbered after all else, which is what it would be without it
+        _init_kernel(model.augment.weight, seed, len(layers) + 1, 1.0)
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             module.reset_parameters()
@@ -41,3 +40,12 @@ def init_unet(model: UNet, seed: int) -> None:
             classes = torch.arange(module.num_embeddings, device=module.weight.device)
             shape = (module.embedding_dim,)
             module.weight.copy_(normals(seed, Purpose.WEIGHTS, classes, shape, step=len(layers)))
+
+
+def _init_kernel(kernel: Tensor, seed: int, number: int, scale: float) -> None:
+    """Uniform with variance scale / fan_avg."""
+    fan_avg = (kernel.shape[0] + kernel.shape[1]) / 2 * kernel[0, 0].numel()
+    bound = math.sqrt(3 * scale / fan_avg)
+    row = torch.zeros(1, dtype=torch.int64, device=kernel.device)
+    unit = uniforms(seed, Purpose.WEIGHTS, row, kernel.numel(), step=number)
+    kernel.copy_((bound * (2 * unit - 1)).view_as(kernel))

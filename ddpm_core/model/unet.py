@@ -146,13 +146,20 @@ class UNet(nn.Module):
         image_size: height and width in pixels.
         channels: of an image: any number.
         num_outputs: channels of the output; None for as many as the image has.
+        num_augment: numbers that tell it how an image was augmented, in training; 0 for none.
 
     Raises:
         InputError: as `check_image_size`, or if the heads of an attention do not divide its channels.
     """
 
     def __init__(
-        self, config: UNetConfig, *, image_size: ImageSize, channels: int, num_outputs: int | None = None
+        self,
+        config: UNetConfig,
+        *,
+        image_size: ImageSize,
+        channels: int,
+        num_outputs: int | None = None,
+        num_augment: int = 0,
     ) -> None:
         super().__init__()
         check_image_size(config, image_size)
@@ -173,6 +180,7 @@ class UNet(nn.Module):
         # The row after the last class is for images without a label.
         rows = config.num_classes + config.knows_no_label
         self.label = nn.Embedding(rows, time_channels) if rows else None
+        self.augment = nn.Linear(num_augment, base, bias=False) if num_augment else None
         self.conv_in = nn.Conv2d(channels, base, 3, padding=1)
 
         widths = [base * multiplier for multiplier in config.channel_multipliers]
@@ -206,6 +214,7 @@ class UNet(nn.Module):
         t: Int[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
         dropout: DropoutKey | None = None,
+        augment: Float[Tensor, "b a"] | None = None,
     ) -> Float[Tensor, "b o h w"]:
         """Predict what took x_0 to x_t: the noise, or whatever the network was trained on.
 
@@ -213,11 +222,14 @@ class UNet(nn.Module):
             t: steps in [0, T-1].
             labels: classes, -1 for none; None for none anywhere. A network without classes ignores them.
             dropout: what the dropout of training is keyed by; None for no dropout.
+            augment: how each image was augmented; None for not at all, as zeros. A network that is not told ignores it.
 
         Raises:
             InputError: as `check_all_labelled`, if the network knows no image without a label.
         """
         time = time_embedding(t, self.base_channels, self.form).to(x_t.dtype)
+        if self.augment is not None and augment is not None:  # where EDM adds it (Karras et al. 2022, its code)
+            time = time + self.augment(augment.to(x_t.dtype))
         time = self.time_2(F.silu(self.time_1(time)))
         if self.label is not None:
             time = time + self.label(self._rows(t, labels))

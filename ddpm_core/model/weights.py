@@ -7,6 +7,9 @@ from ddpm_core.artifacts.finite import check_finite
 from ddpm_core.errors import InputError
 from ddpm_core.types import Tensor
 
+AUGMENT = "augment.weight"
+"""The weights by which a network is told of augmentation."""
+
 
 def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy weights into a network.
@@ -19,6 +22,16 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in network.named_parameters():
             p.copy_(tensors[name])
+
+
+def weights_to_begin_with(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Another network's weights for one that may be told of augmentation where that one was not, or the other way about.
+
+    Weights of zero for what it is to be told make no difference, and neither do those for what is always zero.
+    """
+    own = {name: p for name, p in network.named_parameters() if name == AUGMENT}
+    zeros = {name: torch.zeros(p.shape) for name, p in own.items() if name not in tensors}
+    return zeros | {name: tensor for name, tensor in tensors.items() if name != AUGMENT or own}
 
 
 def check_weights(network: nn.Module, tensors: dict[str, Tensor]) -> None:

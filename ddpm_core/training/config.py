@@ -1,9 +1,10 @@
 """What a training run is told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm_core.errors import InputError
+from ddpm_core.training.augmentation import EDM_KINDS, AugmentKind, check_augment
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -47,14 +48,19 @@ class TrainConfig:
     ema_decay: float | None = None
     """A fixed decay of each step in place of the two; the paper's is 0.9999."""
     flip: bool = True
-    """Mirror half of the images."""
+    """Mirror half of the images; the network is not told."""
+    augment: float = field(default=0.0, metadata={"unless_default": True})
+    """For small datasets: the probability of each kind of augmentation, told to the network so that none shows in samples
+    (Karras et al. 2022: 0.12); 0: none."""
+    augment_kinds: tuple[AugmentKind, ...] = field(default=EDM_KINDS, metadata={"unless_default": True})
+    """What is done then. x_flip, to half of all images, replaces `flip`; shift, by whole pixels, is in none of EDM's."""
     label_dropout: float = 0.1
     """Of a network with classes: the share of images shown without their label, for guidance."""
     timesteps: Literal["uniform", "loss_aware"] = "uniform"
     """How t is drawn. loss_aware: more often where the loss is large, each weighted by how seldom it was to come
     (Nichol and Dhariwal 2021, Eq. 18); it steadies the bound, whose terms differ by orders of magnitude."""
     seed: int = 0
-    """Of the initial weights, the data order, t, eps, flips and dropout."""
+    """Of the initial weights, the data order, t, eps, flips, augmentation and dropout."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast on a GPU, float32 on a CPU."""
     lanes: int = 8
@@ -99,6 +105,7 @@ class TrainConfig:
             raise InputError(f"train.label-dropout is {self.label_dropout}; expected a share in [0, 1]")
         if not 0 <= self.ema_warmup <= 1:
             raise InputError(f"train.ema-warmup is {self.ema_warmup}; expected a share in [0, 1]")
+        check_augment(self.augment, self.augment_kinds)
         if self.ema_decay is not None:
             self._check_decay(self.ema_decay)
 

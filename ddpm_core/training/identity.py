@@ -13,6 +13,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import from_json, to_json
+from ddpm_core.training.augmentation import NUM_PARAMETERS
 from ddpm_core.training.config import MAY_CHANGE, TrainConfig
 from ddpm_core.training.step import Objective
 
@@ -53,6 +54,7 @@ def run_config(
         "loss": to_json(loss),
         "train": {key: value for key, value in to_json(train).items() if key in decisive},
         "init_from": init_from,
+        **({"unet_augment": NUM_PARAMETERS} if train.augment else {}),
     }
 
 
@@ -70,7 +72,7 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
             f"the run was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {dataset_digest[:12]}; "
             "give the run another --name"
         )
-    found, wanted = _flat(checkpoint.config), _flat(config)
+    found, wanted = _in_full(checkpoint.config), _in_full(config)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise InputError(
@@ -104,6 +106,12 @@ def _flag(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{part}.{name}" if value else f"--{part}.no-{name}"
     return f"--{part}.{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _in_full(config: dict[str, Any]) -> dict[str, Any]:
+    """A config, flat, with what `train` leaves out while it has its default."""
+    defaults = to_json({each.name: each.default for each in fields(TrainConfig) if each.metadata.get("unless_default")})
+    return _flat({**config, "train": {**defaults, **config.get("train", {})}})
 
 
 def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_core.model.blocks import DropoutKey
+from ddpm_core.training.augmentation import NUM_PARAMETERS
 from ddpm_core.types import Tensor
 
 
@@ -38,7 +39,8 @@ def in_parallel(network: nn.Module, worker: Worker, image_shape: tuple[int, int,
     parallel = DistributedDataParallel(network, device_ids=devices)
     one = torch.zeros(1, dtype=torch.int64, device=worker.device)
     for _ in range(2):
-        out = parallel(torch.zeros(1, *image_shape, device=worker.device), one, one - 1, DropoutKey(0, one))
+        nothing = torch.zeros(1, NUM_PARAMETERS, device=worker.device)
+        out = parallel(torch.zeros(1, *image_shape, device=worker.device), one, one - 1, DropoutKey(0, one), nothing)
         (0 * out).sum().backward()
     parallel.zero_grad(set_to_none=True)
     return parallel

@@ -13,6 +13,7 @@ from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.model.ema import ema_update
 from ddpm_core.model.unet import DropoutKey
 from ddpm_core.random import Purpose, integers, normals, uniforms
+from ddpm_core.training.augmentation import NUM_PARAMETERS, augment, draw_augmentation
 from ddpm_core.training.averages import decay_of
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.parallel import mean_over_workers
@@ -40,6 +41,8 @@ class Draws(NamedTuple):
     weights: Float[Tensor, " b"]
     """1 / (T p(t)): 1 where t is uniform."""
     eps: Float[Tensor, "b c h w"]
+    augment: Float[Tensor, "b 9"]
+    """What was done to each image; zeros for nothing."""
 
 
 class Backward(NamedTuple):
@@ -66,12 +69,14 @@ def draw(
     config: TrainConfig,
     num_timesteps: int,
 ) -> Draws:
-    """Images to [-1, 1], mirrored or not, with a step t and standard normal noise for each.
+    """Images to [-1, 1], mirrored and augmented or not, with a step t and standard normal noise for each.
 
     The state is read for a loss-aware choice of t only.
     """
-    seed, x_0 = config.seed, to_unit(images)
-    if config.flip:
+    seed = config.seed
+    images, augmented = _augmented(images, positions, config)
+    x_0 = to_unit(images)
+    if config.flip and not (config.augment and "x_flip" in config.augment_kinds):  # which is told, and does as much
         mirrored = integers(seed, Purpose.FLIP, positions, 2).bool()
         x_0 = torch.where(mirrored[:, None, None, None], x_0.flip(-1), x_0)
     if state.timesteps is None:
@@ -86,7 +91,19 @@ def draw(
         t=t,
         weights=weights,
         eps=normals(seed, Purpose.EPS, positions, tuple(images.shape[1:])),
+        augment=augmented,
     )
+
+
+def _augmented(
+    images: UInt8[Tensor, "b c h w"], positions: Int[Tensor, " b"], config: TrainConfig
+) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 9"]]:
+    """The images, augmented or not, and what was done to them."""
+    if not config.augment:
+        return images, torch.zeros(len(images), NUM_PARAMETERS, device=images.device)
+    height, width = images.shape[-2:]
+    done = draw_augmentation(config.seed, positions, config.augment, config.augment_kinds, height=height, width=width)
+    return augment(images, done), done
 
 
 def warmup(step: int, config: TrainConfig) -> float:
@@ -120,7 +137,7 @@ def backward(
 
     def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
         with autocast:
-            out: Tensor = forward(x_t, t, draws.labels, dropout)
+            out: Tensor = forward(x_t, t, draws.labels, dropout, draws.augment)
         return out
 
     p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)

@@ -12,7 +12,7 @@ from ddpm_core.data.reader import ImageReader
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import recompute_activations
-from ddpm_core.model.weights import load_network
+from ddpm_core.model.weights import load_network, weights_to_begin_with
 from ddpm_core.precision import whole_float32
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
@@ -39,7 +39,7 @@ def initial_state(spec: WorkerSpec, worker: Worker, store: CheckpointStore) -> T
     network = read_model_config(spec.run.config).build_network()
     init_unet(network, config.seed)
     if spec.init is not None:
-        load_network(network, spec.init)
+        load_network(network, weights_to_begin_with(network, spec.init))
     if config.recompute:
         recompute_activations(network)
     loss_aware = build_objective(spec.run.config).schedule.num_timesteps if config.timesteps == "loss_aware" else None

@@ -25,7 +25,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.form import UNetForm
-from ddpm_core.model.weights import check_weights
+from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.averages import young_average
 from ddpm_core.training.checkpointing import Run
@@ -87,7 +87,7 @@ def check_run(
     network = read_model_config(trajectory(recipe, index, None)).build_network()
     if init_from is not None:
         check_form(recipe.unet.form, read_model_config(init_from.config).unet.form)
-        check_weights(network, init_from.tensors)
+        check_weights(network, weights_to_begin_with(network, init_from.tensors))
     checkpoint = store.newest()
     if checkpoint is not None:
         try:

@@ -90,6 +90,13 @@ def test_a_run_is_named_by_what_it_is_averaged_by_alone() -> None:
         ({"ema_half_life": 1_000}, {}, "go on with --train.ema-half-life 1000"),
         ({"flip": True}, {"flip": False}, "go on with --train.flip"),
         ({"flip": False}, {"flip": True}, "go on with --train.no-flip"),
+        ({}, {"augment": 0.12}, "with train.augment = 0.0, now it is 0.12; .* go on with --train.augment 0.0$"),
+        ({"augment": 0.12}, {}, "with train.augment = 0.12, now it is 0.0; .* go on with --train.augment 0.12$"),
+        (
+            {"augment": 0.12},
+            {"augment": 0.12, "augment_kinds": ("scale",)},
+            "go on with --train.augment-kinds x_flip y_flip scale rotation stretch translation$",
+        ),
     ],
 )
 def test_a_run_that_was_averaged_otherwise_is_told_how_to_go_on(

@@ -203,6 +203,8 @@ def check_store(uri: str) -> None:
 
     soon_s = min(SOON_S, default_deadline_s())
     try:
+        # First, of what is not there: a role that may not delete is told so, and no probe stays behind.
+        with_retries(uri, "write", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
         with_retries(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
         with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
     except OSError as error:

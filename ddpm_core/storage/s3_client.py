@@ -29,7 +29,8 @@ else:
 T = TypeVar("T")
 
 ABSENT = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_NOT_ALLOWED = {"403", "AccessDenied", "Forbidden"}
+_REFUSED = {"401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _PASSING = {
     *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # the body was hurt on its way
     *("409", "ConditionalRequestConflict", "OperationAborted"),  # another put was under way; it may yet have failed
@@ -143,6 +144,28 @@ def with_retries(uri: str, what: str, request: Callable[[S3Client], T], deadline
         time.sleep(pause)
 
 
+_ACTIONS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "CopyObject": "s3:GetObject and s3:PutObject",
+    "UploadPartCopy": "s3:GetObject and s3:PutObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+}
+"""The action that a role must have for a request, where it is not called as the request is."""
+
+
+def _lacking(error: boto_errors.ClientError, bucket: str, server: str) -> str:
+    """Which action a role lacks, in words."""
+    action = _ACTIONS.get(error.operation_name, f"s3:{error.operation_name}")
+    known = f"{server} knows the credentials, but they may not {action} in the bucket {bucket}"
+    # Whoever may not list is told this of an object that is not there, too.
+    absent = ", or there is no such object and they may not s3:ListBucket" if action == "s3:GetObject" else ""
+    return f"{known}{absent}; allow it, or name a bucket where they may"
+
+
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
     """One line that says what to do, in place of botocore's errors; an absent object is a FileNotFoundError."""
@@ -155,6 +178,8 @@ def _errors(uri: str) -> Iterator[None]:
         if error_code(error) == "NoSuchBucket":
             bucket = split_s3(uri)[0]
             raise StorageError(f"{uri}: there is no bucket {bucket} at {server}; create it or name another") from None
+        if error_code(error) in _NOT_ALLOWED:
+            raise StorageError(f"{uri}: {_lacking(error, split_s3(uri)[0], server)}") from None
         if error_code(error) in _REFUSED:
             raise StorageError(
                 f"{uri}: {server} refused the credentials ({error_code(error)}); set AWS_ACCESS_KEY_ID and "

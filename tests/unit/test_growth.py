@@ -7,15 +7,18 @@ import os
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, DatasetIndex, read_index, read_rows
@@ -25,8 +28,10 @@ from ddpm_core.data.growth import PlannedSource, plan_source
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.data.origins import ORIGINS_NAME, each_origins, read_head
 from ddpm_core.data.plan import plan_shards
+from ddpm_core.data.shard_cache import open_copy
 from ddpm_core.data.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
+from ddpm_core.storage import s3
 from pipelines.stages.shard import source_key
 
 Files = dict[str, bytes]
@@ -36,6 +41,7 @@ Files = dict[str, bytes]
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(folder / name))
+    monkeypatch.setattr("ddpm_core.storage.local._flush", lambda _: None)  # no power cut here, and a disk is slow
 
 
 def png(seed: int) -> bytes:
@@ -523,6 +529,49 @@ def test_a_disk_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pyte
     after = shard(config, tmp_path / "two", before)
     shutil.rmtree(tmp_path / "one")
     assert set(seen(after)) == set(photos(0, 50))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    named = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**named, "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="grown")
+    yield "s3://grown"
+    server.stop()
+
+
+def test_on_s3_the_server_copies_and_a_node_s_cache_fetches_only_what_is_new(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, data in photos(0, 40).items():
+        storage.write_bytes(f"{bucket}/raw/{name}", data)
+    config = data_config(f"{bucket}/raw")
+    before = shard(config, f"{bucket}/one")
+    for name, data in photos(40, 50).items():
+        storage.write_bytes(f"{bucket}/raw/{name}", data)
+    put: list[str] = []
+    real_put = s3.write_bytes
+    monkeypatch.setattr(s3, "write_bytes", lambda uri, data: put.append(uri.rpartition("/")[2]) or real_put(uri, data))
+    after = shard(config, f"{bucket}/two", before)
+    old, new = ({entry.name: entry for entry in index.shards} for index in (before, after))
+    assert old.items() < new.items()
+    assert {name for name in put if name.endswith(".tar")} == new.keys() - old.keys()
+    assert set(seen(after)) == set(photos(0, 50))
+
+    fetched: list[str] = []
+    real = storage.download
+    monkeypatch.setattr(storage, "download", lambda uri, path: fetched.append(uri) or real(uri, path))
+    for index in (before, after):
+        for entry in index.shards:
+            uri = storage.join(index.uri, entry.name)
+            os.close(open_copy(uri, sha256=entry.sha256, size_bytes=entry.size_bytes, folder=tmp_path / "copies"))
+    assert fetched == [f"{bucket}/one/{name}" for name in old] + [
+        f"{bucket}/two/{name}" for name in new if name not in old
+    ]
 
 
 def test_the_earlier_dataset_names_the_source(tmp_path: Path) -> None:

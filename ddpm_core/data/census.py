@@ -37,6 +37,33 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grown:
+    """What came to an earlier dataset and what went."""
+
+    dataset: str
+    """URI of the earlier one."""
+    digest: str
+    """Its digest."""
+    came: int
+    went: int
+    changed: int
+    """Images that have other pixels or another class now; before they are read, how many may have."""
+    kept: int
+    """Shards that are those of the earlier dataset, byte for byte."""
+    num_shards: int
+    """Shards of the earlier dataset."""
+    planned: bool = False
+    """Whether this is said from the listing alone."""
+
+    def line(self) -> str:
+        """In words."""
+        unsure = self.planned and self.changed
+        changed = f"may have changed, and will be read: {self.changed:,}" if unsure else f"changed: {self.changed:,}"
+        kept = f"{'at least ' if unsure else ''}{self.kept:,} of {self.num_shards:,} shards taken over"
+        return f"came: {self.came:,} images, went: {self.went:,}, {changed}; {kept}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Census:
     """What became of every file of a source."""
 
@@ -56,6 +83,8 @@ class Census:
     across: tuple[Twins, ...] = ()
     """The first of those in two splits."""
     num_across: int = 0
+    grown: Grown | None = None
+    """Against the dataset that it grew from, if it did."""
 
     @property
     def lost(self) -> tuple[LeftOut, ...]:
@@ -97,6 +126,7 @@ class Census:
             lines.append(f"classes: {self.listing.labels}")
         drawn = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
         lines.append(f"splits: {drawn}; from the source: {self.listing.splits}")
+        lines += [self.grown.line()] if self.grown else []
         lines += [f"{_many(count, 'image')}: {remark}" for remark, count in sorted(self.remarks.items())]
         lines += [
             f"in two splits: {' and '.join(twins.names)} ({' and '.join(twins.splits)})" for twins in self.across[:3]
@@ -132,6 +162,7 @@ def write_census(census: Census, uri: str) -> None:
         "splits_from": census.listing.splits,
         "remarks": dict(census.remarks),
         "notes": list(census.listing.notes),
+        "grown": asdict(census.grown) if census.grown else None,
         "duplicates_across_splits": [asdict(twins) for twins in census.across],
         "rejected": [
             *({"position": item.position, "name": item.name, "reason": item.reason} for item in census.rejected),

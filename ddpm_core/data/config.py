@@ -47,6 +47,9 @@ class DataConfig:
     """The classes in the order of their numbers; by default the natural one, 2 before 10."""
     class_level: int | None = field(default=None, metadata={"unless_default": True})
     """Which folder above an image names its class, 1 for the one it lies in; by default the first that tells images apart."""
+    grows: str = field(default="", metadata={"unless_default": True})
+    """An earlier dataset, URI or name in the store, of which this is the next state: images that still stand stay in their
+    shards under their keys, splits and classes' numbers, and new ones are added in new shards; by default all is made anew."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", canonical_size(self.image_size))

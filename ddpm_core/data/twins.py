@@ -31,7 +31,7 @@ def find_twins(
 
     Args:
         shards: split, keys and hashes [n, 2] of each.
-        name_of: an image's name by its place in the source, which is its key.
+        name_of: an image's name by its key.
     """
     hashes = np.concatenate([hashes for _, _, hashes in shards])
     splits = np.concatenate([np.full(len(keys), SPLITS.index(split), np.int8) for split, keys, _ in shards])

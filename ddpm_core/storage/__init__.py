@@ -41,6 +41,7 @@ __all__ = [
     "absolute",
     "below",
     "check_store",
+    "copy",
     "create_bytes",
     "delete",
     "delete_unfinished",
@@ -197,6 +198,22 @@ def download(uri: str, path: Path | str) -> None:
         with open(aside, "wb") as file:
             _s3.download(uri, file)
         aside.replace(target)
+
+
+def copy(uri: str, to: str) -> None:
+    """Make a file stand at a second URI, too, replacing what stood there; it appears whole.
+
+    Within S3 the server copies it. On local disk the two names are one file where the file system allows (a hard link), so
+    neither takes room; files here are replaced and never written into, so neither changes with the other.
+    """
+    if is_s3(uri) and is_s3(to):
+        _s3_upload.copy(uri, to)
+    elif is_s3(uri):
+        download(uri, local_path(to))
+    elif is_s3(to):
+        upload(local_path(uri), to)
+    else:
+        local.link(local_path(uri), local_path(to))
 
 
 def move(uri: str, to: str) -> None:

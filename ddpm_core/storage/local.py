@@ -20,6 +20,9 @@ TEMPORARY = ".tmp-"
 """Start of the names of files that are still being written; list_files passes over what a killed writer left."""
 
 
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
 @contextmanager
 def errors(path: Path) -> Iterator[None]:
     """One line in place of the operating system's errors; FileNotFoundError keeps its type."""
@@ -196,6 +199,20 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file; the target appears whole or not at all."""
     with errors(source), open(source, "rb") as file, writing(target) as aside, open(aside, "wb") as copied:
         shutil.copyfileobj(file, copied, 1 << 20)
+
+
+def link(path: Path, to: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links or it is another one."""
+    with errors(path), _written_aside(to) as aside:
+        try:
+            os.link(path, aside)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            copy(path, to)
+            return
+        os.replace(aside, to)
+        _flush(to.parent)
 
 
 def move(path: Path, to: Path) -> None:

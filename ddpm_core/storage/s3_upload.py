@@ -70,10 +70,14 @@ def _put_parts(uri: str, file: BufferedIOBase, size: int) -> None:
         raise
 
 
-def move(uri: str, to: str) -> None:
+def copy(uri: str, to: str) -> None:
     (bucket, key), (to_bucket, to_key) = split_s3(uri), split_s3(to)
     source = {"Bucket": bucket, "Key": key}  # copied by the server, a large one in parts
     with_retries(uri, "copy", lambda client: client.copy(source, to_bucket, to_key))  # type: ignore[arg-type]
+
+
+def move(uri: str, to: str) -> None:
+    copy(uri, to)
     s3.delete(uri)
 
 

@@ -7,8 +7,8 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS
-from ddpm_core.data.plan import plan_dataset
-from ddpm_core.data.sources import check_source, open_source, source_uri
+from ddpm_core.data.growth import PlannedSource, plan_source
+from ddpm_core.data.sources import check_source
 from ddpm_core.data.writer import check_census, planned_census
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
@@ -37,8 +37,16 @@ def check_data(recipe: Recipe) -> None:
     """
     if recipe.dataset is not None:
         find_dataset(recipe.dataset, recipe.store)
+    elif recipe.data.grows:
+        _planned(recipe)
     else:
         check_source(recipe.data.source, recipe.data.label_rule)
+
+
+def _planned(recipe: Recipe) -> PlannedSource:
+    """What the raw images would become."""
+    grows = recipe.data.grows
+    return plan_source(recipe.data, find_dataset(grows, recipe.store) if grows else None)
 
 
 def split_counts(counts: Mapping[str, int], own_splits: Collection[str] = ()) -> str:
@@ -54,10 +62,9 @@ def data_census(recipe: Recipe) -> list[str]:
     """What the raw images are found to be, in lines; none for a dataset that is there."""
     if recipe.dataset is not None:
         return []
-    config = recipe.data
-    source = open_source(source_uri(config.source), config.label_rule)
-    census = planned_census(source, plan_dataset(source.num_images, config, source.own_splits), config)
-    check_census(census, config)
+    planned = _planned(recipe)
+    census = planned_census(planned.source, planned.plans, recipe.data, planned.growth)
+    check_census(census, recipe.data)
     return census.lines()
 
 
@@ -66,9 +73,8 @@ def data_summary(recipe: Recipe) -> str:
     if recipe.dataset is not None:
         index = find_dataset(recipe.dataset, recipe.store)
         return f"none: {split_counts(index.counts)} lie in {index.uri}"
-    config = recipe.data
-    source = open_source(source_uri(config.source), config.label_rule)
-    plans = plan_dataset(source.num_images, config, source.own_splits)
+    config, planned = recipe.data, _planned(recipe)
+    source, plans = planned.source, planned.plans
     counts: dict[str, int] = {
         split: sum(len(plan.indices) for plan in plans if plan.split == split) for split in SPLITS
     }
@@ -208,10 +214,7 @@ def _num_unseen(recipe: Recipe) -> int:
     if recipe.dataset is not None:
         index = find_dataset(recipe.dataset, recipe.store)
         return index.num_samples(index.final_split)
-    config = recipe.data
-    source = open_source(source_uri(config.source), config.label_rule)
-    plans = plan_dataset(source.num_images, config, source.own_splits)
-    return sum(len(plan.indices) for plan in plans if plan.split != "train")
+    return sum(len(plan.indices) for plan in _planned(recipe).plans if plan.split != "train")
 
 
 def check_sampling(sample: SampleStage) -> None:

@@ -13,7 +13,9 @@ from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
 from ddpm_core.data.census import check_rejected, read_said
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.plan import ShardPlan, plan_dataset
+from ddpm_core.data.growth import label_rule, plan_source
+from ddpm_core.data.plan import ShardPlan
+from ddpm_core.data.shard_result import ShardResult
 from ddpm_core.data.sources import (
     READING,
     ImageFiles,
@@ -23,12 +25,13 @@ from ddpm_core.data.sources import (
     source_identity,
     source_uri,
 )
-from ddpm_core.data.writer import ShardResult, check_census, commit_dataset, planned_census, write_shard
+from ddpm_core.data.writer import check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 from pipelines.progress import say
+from pipelines.tracking.resolve import find_dataset
 
 _IDENTITY_FIELDS = (
     "image_size",
@@ -46,11 +49,15 @@ _SOURCES = "sources"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def source_key(config: DataConfig) -> str:
-    """The name of these images and settings, without reading the images: other images or settings, another name."""
+def source_key(config: DataConfig, grows: DatasetIndex | None = None) -> str:
+    """The name of these images and settings, without reading the images: other images or settings, another name.
+
+    What a dataset grows from is one of the settings, by its digest.
+    """
     identity = {field: value for field, value in to_json(config).items() if field in _IDENTITY_FIELDS}
     source = source_identity(config.source, config.label_rule)
     identity |= {"source": source, "format_version": FORMAT_VERSION, "reading": READING}
+    identity |= {"grows": grows.digest} if grows else {}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
@@ -75,7 +82,8 @@ def run_shard(
         raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
     labels = config.labels if config.labels in ("", "none") else storage.absolute(config.labels)
     config = replace(config, source=source_uri(config.source), labels=labels)
-    folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config)
+    grows = find_dataset(config.grows, store) if config.grows else None
+    folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config, grows)
     index = _known(folder, key, name)
     if index is not None:
         num_images = sum(index.counts.values()) + index.num_rejected
@@ -83,9 +91,9 @@ def run_shard(
         for line in read_said(index.uri)[:1]:
             say(f"shard: there already: {line}")
         return index
-    source, unfinished = open_source(config.source, config.label_rule), storage.join(folder, _SOURCES, key)
-    plans = plan_dataset(source.num_images, config, source.own_splits)
-    planned = planned_census(source, plans, config)
+    listed, unfinished = plan_source(config, grows), storage.join(folder, _SOURCES, key)
+    source, plans, rule = listed.source, listed.plans, label_rule(config, grows)
+    planned = planned_census(source, plans, config, listed.growth)
     check_census(planned, config)
     for line in planned.lines():
         say(f"shard: {line}")
@@ -93,12 +101,12 @@ def run_shard(
     num_done = 0
     # Files are listed once, here; arrays are opened anew by each process, which maps them into its memory.
     travels = ray.put(source) if isinstance(source, ImageFiles) else source_identity(config.source, config.label_rule)
-    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, unfinished, travels):
+    for plan, result in share(_write_task, plans, for_a_cpu("shard"), config, unfinished, travels, rule):
         results[plan.name] = result
         num_done += len(plan.indices)
         if on_progress is not None:
             on_progress(num_done, source.num_images)
-    written = commit_dataset(unfinished, [results[plan.name] for plan in plans], config, source)
+    written = commit_dataset(unfinished, [results[plan.name] for plan in plans], config, source, listed.growth)
     for line in read_said(unfinished):
         if line not in planned.lines()[1:]:
             say(f"sharded: {line}")
@@ -139,9 +147,9 @@ def _pointer(folder: str, key: str) -> str:
     return storage.join(folder, _SOURCES, f"{key}.json")
 
 
-def _write_task(plan: ShardPlan, config: DataConfig, uri: str, source: Source | str) -> ShardResult:
+def _write_task(plan: ShardPlan, config: DataConfig, uri: str, source: Source | str, rule: LabelRule) -> ShardResult:
     if isinstance(source, str):
-        source = _opened(config.source, config.label_rule, source)
+        source = _opened(config.source, rule, source)
     return write_shard(plan, source, config, uri)
 
 

@@ -181,6 +181,13 @@ def test_a_dataset_is_named_by_its_content_and_serves_without_its_source(
     assert {path: path.stat().st_mtime_ns for path in Path(index.uri).iterdir()} == before
     left = [path for path in (tmp_path / "store/datasets/sources").rglob("*") if path.is_file()]
     assert sorted(path.suffix for path in left) == [".json", ".json"]
+    for number in (12, 13):
+        (tmp_path / f"photos/cat/{number}.png").write_bytes(encode_png(np.full((8, 8, 1), number, np.uint8)))
+    more = replace(data, grows=Path(index.uri).name)
+    grown = run_shard(more, store, name="photos")
+    assert (set(index.shards) < set(grown.shards), sum(grown.counts.values())) == (True, 14)
+    assert all(Path(index.uri, shard.name).samefile(Path(grown.uri, shard.name)) for shard in index.shards)
+    assert run_shard(more, store, name="photos") == grown
     shutil.rmtree(tmp_path / "photos")
     named = replace(made[0], store=store, data=data, dataset=Path(index.uri).name)
     with open_pipeline(named) as pipeline:

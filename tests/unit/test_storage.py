@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from ddpm_core import storage
-from ddpm_core.storage import s3_client, s3_file
+from ddpm_core.storage import local, s3, s3_client, s3_file
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -389,6 +389,33 @@ def test_a_file_is_moved_within_a_store(base: str) -> None:
     with pytest.raises(FileNotFoundError):
         storage.move(old, new)
     assert storage.read_bytes(new) == b"content"
+
+
+def test_a_file_is_copied_within_a_store(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the server, or by a second name; nothing is read here. Replacing one leaves the other as it is."""
+    old, new = storage.join(base, "a/file"), storage.join(base, "b/c/file")
+    storage.write_bytes(old, b"content")
+    storage.write_bytes(new, b"before")
+    with monkeypatch.context() as patch:
+        for name in ("read_bytes", "write_bytes", "download", "_put", "copy"):
+            for module in (s3, local):
+                patch.setattr(module, name, lambda *_: pytest.fail("it passed through this machine"), raising=False)
+        storage.copy(old, new)
+        storage.copy(old, new)
+    storage.write_bytes(old, b"other")
+    assert storage.read_bytes(new) == b"content"
+    assert [uri for uri, _ in storage.list_files(base)] == [old, new]
+    with pytest.raises(FileNotFoundError):
+        storage.copy(storage.join(base, "none"), new)
+    assert storage.read_bytes(new) == b"content"
+
+
+def test_a_file_is_copied_from_one_store_to_another(bucket: str, tmp_path: Path) -> None:
+    here, there, back = str(tmp_path / "a"), f"s3://{bucket}/b", str(tmp_path / "c/d")
+    storage.write_bytes(here, b"content")
+    storage.copy(here, there)
+    storage.copy(there, back)
+    assert storage.read_bytes(there) == storage.read_bytes(back) == b"content"
 
 
 def test_what_killed_writers_left_is_deleted_below_a_folder_and_nothing_else(base: str) -> None:

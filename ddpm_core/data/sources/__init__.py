@@ -85,9 +85,14 @@ def open_source(uri: str, rule: LabelRule = NO_RULE) -> Source:
         source = _open_folder(uri, rule, list_folder(uri), uri)
     if source.num_images == 0:
         raise InputError(f"{uri} holds no images; {_EXPECTED}")
-    if rule != NO_RULE and not isinstance(source, ImageFiles | TableSource):
+    if replace(rule, earlier=()) != NO_RULE and not isinstance(source, ImageFiles | TableSource):
         raise InputError(
             f"{uri} has labels of its own form; data.labels, class-names and class-level are of images in files"
+        )
+    if source.class_names[: len(rule.earlier)] != rule.earlier:
+        raise InputError(
+            f"{uri} has the classes {few(source.class_names)}; expected those of the earlier dataset first, whose numbers must "
+            f"not move: {few(rule.earlier)}"
         )
     return source
 

@@ -31,6 +31,8 @@ class Place:
     """Which of several archives it lies in."""
     offset: int
     size: int
+    version: str = ""
+    """What changes with its content, where the form tells: time of change or ETag of a file, checksum in a zip; else ""."""
 
 
 @runtime_checkable
@@ -61,7 +63,7 @@ class FileSet:
 
     where: str
     table: pa.Table
-    """key, part, offset, size: a Place each; keys are names as the bytes that file systems hold."""
+    """key, part, offset, size, version: a Place each; keys are names as the bytes that file systems hold."""
     reader: Reader
     left_out: tuple[LeftOut, ...] = ()
     parts: tuple[str, ...] = ()
@@ -95,10 +97,18 @@ class FileSet:
         part, offset, size = (int(column[index]) for column in self._numbers)
         return Place(name=os.fsdecode(self._keys[index].as_py()), part=part, offset=offset, size=size)
 
+    def version(self, index: int) -> str:
+        """What changes with a file's content, where the form tells; "" where it does not."""
+        return str(self._versions[index].as_py())
+
     @cached_property
     def _numbers(self) -> tuple[NDArray[np.int64], ...]:
         """The columns of numbers, of which one number is taken faster than from a table."""
         return tuple(self.table[column].to_numpy() for column in ("part", "offset", "size"))
+
+    @cached_property
+    def _versions(self) -> pa.Array:
+        return self.table["version"].combine_chunks()
 
     @cached_property
     def _keys(self) -> pa.Array:
@@ -134,6 +144,7 @@ def sorted_places(found: Iterable[Place]) -> tuple[pa.Table, list[LeftOut]]:
     """Places in the order of their names, and what is none of the files that could be images."""
     keys: list[bytes] = []
     numbers: list[tuple[int, int, int]] = []
+    versions: list[str] = []
     left_out: list[LeftOut] = []
     for place in found:
         if is_hidden(place.name):
@@ -143,6 +154,7 @@ def sorted_places(found: Iterable[Place]) -> tuple[pa.Table, list[LeftOut]]:
         else:
             keys.append(os.fsencode(place.name))
             numbers.append((place.part, place.offset, place.size))
+            versions.append(place.version)
     order = sorted(range(len(keys)), key=lambda index: (keys[index], index))
     last: list[int] = []
     for index in order:
@@ -156,6 +168,7 @@ def sorted_places(found: Iterable[Place]) -> tuple[pa.Table, list[LeftOut]]:
     table = {
         "key": pa.array([keys[index] for index in last], pa.large_binary()),
         **{name: columns[:, number] for number, name in enumerate(("part", "offset", "size"))},
+        "version": pa.array([versions[index] for index in last], pa.large_string()),
     }
     return pa.table(table), left_out
 
@@ -196,7 +209,7 @@ def list_folder(uri: str) -> FileSet:
             if number % _TOLD_EVERY == 0:
                 logger.warning("listing %s: %s files so far", uri, f"{number:,}")
             if entry.size_bytes is not None:
-                yield Place(name=entry.name, part=0, offset=0, size=entry.size_bytes)
+                yield Place(name=entry.name, part=0, offset=0, size=entry.size_bytes, version=entry.version)
             else:
                 lost = not is_hidden(entry.name) and (is_image(entry.name) or "." not in PurePosixPath(entry.name).name)
                 left_out.append(LeftOut(name=entry.name, reason=str(entry.problem), lost=lost))

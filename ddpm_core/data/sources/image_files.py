@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ddpm_core import storage
 from ddpm_core.data.containers import is_image_head
 from ddpm_core.data.images import BadImage
-from ddpm_core.data.sources.base import NO_IMAGE, LeftOut, Listing, RawImage, class_counts, is_image, suffix_of
+from ddpm_core.data.sources.base import NO_IMAGE, LeftOut, Listing, RawImage, Source, class_counts, is_image, suffix_of
 from ddpm_core.data.sources.files import FileSet
 from ddpm_core.data.sources.label_files import METADATA_NAMES, by_label_file, matched, read_label_file
 from ddpm_core.data.sources.labels import LabelRule, Labels, by_folder, few, no_labels, numbered, ordered
@@ -63,6 +63,19 @@ class ImageFiles:
         label = int(self.labels.numbers[index])
         data = self.files.read_at(int(self.places[index]))
         return RawImage(name=self.name(index), data=data, label=None if label < 0 else label)
+
+
+def read_each(source: Source, positions: Sequence[int]) -> Iterator[RawImage | BadImage]:
+    """The images at these places, in their order, or why one cannot be read; several at once where each waits for a server."""
+
+    def read(position: int) -> RawImage | BadImage:
+        try:
+            return source.read(position)
+        except BadImage as error:
+            return error
+
+    remote = isinstance(source, ImageFiles) and source.files.reader.remote
+    return ahead(read, positions, _READERS if remote else 1)
 
 
 def open_images(files: FileSet, rule: LabelRule) -> ImageFiles:

@@ -29,6 +29,8 @@ class LabelRule:
     """The classes in the order of their numbers; empty for the natural order of what is found."""
     level: int | None = None
     """Which folder above an image names its class: 1 for the one that it lies in."""
+    earlier: tuple[str, ...] = ()
+    """Classes of the dataset that this one grows from, which keep their numbers; new ones come after them."""
 
 
 NO_RULE = LabelRule()
@@ -167,10 +169,24 @@ def by_folder(names: Sequence[str], level: int | None = None) -> Labels:
 def ordered(labels: Labels, rule: LabelRule) -> Labels:
     """The labels with their classes in the order that a person gave, or under the names that were given for numbers.
 
+    Classes of an earlier dataset keep their numbers.
+
     Raises:
-        InputError: if the names given are not those found.
+        InputError: if the names given are not those found, or would move a class of the earlier dataset.
     """
-    given = rule.class_names
+    labels = _as_given(labels, rule.class_names)
+    names = (*rule.earlier, *(name for name in labels.class_names if name not in set(rule.earlier)))
+    if rule.class_names and rule.earlier and names != labels.class_names:
+        raise InputError(
+            f"data.class-names are {_some(rule.class_names)}; expected the classes of the earlier dataset first, so that they "
+            f"keep their numbers: {_some(names)}"
+        )
+    place = {name: number for number, name in enumerate(names)}
+    numbers = np.array([*(place[name] for name in labels.class_names), NO_CLASS], np.int64)[labels.numbers]
+    return replace(labels, numbers=numbers, class_names=names)
+
+
+def _as_given(labels: Labels, given: Sequence[str]) -> Labels:
     if not given:
         return labels
     if len(set(given)) < len(given):
@@ -178,9 +194,9 @@ def ordered(labels: Labels, rule: LabelRule) -> Labels:
     found = labels.class_names
     if set(given) == set(found):
         place = np.array([given.index(name) for name in found] + [NO_CLASS], np.int64)
-        return Labels(numbers=place[labels.numbers], class_names=given, said=labels.said, notes=labels.notes)
+        return replace(labels, numbers=place[labels.numbers], class_names=tuple(given))
     if len(given) >= len(found) and all(name.isdecimal() for name in found):
-        return Labels(numbers=labels.numbers, class_names=given, said=labels.said, notes=labels.notes)
+        return replace(labels, class_names=tuple(given))
     raise InputError(
         f"data.class-names are {_some(given)}; expected the {len(found)} classes of the source in their order: {_some(found)}"
     )

@@ -66,7 +66,9 @@ def list_tar(uri: str) -> FileSet:
     """
     version = storage.fingerprint(uri)
     # Walking all headers takes seconds, and every command that looks at the source needs it.
-    folder = cached("tar-index", f"{uri} {version}", lambda aside: _write_index(Path(_plain(uri, version)), uri, aside))
+    folder = cached(
+        "tar-index-2", f"{uri} {version}", lambda aside: _write_index(Path(_plain(uri, version)), uri, aside)
+    )
     left_out = tuple(LeftOut(**item) for item in json.loads((folder / "left_out.json").read_bytes()))
     table = pq.read_table(folder / "index.parquet")
     return FileSet(where=uri, table=table, reader=TarReader(parts=((uri, version),)), left_out=left_out)

@@ -99,7 +99,7 @@ def _places(archive: zipfile.ZipFile, left_out: list[LeftOut]) -> Iterator[Place
         if stat.S_ISLNK(info.external_attr >> 16) and info.file_size <= _MAX_LINK_BYTES:
             links[name] = target_of(name, archive.read(info).decode("utf-8", "surrogateescape"))
             continue
-        files[name] = Place(name=name, part=0, offset=number, size=info.file_size)
+        files[name] = Place(name=name, part=0, offset=number, size=info.file_size, version=f"{info.CRC:08x}")
         yield files[name]
     added, broken = followed(files, links)
     left_out += broken

@@ -5,6 +5,7 @@ A request may be carried out more than once, or be carried out and its answer lo
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,28 @@ else:
 T = TypeVar("T")
 
 ABSENT = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_REFUSED = {"401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+FORBIDDEN = {"403", "Forbidden"}
+"""What is left of a refusal where the answer has no body, as to a HEAD."""
+_DENIED = {"AccessDenied", *FORBIDDEN}
+_ACTIONS = {
+    **dict.fromkeys(("GetObject", "HeadObject"), "s3:GetObject"),
+    **dict.fromkeys(("ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
+    "DeleteObject": "s3:DeleteObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+}
+"""What a user must be allowed for each request; for any other, s3:PutObject."""
+_VERBS = {
+    "s3:GetObject": "read objects in",
+    "s3:ListBucket": "list",
+    "s3:PutObject": "write objects into",
+    "s3:DeleteObject": "delete objects in",
+    "s3:ListBucketMultipartUploads": "list unfinished uploads in",
+    "s3:AbortMultipartUpload": "remove unfinished uploads in",
+}
+_TOLD_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
+"""AWS says in most of its refusals which action it is that lacks."""
 _PASSING = {
     *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # the body was hurt on its way
     *("409", "ConditionalRequestConflict", "OperationAborted"),  # another put was under way; it may yet have failed
@@ -143,6 +165,20 @@ def with_retries(uri: str, what: str, request: Callable[[S3Client], T], deadline
         time.sleep(pause)
 
 
+def _denial(error: boto_errors.ClientError, bucket: str) -> str:
+    """Which action it is that the credentials, known to the server, lack."""
+    told = _TOLD_ACTION.search(error.response.get("Error", {}).get("Message") or "")  # Ceph sends none
+    needed = _ACTIONS.get(error.operation_name, "s3:PutObject")
+    action = told[1] if told else needed
+    denied = f"may not {_VERBS.get(action, 'use keys of')} bucket {bucket} ({action})"
+    if needed == "s3:GetObject" and action in (needed, "s3:ListBucket"):  # who may not list is not told what is missing
+        denied = (
+            f"may not read it (s3:GetObject), or nothing lies there and they may not list bucket {bucket} (s3:ListBucket), "
+            "without which that cannot be told"
+        )
+    return f"the credentials {denied}; allow it in their policy, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may"
+
+
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
     """One line that says what to do, in place of botocore's errors; an absent object is a FileNotFoundError."""
@@ -155,6 +191,8 @@ def _errors(uri: str) -> Iterator[None]:
         if error_code(error) == "NoSuchBucket":
             bucket = split_s3(uri)[0]
             raise StorageError(f"{uri}: there is no bucket {bucket} at {server}; create it or name another") from None
+        if error_code(error) in _DENIED:
+            raise StorageError(f"{uri}: {_denial(error, split_s3(uri)[0])}") from None
         if error_code(error) in _REFUSED:
             raise StorageError(
                 f"{uri}: {server} refused the credentials ({error_code(error)}); set AWS_ACCESS_KEY_ID and "

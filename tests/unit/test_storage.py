@@ -302,7 +302,7 @@ def test_missing_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPat
         storage.check_store(f"s3://{bucket}/x")
 
 
-@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"])
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401"])
 def test_refused_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     def refuse(**_: object) -> None:
         raise ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")  # moto lets everyone in

@@ -176,7 +176,8 @@ def _denial(error: boto_errors.ClientError, bucket: str) -> str:
             f"may not read it (s3:GetObject), or nothing lies there and they may not list bucket {bucket} (s3:ListBucket), "
             "without which that cannot be told"
         )
-    return f"the credentials {denied}; allow it in their policy, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may"
+    others = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may"
+    return f"the credentials {denied}; allow it in their policy, or {others}"
 
 
 @contextmanager

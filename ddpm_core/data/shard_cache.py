@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from ddpm_core import storage
+from ddpm_core.data.disk_cache import ARRIVING, FULL, alone, limit_from, make_folder, sweep
 from ddpm_core.errors import InputError
 
 LIMIT_VARIABLE = "DDPM_SHARD_CACHE_BYTES"
@@ -28,7 +29,6 @@ LIMIT_VARIABLE = "DDPM_SHARD_CACHE_BYTES"
 DEFAULT_LIMIT_BYTES = 50_000_000_000
 DAMAGED = "the shard was changed or damaged: delete the dataset and shard it again"
 _COPY = re.compile(r"[0-9a-f]{64}")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,7 @@ def limit_bytes() -> int:
     Raises:
         InputError: if DDPM_SHARD_CACHE_BYTES is no positive whole number.
     """
-    text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_BYTES))
-    if not re.fullmatch(r"[0-9]+", text) or int(text) == 0:
-        raise InputError(f"{LIMIT_VARIABLE} is {text!r}; expected a whole number of bytes, 1 or more")
-    return int(text)
+    return limit_from(LIMIT_VARIABLE, DEFAULT_LIMIT_BYTES)
 
 
 def open_copy(uri: str, *, sha256: str, size_bytes: int, folder: Path) -> int:
@@ -70,8 +67,8 @@ def open_copy(uri: str, *, sha256: str, size_bytes: int, folder: Path) -> int:
     if found is not None:
         return found
     with _room_errors(uri, size_bytes, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path.with_suffix(".lock")):
+        make_folder(folder, "the shard cache")
+        with alone(path.with_suffix(".lock")):
             found = _use(path, size_bytes)  # another process may have fetched it while we waited
             if found is not None:
                 return found
@@ -97,7 +94,7 @@ def _use(path: Path, size_bytes: int) -> int | None:
 
 def _download(uri: str, sha256: str, size_bytes: int, path: Path) -> int:
     """Fetch, verify and name a copy; the caller holds its lock."""
-    aside = path.with_suffix(".arriving")
+    aside = path.with_suffix(ARRIVING)
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
     aside.mkdir()
     try:
@@ -126,34 +123,11 @@ def _verify(file: int, uri: str, sha256: str, size_bytes: int) -> None:
         raise InputError(f"{uri}: sha256 is {found}, the index says {sha256}; {DAMAGED}")
 
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file, which is there only while somebody holds it."""
-    while True:
-        with open(lock, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _stands(lock, file.fileno()):
-                continue  # whoever held it removed it, and the lock is now the file that another has made since
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def _stands(path: Path, file: int) -> bool:
-    """Whether the open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _trim(folder: Path, coming: int) -> None:
     """Delete the least recently opened copies that nobody uses, until `coming` bytes more fit the limit and the disk."""
-    with _alone(folder / "trim.lock"):
+    with alone(folder / "trim.lock"):
         limit = limit_bytes()
-        _sweep(folder)
+        sweep(folder)
         copies = sorted((entry.stat().st_mtime_ns, entry.name, entry.stat().st_size) for entry in _copies(folder))
         taken = sum(size for _, _, size in copies)
         excess = max(taken + coming - limit, coming - shutil.disk_usage(folder).free)
@@ -195,26 +169,13 @@ def _deleted(path: Path) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed had fetched so far."""
-    for aside in folder.glob("*.arriving"):
-        lock = aside.with_suffix(".lock")
-        with open(lock, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # it is being fetched now
-            shutil.rmtree(aside, ignore_errors=True)
-            lock.unlink(missing_ok=True)
-
-
 @contextmanager
 def _room_errors(uri: str, size_bytes: int, folder: Path) -> Iterator[None]:
     """One line where the disk is full or not writable."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise storage.StorageError(
                 f"{uri}: the disk of the shard cache {folder} is full: {shutil.disk_usage(folder).free:,} bytes are free, "
                 f"the shard has {size_bytes:,}; make room there or set XDG_CACHE_HOME to a folder on another disk"

@@ -22,7 +22,7 @@ from botocore import exceptions as boto_errors
 from ddpm_core.errors import InputError
 from ddpm_core.storage.entries import ENDS_WITH_SLASH, Entry
 from ddpm_core.storage.local import TEMPORARY
-from ddpm_core.storage.s3_client import ABSENT, default_deadline_s, error_code, with_retries
+from ddpm_core.storage.s3_client import ABSENT, FORBIDDEN, default_deadline_s, error_code, with_retries
 from ddpm_core.storage.uri import StorageError, split_s3
 
 if TYPE_CHECKING:
@@ -98,11 +98,20 @@ def describe(uri: str) -> tuple[int, str] | None:
     bucket, key = split_s3(uri)
     if not key:
         return None
+
+    def look_up(client: S3Client) -> tuple[int, str]:
+        try:
+            head = client.head_object(Bucket=bucket, Key=key)
+        except boto_errors.ClientError as error:
+            if error_code(error) in FORBIDDEN:  # the answer to a HEAD has no body that could say why
+                client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+            raise
+        return head["ContentLength"], head["ETag"]
+
     try:
-        head = with_retries(uri, "look up", lambda client: client.head_object(Bucket=bucket, Key=key))
+        return with_retries(uri, "look up", look_up)
     except FileNotFoundError:
         return None
-    return head["ContentLength"], head["ETag"]
 
 
 def walk(uri: str) -> Iterator[Entry]:
@@ -200,12 +209,18 @@ def check_store(uri: str) -> None:
     """See ddpm_core.storage.check_store."""
     bucket, key = split_s3(uri)
     probe = "/".join(part for part in (key, f"{TEMPORARY}{uuid.uuid4().hex}") if part)
+    where: dict[str, Any] = {"Bucket": bucket, "Key": probe}
 
-    soon_s = min(SOON_S, default_deadline_s())
+    def use(client: S3Client) -> None:
+        client.delete_object(**where)  # first of all: who may not delete would leave the probe there
+        client.list_objects_v2(Bucket=bucket, Prefix=probe, MaxKeys=1)
+        client.put_object(**where, Body=b"probe")
+        try:
+            client.get_object(**where)["Body"].read()
+        finally:
+            client.delete_object(**where)
+
     try:
-        # First, of what is not there: a role that may not delete is told so, and no probe stays behind.
-        with_retries(uri, "write", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
-        with_retries(uri, "write", lambda client: client.put_object(Bucket=bucket, Key=probe, Body=b"probe"), soon_s)
-        with_retries(uri, "delete", lambda client: client.delete_object(Bucket=bucket, Key=probe), soon_s)
+        with_retries(uri, "write", use, min(SOON_S, default_deadline_s()))
     except OSError as error:
-        raise InputError(f"the store cannot be written: {error}") from None
+        raise InputError(f"the store cannot be used: {error}") from None

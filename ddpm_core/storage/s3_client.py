@@ -5,6 +5,7 @@ A request may be carried out more than once, or be carried out and its answer lo
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,28 @@ else:
 T = TypeVar("T")
 
 ABSENT = {"404", "NoSuchKey", "NotFound"}
-_NOT_ALLOWED = {"403", "AccessDenied", "Forbidden"}
 _REFUSED = {"401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+FORBIDDEN = {"403", "Forbidden"}
+"""What is left of a refusal where the answer has no body, as to a HEAD."""
+_DENIED = {"AccessDenied", *FORBIDDEN}
+_ACTIONS = {
+    **dict.fromkeys(("GetObject", "HeadObject"), "s3:GetObject"),
+    **dict.fromkeys(("ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
+    "DeleteObject": "s3:DeleteObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+}
+"""What a user must be allowed for each request; for any other, s3:PutObject."""
+_VERBS = {
+    "s3:GetObject": "read objects in",
+    "s3:ListBucket": "list",
+    "s3:PutObject": "write objects into",
+    "s3:DeleteObject": "delete objects in",
+    "s3:ListBucketMultipartUploads": "list unfinished uploads in",
+    "s3:AbortMultipartUpload": "remove unfinished uploads in",
+}
+_TOLD_ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]+:[A-Za-z]+)")
+"""AWS says in most of its refusals which action it is that lacks."""
 _PASSING = {
     *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # the body was hurt on its way
     *("409", "ConditionalRequestConflict", "OperationAborted"),  # another put was under way; it may yet have failed
@@ -144,26 +165,19 @@ def with_retries(uri: str, what: str, request: Callable[[S3Client], T], deadline
         time.sleep(pause)
 
 
-_ACTIONS = {
-    "ListObjectsV2": "s3:ListBucket",
-    "HeadObject": "s3:GetObject",
-    "CreateMultipartUpload": "s3:PutObject",
-    "UploadPart": "s3:PutObject",
-    "CompleteMultipartUpload": "s3:PutObject",
-    "CopyObject": "s3:GetObject and s3:PutObject",
-    "UploadPartCopy": "s3:GetObject and s3:PutObject",
-    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
-}
-"""The action that a role must have for a request, where it is not called as the request is."""
-
-
-def _lacking(error: boto_errors.ClientError, bucket: str, server: str) -> str:
-    """Which action a role lacks, in words."""
-    action = _ACTIONS.get(error.operation_name, f"s3:{error.operation_name}")
-    known = f"{server} knows the credentials, but they may not {action} in the bucket {bucket}"
-    # Whoever may not list is told this of an object that is not there, too.
-    absent = ", or there is no such object and they may not s3:ListBucket" if action == "s3:GetObject" else ""
-    return f"{known}{absent}; allow it, or name a bucket where they may"
+def _denial(error: boto_errors.ClientError, bucket: str) -> str:
+    """Which action it is that the credentials, known to the server, lack."""
+    told = _TOLD_ACTION.search(error.response.get("Error", {}).get("Message") or "")  # Ceph sends none
+    needed = _ACTIONS.get(error.operation_name, "s3:PutObject")
+    action = told[1] if told else needed
+    denied = f"may not {_VERBS.get(action, 'use keys of')} bucket {bucket} ({action})"
+    if needed == "s3:GetObject" and action in (needed, "s3:ListBucket"):  # who may not list is not told what is missing
+        denied = (
+            f"may not read it (s3:GetObject), or nothing lies there and they may not list bucket {bucket} (s3:ListBucket), "
+            "without which that cannot be told"
+        )
+    others = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may"
+    return f"the credentials {denied}; allow it in their policy, or {others}"
 
 
 @contextmanager
@@ -178,8 +192,8 @@ def _errors(uri: str) -> Iterator[None]:
         if error_code(error) == "NoSuchBucket":
             bucket = split_s3(uri)[0]
             raise StorageError(f"{uri}: there is no bucket {bucket} at {server}; create it or name another") from None
-        if error_code(error) in _NOT_ALLOWED:
-            raise StorageError(f"{uri}: {_lacking(error, split_s3(uri)[0], server)}") from None
+        if error_code(error) in _DENIED:
+            raise StorageError(f"{uri}: {_denial(error, split_s3(uri)[0])}") from None
         if error_code(error) in _REFUSED:
             raise StorageError(
                 f"{uri}: {server} refused the credentials ({error_code(error)}); set AWS_ACCESS_KEY_ID and "

@@ -302,24 +302,13 @@ def test_missing_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPat
         storage.check_store(f"s3://{bucket}/x")
 
 
-LACKS = r"may not s3:PutObject in the bucket"
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("AccessDenied", LACKS),
-        ("InvalidAccessKeyId", r"refused the credentials \(InvalidAccessKeyId\)"),
-        ("SignatureDoesNotMatch", r"refused the credentials \(SignatureDoesNotMatch\)"),
-        ("403", LACKS),
-    ],
-)
-def test_refused_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "401"])
+def test_refused_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     def refuse(**_: object) -> None:
         raise ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")  # moto lets everyone in
 
     monkeypatch.setattr(s3_client.client(), "put_object", refuse)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"refused the credentials \({code}\)"):
         storage.check_store(f"s3://{bucket}/x")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.data.sources.base import ArraySource, Listing, checked_labels, class_counts
-from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.cache import cached, make_room
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.idx import JoinedSource, join_sources
 from ddpm_core.data.sources.labels import few, numbered_classes
@@ -135,6 +135,7 @@ def _mapped(archive: zipfile.ZipFile, path: Path, name: str) -> NDArray[np.uint8
     """An array as a memory map of its copy in the cache, which all processes of this machine share."""
 
     def unpack(folder: Path) -> None:
+        make_room(folder, archive.getinfo(f"{name}.npy").file_size, str(path))
         with archive.open(f"{name}.npy") as packed, open(folder / "array.npy", "wb") as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
 

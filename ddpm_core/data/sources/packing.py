@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import lzma
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from ddpm_core import storage
-from ddpm_core.data.sources.cache import cached
-from ddpm_core.errors import InputError
+from ddpm_core.data.sources.cache import Room, cached, copy_stream, make_room
+from ddpm_core.errors import InputError, UserError
 
 
 def _open_zstandard(path: Path, mode: str) -> Any:
@@ -42,9 +41,12 @@ def unpacked(path: Path) -> Path:
         return path
 
     def unpack(folder: Path) -> None:
+        make_room(folder, path.stat().st_size, str(path))
         try:
             with opener(path, "rb") as packed, open(folder / "plain", "wb") as plain:
-                shutil.copyfileobj(packed, plain, 1 << 20)
+                copy_stream(packed.read, plain.write, Room(folder, str(path)))
+        except UserError:
+            raise
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno not in (None, 0):  # the disk's trouble, not the file's
                 raise

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core import storage
 from ddpm_core.data.sources.base import Listing, RawImage, check_file_size, class_counts
-from ddpm_core.data.sources.cache import cached
+from ddpm_core.data.sources.cache import Room, cached, make_room
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.label_files import LABEL_COLUMNS
 from ddpm_core.data.sources.labels import NO_RULE, LabelRule, Labels, few, no_labels, ordered
@@ -90,12 +90,15 @@ def open_parquet(paths: Sequence[Path], rule: LabelRule = NO_RULE) -> TableSourc
 
 def _lay_out(paths: Sequence[Path], folder: Path) -> None:
     """Write the images to folder/blob and where they lie to folder/index.parquet, a batch at a time."""
-    offset = 0
+    what = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    make_room(folder, sum(path.stat().st_size for path in paths), what)
+    offset, room = 0, Room(folder, what)
     with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
         for path in paths:
             with worded(str(path), "parquet"), pq.ParquetFile(path) as file:
                 for names, images in _rows(file, path):
                     sizes = [len(data) for data in images]
+                    room.take(sum(sizes))
                     blob.writelines(images)
                     offsets = np.cumsum([offset, *sizes], dtype=np.int64)
                     index.write_table(pa.table([names, offsets[:-1], sizes], schema=_INDEX))

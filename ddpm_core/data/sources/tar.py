@@ -11,15 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core import storage
+from ddpm_core.data.disk_cache import CacheError
 from ddpm_core.data.sources.base import LeftOut, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached, fetched
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.files import FileSet, Place, sorted_places
 from ddpm_core.data.sources.links import DANGLING, followed, target_of
-from ddpm_core.data.sources.packing import unpacked
+from ddpm_core.data.sources.packing import packing, unpacked
 from ddpm_core.errors import InputError
 
 _BLOCK = 512
@@ -66,20 +68,31 @@ def list_tar(uri: str) -> FileSet:
     """
     version = storage.fingerprint(uri)
     # Walking all headers takes seconds, and every command that looks at the source needs it.
-    folder = cached(
-        "tar-index-2", f"{uri} {version}", lambda aside: _write_index(Path(_plain(uri, version)), uri, aside)
-    )
-    left_out = tuple(LeftOut(**item) for item in json.loads((folder / "left_out.json").read_bytes()))
-    table = pq.read_table(folder / "index.parquet")
+    try:
+        folder = cached("tar-index-2", f"{uri} {version}", lambda aside: _write_index(uri, version, aside))
+        left_out = tuple(LeftOut(**item) for item in json.loads((folder / "left_out.json").read_bytes()))
+        table = pq.read_table(folder / "index.parquet")
+    except CacheError:
+        if storage.is_s3(uri) or packing(storage.read_range(uri, 0, 8)):
+            raise
+        # A plain tar on this machine can do without.
+        table, left_out = _walked(uri, version)
     return FileSet(where=uri, table=table, reader=TarReader(parts=((uri, version),)), left_out=left_out)
 
 
-def _write_index(plain: Path, uri: str, folder: Path) -> None:
+def _write_index(uri: str, version: str, folder: Path) -> None:
+    table, left_out = _walked(uri, version)
+    pq.write_table(table, folder / "index.parquet")
+    (folder / "left_out.json").write_text(json.dumps([asdict(item) for item in left_out]))
+
+
+@lru_cache(maxsize=1)
+def _walked(uri: str, version: str) -> tuple[pa.Table, tuple[LeftOut, ...]]:
+    """The places of the files, and what is none."""
     left_out: list[LeftOut] = []
     with worded(uri, "a tar"):
-        table, missed = sorted_places(_places(plain, uri, left_out))
-    pq.write_table(table, folder / "index.parquet")
-    (folder / "left_out.json").write_text(json.dumps([asdict(item) for item in (*left_out, *missed)]))
+        table, missed = sorted_places(_places(Path(_plain(uri, version)), uri, left_out))
+    return table, (*left_out, *missed)
 
 
 def _places(plain: Path, uri: str, left_out: list[LeftOut]) -> Iterator[Place]:

@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -48,7 +50,17 @@ def tracking_uri(store: str) -> str:
     if given:
         return given
     folder = platformdirs.user_data_path("ddpm") if storage.is_s3(store) else Path(storage.absolute(store))
-    return f"{_SQLITE}{folder / 'mlflow.db'}"
+    return _database_uri(folder)
+
+
+def _database_uri(folder: Path) -> str:
+    """Of the SQLite in a folder; what would mean something in a URI is written as %NN, which SQLAlchemy takes back (from 2.1 on)."""
+    return _SQLITE + re.sub("[%?]", lambda found: f"%{ord(found[0]):02X}", str(folder / "mlflow.db"))
+
+
+def _database(uri: str) -> Path:
+    """The file of a SQLite URI."""
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
 
 
 def registry_at_risk(store: str) -> str | None:
@@ -57,7 +69,7 @@ def registry_at_risk(store: str) -> str | None:
     if not (storage.is_s3(store) and uri.startswith(_SQLITE)):
         return None
     return (
-        f"the registry lies in {uri.removeprefix(_SQLITE)} of this machine alone, and is lost with it, while the store is "
+        f"the registry lies in {_database(uri)} of this machine alone, and is lost with it, while the store is "
         f"{store}: set MLFLOW_TRACKING_URI to an MLflow server's"
     )
 
@@ -74,10 +86,10 @@ def follow_move(store: str, uri: str) -> None:
 
     MLflow records absolute places, and has no call that changes them.
     """
-    if storage.is_s3(store) or uri != f"{_SQLITE}{Path(storage.absolute(store)) / 'mlflow.db'}":
+    if storage.is_s3(store) or uri != _database_uri(Path(storage.absolute(store))):
         return
     now = artifact_location(store, uri)
-    with lock(uri), closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database, database:
+    with lock(uri), closing(sqlite3.connect(_database(uri))) as database, database:
         ours = "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'ddpm-%' AND artifact_location LIKE '%/mlflow'"
         for (before,) in database.execute(ours).fetchall():
             for table, column in _PLACES if before != now else ():
@@ -145,7 +157,7 @@ def lock(uri: str) -> Iterator[None]:
     if not uri.startswith(_SQLITE):
         yield
         return
-    path = Path(uri.removeprefix(_SQLITE))
+    path = _database(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,12 +5,10 @@ knowing of the rest.
 """
 
 import hashlib
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +66,8 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
     Returns:
         What was written. If every image had to be left out the shard is empty, and no file is written.
     """
-    with tempfile.TemporaryDirectory(prefix="ddpm-shard-") as folder:
-        path = Path(folder) / plan.name
+    with storage.temporary_folder() as folder:
+        path = folder / plan.name
         with open(path, "wb") as file, TarWriter(file) as tar:
             written = _write_images(tar, plan, source, config)
         if written.keys:

@@ -63,10 +63,10 @@ def open_copy(uri: str, *, sha256: str, size_bytes: int, folder: Path) -> int:
         StorageError: if it cannot be fetched, or the disk is full or not writable.
     """
     path = folder / sha256
-    found = _use(path, size_bytes)
-    if found is not None:
-        return found
     with _room_errors(uri, size_bytes, folder):
+        found = _use(path, size_bytes)
+        if found is not None:
+            return found
         make_folder(folder, "the shard cache")
         with alone(path.with_suffix(".lock")):
             found = _use(path, size_bytes)  # another process may have fetched it while we waited
@@ -80,7 +80,7 @@ def _use(path: Path, size_bytes: int) -> int | None:
     """Open a copy and mark it as used, now and from now on; None if there is none."""
     try:
         file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     fcntl.flock(file, fcntl.LOCK_SH)  # waits only while somebody is deleting it
     state = os.fstat(file)

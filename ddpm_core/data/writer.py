@@ -5,12 +5,10 @@ knowing of the rest.
 """
 
 import hashlib
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +60,8 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
     standing = plan.standing
     if standing is not None and (taken := take_over(plan, standing, source, uri)) is not None:
         return taken
-    with tempfile.TemporaryDirectory(prefix="ddpm-shard-") as folder:
-        path = Path(folder) / plan.name
+    with storage.temporary_folder() as folder:
+        path = folder / plan.name
         with open(path, "wb") as file, TarWriter(file) as tar:
             written = _write_images(tar, plan, source, config)
         entry = ShardEntry(

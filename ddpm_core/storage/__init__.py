@@ -24,6 +24,7 @@ from ddpm_core.optional import late
 from ddpm_core.storage import local
 from ddpm_core.storage.entries import UNREADABLE, Entry, printable
 from ddpm_core.storage.many import in_order
+from ddpm_core.storage.temporary import check_temporary, temporary_folder
 from ddpm_core.storage.uri import StorageError, absolute, below, is_s3, join, local_path
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "absolute",
     "below",
     "check_store",
+    "check_temporary",
     "copy",
     "create_bytes",
     "delete",
@@ -59,6 +61,7 @@ __all__ = [
     "read_range",
     "replace_bytes",
     "size_bytes",
+    "temporary_folder",
     "upload",
     "walk",
     "write_bytes",
@@ -171,8 +174,8 @@ def writing(uri: str) -> Iterator[Path]:
         with local.writing(local_path(uri)) as path:
             yield path
         return
-    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
-        path = Path(folder) / "file"
+    with temporary_folder() as folder:
+        path = folder / "file"
         with local.errors(path):
             yield path
         _s3_upload.upload(path, uri)

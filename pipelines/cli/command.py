@@ -76,6 +76,7 @@ def run_command(
         check(args)
         lines = plan(args) if dry_run else []
         if not dry_run:
+            storage.check_temporary()
             _check_store(args.store)  # type: ignore[attr-defined]
     except BrokenPipeError:  # --help | head: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

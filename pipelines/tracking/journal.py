@@ -62,7 +62,10 @@ class Journal:
         except OSError as error:
             if not self._told:
                 self._told = True
-                logger.warning("%s takes no more, MLflow will miss some of the run's figures: %s", self._path, error)
+                remedy = "; set XDG_STATE_HOME to a folder on a disk that takes it" if error.errno else ""
+                logger.warning(
+                    "%s takes no more, MLflow will miss some of the run's figures: %s%s", self._path, error, remedy
+                )
 
     def deliver(self, write: Callable[[list[Entry]], None]) -> None:
         """Hand all entries to write(), while other processes wait, and forget them. If it raises they stay."""

@@ -22,6 +22,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from ddpm_core.data.images import encode_png
+from ddpm_core.data.shard_cache import open_copy
 from ddpm_core.data.sources import cache as source_cache
 from ddpm_core.data.sources import open_source, tar
 from ddpm_core.data.sources.cache import LIMIT_VARIABLE, cached, fetched
@@ -234,6 +235,12 @@ def test_a_cache_that_cannot_be_made_is_told_in_a_line(tmp_path: Path, unwritabl
         StorageError, match=f"cannot write to the cache {unwritable}/ddpm/sources: .*set XDG_CACHE_HOME"
     ):
         unpacked(path)
+
+
+def test_nor_can_a_cache_of_shards(unwritable: Path) -> None:
+    folder = unwritable / "shards"
+    with pytest.raises(StorageError, match=f"cannot write to the shard cache {folder}: .*set XDG_CACHE_HOME"):
+        open_copy("s3://bucket/shard", sha256="0" * 64, size_bytes=1, folder=folder)
 
 
 def _tar(path: Path, mode: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ddpm_core.errors import InputError, MissingError
-from ddpm_core.storage.entries import CIRCLE, DANGLING, SPECIAL, UNREADABLE, Entry
+from ddpm_core.storage.entries import CIRCLE, DANGLING, SPECIAL, UNREADABLE, Entry, printable
 from ddpm_core.storage.uri import StorageError
 
 TEMPORARY = ".tmp-"
@@ -237,6 +237,10 @@ def check_store(path: Path) -> None:
     """See ddpm_core.storage.check_store."""
     if path.exists() and not path.is_dir():
         raise InputError(f"the store {path} is a file; expected a folder or s3://bucket/prefix")
+    if str(path).encode(errors="replace").decode() != str(path):  # MLflow's database takes none
+        raise InputError(
+            f"the store {printable(str(path))} has bytes in its path that are no UTF-8; expected a path without"
+        )
     probe = path / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         write_bytes(probe, b"probe")

@@ -22,6 +22,7 @@ from pipelines.cluster.session import Terminated
 from pipelines.progress import shown
 from pipelines.recipes.config import Recipe, default_store
 from pipelines.recipes.recipes import make
+from pipelines.tracking.store import check_place
 
 _INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C ended,"""
@@ -114,6 +115,7 @@ def _ended_in_a_line(work: Callable[[], Outcome]) -> Outcome:
 
 def _check_store(store: str) -> None:
     """Try it by really writing; on a cluster a folder may be one of another machine, so it is asked there."""
+    check_place(store)
     if storage.is_s3(store) or cluster_address() is None:
         storage.check_store(store)
 

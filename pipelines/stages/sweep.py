@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from ray import tune
@@ -106,6 +107,7 @@ def _tuner(
         ),
         for_trials(config, train).resources,
     )
+    folder = _for_ray(folder)
     records = storage.join(folder, "ray")
     if tune.Tuner.can_restore(records):
         return tune.Tuner.restore(records, trainable, resume_errored=True)
@@ -131,6 +133,11 @@ def _tuner(
         ),
         run_config=tune.RunConfig(name="ray", storage_path=folder, verbose=0, callbacks=[callback]),
     )
+
+
+def _for_ray(uri: str) -> str:
+    """Ray takes local paths as they are, and what follows s3:// as a URI's, with %NN for all but the plainest characters."""
+    return f"s3://{quote(uri.removeprefix('s3://'))}" if storage.is_s3(uri) else uri
 
 
 def _trial(

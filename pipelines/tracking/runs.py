@@ -214,7 +214,12 @@ def tracked_name(name: str) -> str:
 
 
 def _tags(tags: Mapping[str, str]) -> list[Entry]:
-    return [["tag", tracked_name(name), str(value)] for name, value in tags.items()]
+    return [["tag", tracked_name(name), _utf8(str(value))] for name, value in tags.items()]
+
+
+def _utf8(text: str) -> str:
+    r"""What a file's name may hold and no database takes, as \udcNN."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _params(params: Mapping[str, Any]) -> list[Entry]:
@@ -229,7 +234,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             text = json.dumps(value) if isinstance(value, list | tuple | Mapping) else str(value)
-            flat[f"{prefix}{name}"] = text[:MAX_VALUE]
+            flat[f"{prefix}{name}"] = _utf8(text)[:MAX_VALUE]
     return flat
 
 

@@ -54,7 +54,7 @@ def tracking_uri(store: str) -> str:
 
 
 def _database_uri(folder: Path) -> str:
-    """Of the SQLite in a folder; what would mean something in a URI is written as %NN, which SQLAlchemy takes back (from 2.1 on)."""
+    """Of the SQLite in a folder; what would mean something in a URI as %NN, which SQLAlchemy (from 2.1 on) takes back."""
     return _SQLITE + re.sub("[%?]", lambda found: f"%{ord(found[0]):02X}", str(folder / "mlflow.db"))
 
 
@@ -72,6 +72,20 @@ def registry_at_risk(store: str) -> str | None:
         f"the registry lies in {_database(uri)} of this machine alone, and is lost with it, while the store is "
         f"{store}: set MLFLOW_TRACKING_URI to an MLflow server's"
     )
+
+
+def check_place(store: str) -> None:
+    """Refuse a store that MLflow would write beside.
+
+    Raises:
+        InputError: in one line.
+    """
+    cut = re.search(r"[?#\x00-\x1f\x7f]", store) if storage.is_s3(store) else None
+    if cut:
+        raise InputError(
+            f"the store is {storage.printable(store)}; expected a prefix without {storage.printable(cut[0])}, where MLflow "
+            "would cut it off"
+        )
 
 
 def artifact_location(store: str, uri: str) -> str | None:
@@ -141,7 +155,7 @@ def open_client(uri: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
-        with lock(uri), quiet_warnings():
+        with lock(uri), quiet_warnings(), _nothing_beside(uri):
             client = new_client(uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
@@ -149,6 +163,18 @@ def open_client(uri: str) -> Any:
         remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
         raise InputError(f"MLflow at {shown(uri)} cannot be opened ({one_line(error)}); check {remedy}") from error
     return client
+
+
+@contextmanager
+def _nothing_beside(uri: str) -> Iterator[None]:
+    """Remove the folder that MLflow makes for a SQLite URI as it stands, with its %NN, where SQLAlchemy opens another."""
+    beside = Path(uri.removeprefix(_SQLITE)).parent
+    there = not uri.startswith(_SQLITE) or beside.exists()
+    try:
+        yield
+    finally:
+        if not there and beside.exists() and _database(uri).parent != beside:
+            os.removedirs(beside)
 
 
 @contextmanager

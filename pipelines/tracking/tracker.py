@@ -13,6 +13,7 @@ from pipelines.tracking.outage import Outages, refused
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
     artifact_location,
+    check_place,
     follow_move,
     is_server,
     lock,
@@ -122,6 +123,7 @@ def open_tracking(store: str, experiment: str) -> Tracker:
     Raises:
         InputError: one line, if the store does not open, or the experiment lies in MLflow's waste bin.
     """
+    check_place(store)
     uri = tracking_uri(store)
     record = storage.join(store, "mlflow", "opened", digest(uri, experiment))
     try:

@@ -137,6 +137,30 @@ def _register(tracker: tracking.Tracker, folder: Path, seed: int = 0, name: str 
 # --- the store
 
 
+@pytest.mark.parametrize("name", ["my%2Fstore", "50%", "store #1", "what?x=1&y", "e\u0301é日本", 'it\'s "q"'])
+def test_a_store_may_have_any_name(store: str, name: str) -> None:
+    odd = Path(store).parent / "odd" / name
+    odd.parent.mkdir()
+    Path(store).rename(odd)
+    for folder in (odd, odd.parent / f"moved {name}"):
+        if folder != odd:
+            odd.rename(folder)
+        tracker = tracking.open_tracking(str(folder), "ddpm-odd")
+        assert _register(tracker, folder) == 1
+        with tracker.run("train", key=f"run of {len(folder.name)}", params={"source": f"{folder}/\udcff"}) as run:
+            run.log_text("page", "page.html")
+        assert tracking.resolve_model(tracker, "models:/digits@candidate").weights.is_relative_to(folder)
+        assert list(folder.glob("mlflow/**/page.html"))
+        assert list(odd.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a\nb"])
+def test_a_store_that_mlflow_would_cut_off_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a prefix without") as error:
+        tracking.open_tracking(f"s3://bucket/{name}", "ddpm")
+    assert "\n" not in str(error.value)
+
+
 def test_the_store_of_a_folder_is_in_it_and_the_environment_wins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -281,6 +281,12 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
         storage.check_store(str(tmp_path / "file/below"))
 
 
+def test_a_store_whose_path_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"caf\\udce9 has bytes in its path that are no UTF-8"):
+        storage.check_store(f"{tmp_path}/caf\udce9")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux's /proc, where nobody may write")
 def test_a_folder_that_cannot_be_written_is_no_store() -> None:
     with pytest.raises(ValueError, match="the store /proc/ddpm cannot be written"):

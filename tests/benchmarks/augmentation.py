@@ -1,9 +1,13 @@
-"""Whether augmentation that the network is told of helps on 300 images, and what it costs.
+"""Whether augmentation that the network is told of helps where there are few images, and what it costs.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits
+    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits --images 50 --marks 500 1000 1500 --only "scale stretch translation"
+    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits --images 300 --marks 1250 2500
     OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py cost
 
-`digits` trains on 300 of scikit-learn's digits, drawn anew for each seed, and measures others.
+`digits` trains on some of scikit-learn's digits, drawn anew for each seed, and measures others. On one core of an AMD EPYC a step
+takes 35 ms: the first line nine minutes, the second twenty-two (with much other work on the machine up to three times as long). At 50
+images and 1,500 steps bits/dim were 5.362 ± 0.071 without and 5.177 ± 0.033 with it, five seeds, paired -0.185 ± 0.074; at 300 images and
+2,500 steps, where nothing overfits yet, two seeds were 0.010 and 0.020 worse with it, and EDM's kinds, one seed, 0.158.
 """
 
 import argparse

@@ -1,9 +1,13 @@
-"""Whether augmentation that the network is told of helps on 300 images, and what it costs.
+"""Whether augmentation that the network is told of helps where there are few images, and what it costs.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits
+    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits --images 50 --marks 500 1000 1500
+    OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py digits --images 300 --marks 1250 2500 --only "EDM's"
     OMP_NUM_THREADS=1 python tests/benchmarks/augmentation.py cost
 
-`digits` trains on 300 of scikit-learn's digits, drawn anew for each seed, and measures others.
+`digits` trains on some of scikit-learn's digits, drawn anew for each seed, and measures others. A step takes about 35 ms on a free
+core (AMD EPYC), 1,500 steps and their measures 88 to 302 s beside much other work. After 1,500 steps on 50 images bits/dim were
+5.362 ± 0.071 without and 5.177 ± 0.033 with scale, stretch and translation (five seeds; paired -0.185 ± 0.074). After 2,500 on 300,
+where nothing overfits yet, two seeds were 0.010 and 0.020 worse with them, and EDM's kinds, one seed, 0.158.
 """
 
 import argparse
@@ -139,7 +143,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--marks", type=int, nargs="+", default=[1250, 2500])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", default=list(ARMS)[:3], choices=list(ARMS))
+    parser.add_argument("--only", nargs="+", default=list(ARMS)[:2], choices=list(ARMS))
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     if given.what == "digits":

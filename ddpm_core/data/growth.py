@@ -4,7 +4,6 @@ The grown dataset is a pure function of the source, the config and the earlier d
 source. Its key, its split and its class's number stay; what is new comes in new shards.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -102,42 +101,35 @@ def plan_growth(source: Source, config: DataConfig, earlier: Earlier) -> tuple[t
     """
     uri = earlier.index.uri
     _check_splits(source, earlier.index)
-    places = _places(source)
+    places, own = _places(source), _own_splits(source)
     numbers = {shard.name: number for number, shard in enumerate(earlier.index.shards)}
     plans: list[ShardPlan] = []
-    counts: Counter[str] = Counter()
-    new = np.ones(source.num_images, bool)
-    own = _own_splits(source)
+    num_went = num_unsure = 0
     for group, origins in enumerate(each_origins(uri, _LISTED)):
-        name, split = origins["shard"][0].as_py(), origins["split"][0].as_py()
-        found = np.array([places.get(each, -1) for each in origins["name"].to_pylist()], np.int64)
-        stands = (found >= 0) & _split_agrees(own, found, split)
-        counts["went"] += int((~stands).sum())
-        if not stands.any():
-            continue
-        indices = found[stands]
-        new[indices] = False
-        unsure = _num_unsure(origins.filter(pa.array(stands)), source, indices)
-        counts["unsure"] += unsure
-        number = numbers.get(name)
-        standing = Standing(
-            dataset=uri,
-            group=group,
-            number=-1 if number is None else number,
-            entry=None if number is None else earlier.index.shards[number],
-            whole=bool(stands.all()),
-            certain=bool(stands.all()) and not unsure,
-        )
-        counts["kept"] += standing.certain and number is not None
-        keys = origins["key"].to_numpy()[stands]
-        plans.append(ShardPlan(name=name, split=split, indices=indices, keys=keys, standing=standing))
+        found = np.array([places.get(name, -1) for name in origins["name"].to_pylist()], np.int64)
+        stands = (found >= 0) & _split_agrees(own, found, origins["split"][0].as_py())
+        num_went += int((~stands).sum())
+        if stands.any():
+            unsure = _num_unsure(origins.filter(pa.array(stands)), source, found[stands])
+            num_unsure += unsure
+            number = numbers.get(origins["shard"][0].as_py())
+            standing = Standing(
+                dataset=uri,
+                group=group,
+                number=-1 if number is None else number,
+                entry=None if number is None else earlier.index.shards[number],
+                whole=bool(stands.all()),
+                certain=bool(stands.all()) and not unsure,
+            )
+            plans.append(_renewed(standing, origins, found, stands))
     if not plans:
         raise InputError(
             f"none of the images of {uri} is in {config.source} under its name ({next(iter(places), '')!r} is one of the "
             "source's); expected the source that it was made from, with more images, or no --data.grows"
         )
+    new = np.setdiff1d(np.arange(source.num_images), np.concatenate([plan.indices for plan in plans]))
     added = plan_shards(
-        np.flatnonzero(new),
+        new,
         config,
         source.own_splits,
         first_key=earlier.head.next_key,
@@ -146,10 +138,12 @@ def plan_growth(source: Source, config: DataConfig, earlier: Earlier) -> tuple[t
     grown = Grown(
         dataset=uri,
         digest=earlier.index.digest,
-        came=int(new.sum()),
-        went=counts["went"],
-        changed=counts["unsure"],
-        kept=counts["kept"],
+        came=len(new),
+        went=num_went,
+        changed=num_unsure,
+        kept=sum(
+            plan.standing is not None and plan.standing.certain and plan.standing.entry is not None for plan in plans
+        ),
         num_shards=len(earlier.index.shards),
         planned=True,
     )
@@ -157,6 +151,13 @@ def plan_growth(source: Source, config: DataConfig, earlier: Earlier) -> tuple[t
     if in_order[0].split != "train":
         raise InputError(f"{config.source} leaves no image to train on; expected one of {uri} or a new one")
     return in_order, Growth(earlier=earlier, grown=grown)
+
+
+def _renewed(standing: Standing, origins: pa.Table, found: NDArray[np.int64], stands: NDArray[np.bool_]) -> ShardPlan:
+    """A shard of the earlier dataset with those of its images that still stand, at the places where they are found now."""
+    name, split = origins["shard"][0].as_py(), origins["split"][0].as_py()
+    keys = origins["key"].to_numpy()[stands]
+    return ShardPlan(name=name, split=split, indices=found[stands], keys=keys, standing=standing)
 
 
 def _check_splits(source: Source, index: DatasetIndex) -> None:

@@ -84,7 +84,7 @@ def write_origins(uri: str, head: OriginsHead, tables: Sequence[pa.Table]) -> No
     schema = ORIGIN_SCHEMA.with_metadata({b"ddpm": json.dumps(asdict(head), sort_keys=True).encode()})
     with (
         storage.writing(storage.join(uri, ORIGINS_NAME)) as path,
-        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer,
     ):
         for table in tables:
             writer.write_table(table.cast(ORIGIN_SCHEMA), row_group_size=max(1, len(table)))

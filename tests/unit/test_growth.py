@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, DatasetIndex, read_index, read_rows
 from ddpm_core.data import renewal
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.growth import PlannedSource, plan_source
-from ddpm_core.data.images import decode_png, encode_png
+from ddpm_core.data.growth import PlannedSource, open_earlier, plan_growth, plan_source
+from ddpm_core.data.images import BadImage, decode_png, encode_png
 from ddpm_core.data.origins import ORIGINS_NAME, each_origins, read_head
-from ddpm_core.data.plan import plan_shards
+from ddpm_core.data.plan import plan_dataset, plan_shards
 from ddpm_core.data.shard_cache import open_copy
+from ddpm_core.data.sources import Listing, RawImage
+from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.data.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 from ddpm_core.storage import s3
@@ -396,8 +399,61 @@ def test_the_source_s_own_splits_are_kept(tmp_path: Path) -> None:
         listed(config, after)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """Images of no file, by the numbers of their pictures; some cannot be read."""
+
+    pictures: tuple[int, ...]
+    own_splits: SetAside = field(default_factory=dict)
+    unreadable: frozenset[int] = frozenset()
+    class_names: tuple[str, ...] = ()
+    listing: Listing = field(default_factory=Listing)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.pictures)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def read(self, index: int) -> RawImage:
+        if index in self.unreadable:
+            raise BadImage("cannot be unpacked")
+        return RawImage(name=self.name(index), data=png(self.pictures[index]), label=None)
+
+
+def shard_plain(source: Plain, folder: Path, grows: DatasetIndex | None = None) -> DatasetIndex:
+    config, growth = data_config("plain"), None
+    plans = plan_dataset(source.num_images, config, source.own_splits)
+    if grows is not None:
+        plans, growth = plan_growth(source, config, open_earlier(grows, config))
+    results = [write_shard(plan, source, config, str(folder)) for plan in plans]
+    return commit_dataset(str(folder), results, config, source, growth)
+
+
 def test_an_image_that_the_source_moves_to_its_test_is_not_trained_on(tmp_path: Path) -> None:
-    """Arrays are read by position: ten images more for training push the test's to other names."""
+    """It goes and comes, in the other split under another key; the rest stays."""
+    pictures = tuple(range(40))
+    before = shard_plain(Plain(pictures=pictures, own_splits={"test": np.arange(30, 40)}), tmp_path / "one")
+    after = shard_plain(Plain(pictures=pictures, own_splits={"test": np.arange(28, 38)}), tmp_path / "two", before)
+    was, now = placed(before), placed(after)
+    moved = {f"image {number}" for number in (28, 29, 38, 39)}
+    assert {name for name in was if was[name] != now[name]} == moved
+    assert {name for name, (split, _) in now.items() if split == "test"} == {f"image {n}" for n in range(28, 38)}
+    assert sorted(now[name][1] for name in moved) == [40, 41, 42, 43]
+    assert "came: 4 images, went: 4, changed: 0; " in grown_line(after)
+
+
+def test_what_cannot_be_read_any_more_leaves_its_shard(tmp_path: Path) -> None:
+    source = Plain(pictures=tuple(range(40)), unreadable=frozenset([3]))
+    before = shard_plain(source, tmp_path / "one")
+    assert "changed: 0; " in grown_line(shard_plain(source, tmp_path / "two", before))
+    after = shard_plain(replace(source, unreadable=frozenset([3, 7])), tmp_path / "three", before)
+    assert set(images(before)) - set(images(after)) == {"image 7"}
+    assert (after.num_rejected, "changed: 1; " in grown_line(after)) == (2, True)
+
+
+def test_arrays_grow_at_their_ends(tmp_path: Path) -> None:
 
     def arrays(train: int, test: int) -> str:
         def pixels(first: int, count: int) -> Any:
@@ -417,6 +473,7 @@ def test_an_image_that_the_source_moves_to_its_test_is_not_trained_on(tmp_path: 
     arrays(50, 20)
     after, anew = shard(config, tmp_path / "two", before), shard(config, tmp_path / "anew")
     assert seen(after) == seen(anew)
+    assert placed(before).items() <= placed(after).items()
     test = {decode_png(png(1000 + number)).tobytes() for number in range(20)}
     assert {pixels for pixels, _, split, _ in images(after).values() if split == "test"} == test
     assert read_index(after.uri).num_samples("train") == 45

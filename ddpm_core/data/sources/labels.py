@@ -175,7 +175,7 @@ def ordered(labels: Labels, rule: LabelRule) -> Labels:
         InputError: if the names given are not those found, or would move a class of the earlier dataset.
     """
     labels = _as_given(labels, rule.class_names)
-    names = (*rule.earlier, *(name for name in labels.class_names if name not in set(rule.earlier)))
+    names = tuple(dict.fromkeys((*rule.earlier, *labels.class_names)))
     if rule.class_names and rule.earlier and names != labels.class_names:
         raise InputError(
             f"data.class-names are {_some(rule.class_names)}; expected the classes of the earlier dataset first, so that they "

@@ -284,9 +284,9 @@ def uri(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {**settings, "AWS_ENDPOINT_URL_S3": endpoint}.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="raw")
-    client.put_object(Bucket="raw", Key="large.tar", Body=bytes(3_000_000))
-    return "s3://raw/large.tar"
+    client.create_bucket(Bucket="large-sources")
+    client.put_object(Bucket="large-sources", Key="large.tar", Body=bytes(3_000_000))
+    return "s3://large-sources/large.tar"
 
 
 @pytest.mark.parametrize(("large", "num_lines"), [(2_999_999, 1), (3_000_000, 0)])
@@ -298,14 +298,14 @@ def test_what_is_large_is_told_before_it_is_fetched(
         assert fetched(uri).stat().st_size == fetched(uri).stat().st_size == 3_000_000
     told = [record.getMessage() for record in caplog.records]
     assert [line.partition(" into the cache ")[0] for line in told] == [
-        "fetching s3://raw/large.tar (3.0 MB)"
+        "fetching s3://large-sources/large.tar (3.0 MB)"
     ] * num_lines
 
 
 def test_what_the_disk_cannot_hold_is_not_fetched(uri: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100_000_000, 97_000_000, 3_000_000))
     with pytest.raises(
-        StorageError, match=r"s3://raw/large\.tar takes 3\.0 MB, and the disk .* has 3\.0 MB left, of which"
+        StorageError, match=r"s3://large-sources/large\.tar takes 3\.0 MB, and the disk .* has 3\.0 MB left, of which"
     ):
         fetched(uri)
     assert entries(root) == []

@@ -15,7 +15,7 @@ from ddpm_core.data.census import check_rejected, read_said
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.growth import label_rule, plan_source
 from ddpm_core.data.plan import ShardPlan
-from ddpm_core.data.shard_result import ShardResult
+from ddpm_core.data.shard_result import RESULT_SUFFIX, ShardResult, keep_result, read_result
 from ddpm_core.data.sources import (
     READING,
     ImageFiles,
@@ -130,7 +130,7 @@ def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIn
     files = [file for file, _ in storage.list_files(written.uri)]
     for file in sorted(files, key=lambda file: file == index_uri(written.uri)):  # the index last
         to = storage.join(uri, file.rpartition("/")[2])
-        storage.delete(file) if storage.exists(to) else _move(file, to)
+        storage.delete(file) if file.endswith(RESULT_SUFFIX) or storage.exists(to) else _move(file, to)
     storage.write_bytes(_pointer(folder, key), json.dumps({"dataset": dataset, "digest": written.digest}).encode())
     return replace(written, uri=uri)
 
@@ -148,9 +148,14 @@ def _pointer(folder: str, key: str) -> str:
 
 
 def _write_task(plan: ShardPlan, config: DataConfig, uri: str, source: Source | str, rule: LabelRule) -> ShardResult:
+    """Write a shard, unless a command that was killed wrote it."""
+    if (done := read_result(plan, uri)) is not None:
+        return done
     if isinstance(source, str):
         source = _opened(config.source, rule, source)
-    return write_shard(plan, source, config, uri)
+    result = write_shard(plan, source, config, uri)
+    keep_result(result, uri)
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ from ddpm_core.artifacts.manifest import FORMAT_VERSION, SPLITS, DatasetIndex, r
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.plan import ShardPlan, plan_dataset
+from ddpm_core.data.shard_result import keep_result, read_result
 from ddpm_core.data.sources import Listing, RawImage, Source
 from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.data.tar_writer import TarWriter
@@ -272,3 +273,25 @@ def test_tars_are_webdatasets_to_the_byte(tmp_path: Path) -> None:
     assert (ours.sha256, ours.size_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     with tarfile.open(tmp_path / "ours.tar") as tar:
         assert {member.name: member.offset_data for member in tar} == found
+
+
+def test_a_shard_that_was_written_is_not_written_again(tmp_path: Path) -> None:
+    """What a command that was killed had written is found beside its shards, the same in everything."""
+    source = Made(num_images=40, bad=frozenset([0, 17]))
+    settings = config(max_rejected_fraction=0.1)
+    plans = _plan(source, settings)
+    uri = str(tmp_path)
+    for plan in plans[:3]:
+        keep_result(write_shard(plan, source, settings, uri), uri)
+    found = [read_result(plan, uri) for plan in plans]
+    assert [result is not None for result in found] == [True] * 3 + [False] * (len(plans) - 3)
+    for plan, result in zip(plans[:3], found, strict=False):
+        again = write_shard(plan, source, settings, str(tmp_path / "again"))
+        assert result is not None
+        assert (result.entry, result.rejected, result.num_changed) == (again.entry, again.rejected, again.num_changed)
+        assert result.rows.equals(again.rows)
+        assert result.origins.equals(again.origins)
+    (tmp_path / plans[1].name).write_bytes(b"cut")
+    assert read_result(plans[1], uri) is None
+    (tmp_path / plans[0].name).unlink()
+    assert read_result(plans[0], uri) is None

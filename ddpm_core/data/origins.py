@@ -76,7 +76,7 @@ def listed_as(source: Source, position: int) -> tuple[int | None, str]:
     if not isinstance(source, ImageFiles):
         return None, ""
     place = int(source.places[position])
-    return source.files.place(place).size, source.files.version(place)
+    return source.files.size(place), source.files.version(place)
 
 
 def write_origins(uri: str, head: OriginsHead, tables: Sequence[pa.Table]) -> None:

@@ -30,6 +30,8 @@ def printable(name: str) -> str:
     Of a local file's name the bytes that are no UTF-8 are given as \udcNN, which is how Python holds them; line breaks and other
     characters that do not print as Python writes them in a string; a backslash as two.
     """
+    if name.isprintable() and "\\" not in name:  # nearly all
+        return name
     return "".join(
         char if char.isprintable() and char != "\\" else char.encode("unicode_escape", "surrogatepass").decode()
         for char in name

@@ -114,6 +114,10 @@ class FileSet:
     def _keys(self) -> pa.Array:
         return self.table["key"].combine_chunks()
 
+    def size(self, index: int) -> int:
+        """Of the file of this index, in bytes."""
+        return int(self._numbers[2][index])
+
     def read_at(self, index: int) -> bytes:
         """The file of this index.
 

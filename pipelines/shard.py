@@ -14,7 +14,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     import pipelines  # noqa: F401, a python without the libraries is told so here
 
 from ddpm_core import storage
-from ddpm_core.data.census import CENSUS_NAME, SHEET_NAME
+from ddpm_core.data.sharding.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.errors import InputError
 from ddpm_core.model.unet import check_image_size
 from pipelines.cli.checks import check_data, data_census, data_summary

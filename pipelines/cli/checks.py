@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS
-from ddpm_core.data.growth import PlannedSource, plan_source
-from ddpm_core.data.sources import check_source
-from ddpm_core.data.writer import check_census, planned_census
+from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sharding.growth import PlannedSource, plan_source
+from ddpm_core.data.sharding.writer import check_census, planned_census
+from ddpm_core.data.sources import DIGITS
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.reference import open_reference
 from ddpm_core.model.config import ModelConfig
@@ -37,16 +39,26 @@ def check_data(recipe: Recipe) -> None:
     """
     if recipe.dataset is not None:
         find_dataset(recipe.dataset, recipe.store)
-    elif recipe.data.grows:
+        return
+    if recipe.data.source == DIGITS and not recipe.data.grows:
+        return  # they are always there, and take seconds to import
+    _listed.cache_clear()  # each command looks anew, and once
+    try:
         _planned(recipe)
-    else:
-        check_source(recipe.data.source, recipe.data.label_rule)
+    except MissingError:
+        raise
+    except OSError as error:
+        raise InputError(f"the source cannot be read: {error}") from None
 
 
 def _planned(recipe: Recipe) -> PlannedSource:
     """What the raw images would become."""
-    grows = recipe.data.grows
-    return plan_source(recipe.data, find_dataset(grows, recipe.store) if grows else None)
+    return _listed(recipe.data, recipe.store)
+
+
+@lru_cache(maxsize=1)
+def _listed(data: DataConfig, store: str) -> PlannedSource:
+    return plan_source(data, find_dataset(data.grows, store) if data.grows else None)
 
 
 def split_counts(counts: Mapping[str, int], own_splits: Collection[str] = ()) -> str:

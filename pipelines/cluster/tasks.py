@@ -66,7 +66,7 @@ def share(
         InputError: a user's mistake that a task told, or what can never be placed.
         StorageError: if a task could not reach the store, again and again.
     """
-    waiting, under_way = deque(_groups(items, ask, at_once)), dict[Any, _Task]()
+    waiting, under_way, cancelled = deque(_groups(items, ask, at_once)), dict[Any, _Task](), list[Any]()
     waited = Waiting(ask, say)
     run = _run_on_gpu if ask.gpus else _run
     options: dict[str, Any] = {
@@ -89,7 +89,7 @@ def share(
                 submit(waiting.popleft())
             if not under_way:
                 return
-            _share_what_waits(under_way, submit)
+            cancelled = [*filter(_goes_on, cancelled), *_share_what_waits(under_way, submit)]
             ready, _ = ray.wait(list(under_way), timeout=_LOOK_S)
             for reference in ready:
                 yield from _results(reference, under_way, waiting)
@@ -100,6 +100,8 @@ def share(
     finally:
         for reference in under_way:
             ray.cancel(reference)
+        for reference in (*cancelled, *under_way):
+            _goes_on(reference)
 
 
 def gather(
@@ -182,12 +184,24 @@ def _groups(items: Sequence[T], ask: Ask, at_once: int | None) -> Iterable[Seque
     return (items[first : first + size] for first in range(0, len(items), size or 1))
 
 
-def _share_what_waits(under_way: dict[Any, _Task], submit: Callable[[Sequence[Any]], None]) -> None:
-    """If no task asks for a share only, the last of those that have not begun is asked for anew, so."""
+def _share_what_waits(under_way: dict[Any, _Task], submit: Callable[[Sequence[Any]], None]) -> list[Any]:
+    """If no task asks for a share only, the last of those that have not begun is asked for anew, so; the one that was cancelled."""
     queued = [reference for reference, task in under_way.items() if not task.started]
-    if queued and not any(task.shared for task in under_way.values()):
-        ray.cancel(queued[-1])  # if it begins this very moment, it is done twice, which changes nothing
-        submit(under_way.pop(queued[-1]).items)
+    if not queued or any(task.shared for task in under_way.values()):
+        return []
+    ray.cancel(queued[-1])  # if it begins this very moment, it is done twice, which changes nothing
+    submit(under_way.pop(queued[-1]).items)
+    return queued[-1:]
+
+
+def _goes_on(reference: Any) -> bool:
+    """Whether a cancelled task has still to end; what it gave is taken, for Ray prints an error that nobody asked for."""
+    try:
+        while ray.wait([reference], timeout=0)[0]:
+            ray.get(next(reference))
+    except (StopIteration, ray.exceptions.RayError):
+        return False
+    return True
 
 
 def _results(reference: Any, under_way: dict[Any, _Task], waiting: deque[Sequence[Any]]) -> Iterator[tuple[Any, Any]]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ddpm_core.artifacts.manifest import DatasetIndex, Split
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
 from ddpm_core.data.images import BadImage, decode_pngs, exact_pixels
-from ddpm_core.data.plan import permutation
 from ddpm_core.data.reader import ImageReader
+from ddpm_core.data.sharding.plan import permutation
 from ddpm_core.data.sources import Source, check_source, open_source, source_identity, source_uri
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.data.sources.idx import JoinedSource

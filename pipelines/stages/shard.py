@@ -11,11 +11,12 @@ import ray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
-from ddpm_core.data.census import check_rejected, read_said
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.growth import label_rule, plan_source
-from ddpm_core.data.plan import ShardPlan
-from ddpm_core.data.shard_result import RESULT_SUFFIX, ShardResult, keep_result, read_result
+from ddpm_core.data.sharding.census import check_rejected, read_said
+from ddpm_core.data.sharding.growth import label_rule, plan_source
+from ddpm_core.data.sharding.plan import ShardPlan
+from ddpm_core.data.sharding.shard_result import RESULT_SUFFIX, ShardResult, keep_result, read_result
+from ddpm_core.data.sharding.writer import check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.data.sources import (
     READING,
     ImageFiles,
@@ -25,7 +26,6 @@ from ddpm_core.data.sources import (
     source_identity,
     source_uri,
 )
-from ddpm_core.data.writer import check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu

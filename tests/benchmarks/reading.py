@@ -44,11 +44,11 @@ from ddpm_core.artifacts.manifest import (
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import decode_png
 from ddpm_core.data.loader import StreamConfig, TrainingStream
-from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources import Source, open_source
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 
 BATCH, LANES, WINDOW = 128, 8, 8
 BUCKET = "shards"

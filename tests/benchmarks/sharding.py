@@ -172,7 +172,7 @@ def sharded(source: Path, store: Path) -> tuple[float, str, dict[str, int]]:
 
 
 def _warm() -> None:
-    import ddpm_core.data.writer  # noqa: F401
+    import ddpm_core.data.sharding.writer  # noqa: F401
 
     time.sleep(1)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.plan import plan_dataset
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources import open_source
-from ddpm_core.data.writer import commit_dataset, write_shard
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.serialization import to_json
 from ddpm_core.training.config import TrainConfig

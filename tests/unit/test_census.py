@@ -15,29 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from picture_files import noise
+from source_files import idx, png
 
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.images import encode_png
-from ddpm_core.data.plan import plan_dataset
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.data.sources import LabelRule, Source, open_source
-from ddpm_core.data.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(folder / name))
-    return folder
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(seed: int) -> bytes:
-    return encode_png(noise(8, 8, 1, seed=seed))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def as_folder(place: Path, files: dict[str, bytes]) -> str:
@@ -490,10 +477,6 @@ def test_two_sets_in_one_folder_are_refused_with_the_choice(tmp_path: Path) -> N
     source = open_source(f"{tmp_path}/*.parquet")
     assert source.num_images == 5
     assert open_source(f"{tmp_path}/*.png").num_images == 2
-
-
-def idx(array: NDArray[np.uint8]) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
 
 
 def test_several_sets_of_idx_files(tmp_path: Path) -> None:

@@ -7,32 +7,30 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
+from source_files import png
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, DatasetIndex, read_index, read_rows
-from ddpm_core.data import renewal
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.growth import PlannedSource, open_earlier, plan_growth, plan_source
-from ddpm_core.data.images import BadImage, decode_png, encode_png
-from ddpm_core.data.origins import ORIGINS_NAME, each_origins, read_head
-from ddpm_core.data.plan import plan_dataset, plan_shards
+from ddpm_core.data.images import BadImage, decode_png
 from ddpm_core.data.shard_cache import open_copy
+from ddpm_core.data.sharding import renewal
+from ddpm_core.data.sharding.growth import PlannedSource, open_earlier, plan_growth, plan_source
+from ddpm_core.data.sharding.origins import ORIGINS_NAME, each_origins, read_head
+from ddpm_core.data.sharding.plan import plan_dataset, plan_shards
+from ddpm_core.data.sharding.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.data.sources import Listing, RawImage
 from ddpm_core.data.sources.splits import SetAside
-from ddpm_core.data.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.errors import InputError
 from ddpm_core.storage import s3
 from pipelines.stages.shard import source_key
@@ -41,14 +39,8 @@ Files = dict[str, bytes]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(folder / name))
+def disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddpm_core.storage.local._flush", lambda _: None)  # no power cut here, and a disk is slow
-
-
-def png(seed: int) -> bytes:
-    return encode_png(np.random.default_rng(seed).integers(0, 256, (8, 8, 1), dtype=np.uint8))
 
 
 def photos(first: int, last: int) -> Files:
@@ -588,22 +580,10 @@ def test_a_disk_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pyte
     assert set(seen(after)) == set(photos(0, 50))
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    named = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**named, "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}"}.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="grown")
-    yield "s3://grown"
-    server.stop()
-
-
 def test_on_s3_the_server_copies_and_a_node_s_cache_fetches_only_what_is_new(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bucket = f"s3://{bucket}"
     for name, data in photos(0, 40).items():
         storage.write_bytes(f"{bucket}/raw/{name}", data)
     config = data_config(f"{bucket}/raw")

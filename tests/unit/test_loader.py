@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ddpm_core import storage
@@ -28,36 +26,15 @@ from ddpm_core.data import shard_cache
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.data.loader import StreamConfig, TrainingStream
-from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.data.shard_cache import LIMIT_VARIABLE, limit_bytes, open_copy
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 
 NUM_IMAGES, SHARD = 130, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 6, 6, 3), dtype=np.uint8)
 STREAM = StreamConfig(batch_size=10, lanes=2, window=2, seed=3)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-    name = f"bucket-{abs(hash(tmp_path)) % 10**12}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
-    return name
 
 
 def make(uri: str, seed: int = 0, num_images: int = NUM_IMAGES) -> DatasetIndex:

@@ -21,10 +21,10 @@ from ddpm_core.artifacts.manifest import DatasetIndex, read_index
 from ddpm_core.artifacts.run_record import Hold
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.loader import TrainingStream
-from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule

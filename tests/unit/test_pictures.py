@@ -30,9 +30,9 @@ from picture_files import (
 )
 from PIL import Image
 
-from ddpm_core.data.containers import is_image_head, picture_format
 from ddpm_core.data.images import exact_pixels, fitted, to_pixels
 from ddpm_core.data.pictures import BadImage, Picture, Remark, open_picture
+from ddpm_core.data.pictures.containers import is_image_head, picture_format
 
 
 def _bad_rational(orientation: int) -> bytes:

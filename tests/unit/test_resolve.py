@@ -8,9 +8,9 @@ import pytest
 
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.plan import plan_dataset
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 from pipelines.tracking.resolve import dataset_of
 
 

@@ -15,10 +15,10 @@ from ddpm_core.artifacts.manifest import DatasetIndex, make_index, read_index
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import encode_png, to_pixels
 from ddpm_core.data.pixels import on_white
-from ddpm_core.data.plan import plan_dataset
 from ddpm_core.data.reader import ImageReader
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources import open_source
-from ddpm_core.data.writer import commit_dataset, write_shard
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig

@@ -12,14 +12,13 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from ddpm_core.data.images import encode_png
 from ddpm_core.data.shard_cache import open_copy
@@ -264,15 +263,6 @@ def test_a_plain_tar_is_read_without_a_cache(tmp_path: Path, unwritable: Path, m
 def test_a_packed_tar_needs_the_cache(tmp_path: Path, unwritable: Path) -> None:
     with pytest.raises(StorageError, match="cannot write to the cache"):
         open_source(str(_tar(tmp_path / "images.tar.gz", "w:gz")))
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pickle
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -16,33 +15,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
+from picture_files import noise
 from PIL import Image
 from sklearn.datasets import load_digits
+from source_files import idx, png
 
 from ddpm_core import storage
-from ddpm_core.data.images import BadImage, encode_png, to_pixels
+from ddpm_core.data.images import BadImage, to_pixels
 from ddpm_core.data.sources import base, check_source, open_source, source_identity
 from ddpm_core.data.sources.cifar import read_plain_pickle
 
 MNIST = Path("/work/shared/data/mnist")
 CIFAR_JPEG = Path("/work/shared/data/cifar10-jpeg/cifar10_jpeg.tar.gz")
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(folder / name))
-    return folder
-
-
-def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(seed: int) -> bytes:
-    return encode_png(noise(8, 8, 1, seed=seed))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 FILES = {
@@ -243,10 +230,6 @@ def test_digits_are_scikit_learns() -> None:
         assert raw.label == digits.target[index]
         assert np.abs(np.asarray(raw.data) / 255 - digits.images[index] / 16).max() <= 0.5 / 255
     assert source_identity("digits") == "digits"
-
-
-def idx(array: NDArray[np.uint8]) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -498,15 +481,6 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in [("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")]:
@@ -600,3 +574,19 @@ def test_cifar_as_jpeg_in_class_folders() -> None:
     assert isinstance(raw.data, bytes)
     assert to_pixels(raw.data, 32, 3).std() > 1
     assert Image.open(io.BytesIO(raw.data)).size == (32, 32)
+
+
+def test_parquet_on_s3_is_listed_by_its_labels_and_in_folders_of_splits(
+    bucket: str, tmp_path: Path, cache: Path
+) -> None:
+    for split in ("train", "test"):
+        images = [os.urandom(200_000) for _ in range(10)]
+        table = pa.table({"image": images, "label": [number % 3 for number in range(10)]})
+        pq.write_table(table, tmp_path / "0000.parquet", compression="none")
+        storage.upload(tmp_path / "0000.parquet", f"{bucket}/default/{split}/0000.parquet")
+    source = open_source(f"{bucket}/default")
+    assert (source.num_images, source.class_names) == (20, ("0", "1", "2"))
+    assert source.own_splits["test"].tolist() == list(range(10))
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert source.read(3).data == images[3]
+    assert source.name(13) == "train/0000.parquet#3"

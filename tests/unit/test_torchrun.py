@@ -13,9 +13,9 @@ import pytest
 
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.plan import plan_dataset
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig

@@ -8,9 +8,9 @@ import torch
 
 from ddpm_core.artifacts.validation import DISTANCE, read_validations
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.plan import plan_dataset
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from ddpm_core.data.writer import commit_dataset, write_shard
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.evaluation.config import EvaluateConfig

@@ -20,12 +20,12 @@ from PIL import Image
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, SPLITS, DatasetIndex, read_index, read_rows
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import BadImage, decode_png
-from ddpm_core.data.plan import ShardPlan, plan_dataset
-from ddpm_core.data.shard_result import keep_result, read_result
+from ddpm_core.data.sharding.plan import ShardPlan, plan_dataset
+from ddpm_core.data.sharding.shard_result import keep_result, read_result
+from ddpm_core.data.sharding.tar_writer import TarWriter
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources import Listing, RawImage, Source
 from ddpm_core.data.sources.splits import SetAside
-from ddpm_core.data.tar_writer import TarWriter
-from ddpm_core.data.writer import commit_dataset, write_shard
 
 
 @dataclass(frozen=True, kw_only=True)

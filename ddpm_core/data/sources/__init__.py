@@ -25,6 +25,7 @@ from ddpm_core.data.sources.zip import list_zip
 from ddpm_core.errors import InputError
 
 __all__ = [
+    "DIGITS",
     "ImageFiles",
     "LabelRule",
     "LeftOut",
@@ -189,7 +190,7 @@ def _batches(base: str, listed: list[str], names: list[str], rule: LabelRule) ->
 
 
 def _tables(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
-    return open_parquet([fetched(storage.below(base, name)) for name in listed], rule), listed
+    return open_parquet([storage.below(base, name) for name in listed], rule), listed
 
 
 def _shards(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
@@ -276,7 +277,7 @@ def _nearest(path: Path) -> str:
 
 
 FILE_KINDS: dict[str, tuple[Callable[[_File], bool], Callable[[_File, LabelRule], Source]]] = {
-    "parquet": (lambda file: file.head.startswith(b"PAR1"), lambda file, rule: open_parquet([file.path], rule)),
+    "parquet": (lambda file: file.head.startswith(b"PAR1"), lambda file, rule: open_parquet([file.uri], rule)),
     "npy": (lambda file: file.head.startswith(b"\x93NUMPY"), lambda file, rule: open_npy(file.path)),
     "npz": (lambda file: file.head.startswith(b"PK") and is_npz(file.uri), lambda file, rule: open_npz(file.path)),
     "zip": (

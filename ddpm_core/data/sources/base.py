@@ -91,6 +91,11 @@ class RawImage:
     label: int | None
     """Its class, a place in class_names; None if it has none."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes as it came."""
+        return len(self.data) if isinstance(self.data, bytes) else self.data.nbytes
+
 
 @runtime_checkable
 class Source(Protocol):

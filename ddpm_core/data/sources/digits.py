@@ -15,5 +15,5 @@ def open_digits() -> ArraySource:
         labels=digits.target.astype(np.int64),
         class_names=tuple(str(name) for name in digits.target_names),
         stem="digits",
-        listing=Listing(labels="scikit-learn's", class_counts=class_counts(digits.target, 10)),
+        listing=Listing(labels="scikit-learn's labels", class_counts=class_counts(digits.target, 10)),
     )

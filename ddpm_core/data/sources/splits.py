@@ -23,6 +23,12 @@ def split_of_file(name: str) -> Split | None:
     return next((_WORDS[word] for word in _words(name) if word in _WORDS), None)
 
 
+def split_of_path(path: str) -> Split | None:
+    """The split that a file's name says, or else the folder that it lies in, or one above it."""
+    folders = (part.lower() for part in reversed(_parts(path)[:-1]))
+    return split_of_file(path) or next((_WORDS[folder] for folder in folders if folder in _WORDS), None)
+
+
 def words_without_split(name: str) -> list[str]:
     """The words of a file's name that do not say a split."""
     return [word for word in _words(name) if word and word not in _WORDS]

@@ -6,8 +6,10 @@ cache once, with an index of where each lies.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ import pyarrow.parquet as pq
 
 from ddpm_core import storage
 from ddpm_core.data.sources.base import Listing, RawImage, check_file_size, class_counts
-from ddpm_core.data.sources.cache import Room, cached, make_room
+from ddpm_core.data.sources.cache import Room, cached, fetched, make_room
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.label_files import LABEL_COLUMNS
 from ddpm_core.data.sources.labels import NO_RULE, LabelRule, Labels, few, no_labels, ordered
-from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file
+from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_path
 from ddpm_core.data.sources.table_labels import numbered_column, plain_labels
 from ddpm_core.errors import InputError
 
@@ -32,71 +34,96 @@ _INDEX = pa.schema([("name", pa.large_string()), ("offset", pa.int64()), ("size"
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource:
-    """Encoded images end to end in one file."""
+    """Encoded images, a row each; they are fetched and laid end to end when the first is read or named."""
 
-    blob: Path
-    index: pa.Table
-    """name, offset, size."""
+    uris: tuple[str, ...]
+    num_images: int
     labels: Labels
+    own_splits: SetAside
     listing: Listing = field(default_factory=Listing)
-
-    @property
-    def num_images(self) -> int:
-        return len(self.index)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.labels.class_names
 
     @cached_property
-    def own_splits(self) -> SetAside:
-        return set_aside(split_of_file(name.partition("#")[0]) for name in self.index["name"].to_pylist())
+    def laid_out(self) -> tuple[Path, pa.Table]:
+        """The file of the images, and name, offset and size of each in it.
+
+        Raises:
+            InputError: if a file is damaged, or holds no images but their paths.
+        """
+        identity = " ".join(f"{uri} {storage.fingerprint(uri)}" for uri in self.uris)
+        folder = cached("table-3", identity, lambda aside: _lay_out(self.uris, aside))
+        return folder / "blob", pq.read_table(folder / "index.parquet").combine_chunks()
 
     def name(self, index: int) -> str:
-        return str(self.index["name"][index].as_py())
+        return str(self.laid_out[1]["name"][index].as_py())
 
     def read(self, index: int) -> RawImage:
-        name, offset, size = (self.index[column][index].as_py() for column in ("name", "offset", "size"))
+        blob, table = self.laid_out
+        name, offset, size = (table[column][index].as_py() for column in ("name", "offset", "size"))
         check_file_size(size)
         label = int(self.labels.numbers[index])
-        data = storage.read_range(str(self.blob), offset, size)
+        data = storage.read_range(str(blob), offset, size)
         return RawImage(name=name, data=data, label=None if label < 0 else label)
 
 
-def open_parquet(paths: Sequence[Path], rule: LabelRule = NO_RULE) -> TableSource:
-    """The images of some parquet files, by file name and row.
+def open_parquet(uris: Sequence[str], rule: LabelRule = NO_RULE) -> TableSource:
+    """The images of some parquet files, by file name and row. Of those on S3 only the labels are fetched, and what describes them.
 
     Raises:
         InputError: if a file is damaged, has no column of images, or labels that cannot be understood.
     """
-    ordered_paths = sorted(paths)
-    where = str(ordered_paths[0]) if len(paths) == 1 else f"{ordered_paths[0].parent} (of {len(paths)} parquet files)"
-    identity = " ".join(f"{path} {storage.fingerprint(str(path))}" for path in paths)
-    folder = cached("table-2", identity, lambda aside: _lay_out(ordered_paths, aside))
-    index = pq.read_table(folder / "index.parquet").combine_chunks()
+    uris = sorted(map(storage.absolute, uris))
+    where = uris[0] if len(uris) == 1 else f"{uris[0].rpartition('/')[0]} (of {len(uris)} parquet files)"
     with worded(where, "parquet"):
-        labels, notes = _labels(ordered_paths, where, rule, len(index))
-    source = TableSource(blob=folder / "blob", index=index, labels=labels)
-    files = few(path.name for path in ordered_paths)
+        sizes = [_num_rows(uri) for uri in uris]
+        labels, notes = _labels(uris, where, rule, sum(sizes))
+    names = _names_below(uris)
+    splits = set_aside(split for name, rows in zip(names, sizes, strict=True) for split in [split_of_path(name)] * rows)
     listing = Listing(
         unit="rows",
         labels=labels.said,
-        splits=f"the names of the files ({files})" if source.own_splits else "none of its own",
+        splits=f"the names of the files ({few(names)})" if splits else "none of its own",
         class_counts=class_counts(labels.numbers, len(labels.class_names)),
         notes=(*labels.notes, *notes),
     )
-    return TableSource(blob=source.blob, index=index, labels=labels, listing=listing)
+    source = TableSource(uris=tuple(uris), num_images=sum(sizes), labels=labels, own_splits=splits, listing=listing)
+    if not any(map(storage.is_s3, uris)):
+        assert len(source.laid_out[1]) == source.num_images
+    return source
 
 
-def _lay_out(paths: Sequence[Path], folder: Path) -> None:
+@contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    """A file where it lies."""
+    with storage.open_read(uri) as stream, pq.ParquetFile(stream) as file:
+        yield file
+
+
+def _num_rows(uri: str) -> int:
+    with _opened(uri) as file:
+        return int(file.metadata.num_rows)
+
+
+def _names_below(uris: Sequence[str]) -> list[str]:
+    """The files' paths below the folder that they all lie in."""
+    folders = zip(*(uri.split("/")[:-1] for uri in uris), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(uri.split("/")[common:]) for uri in uris]
+
+
+def _lay_out(uris: Sequence[str], folder: Path) -> None:
     """Write the images to folder/blob and where they lie to folder/index.parquet, a batch at a time."""
-    what = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    paths = [fetched(uri) for uri in uris]
+    what = uris[0] if len(uris) == 1 else uris[0].rpartition("/")[0]
     make_room(folder, sum(path.stat().st_size for path in paths), what)
     offset, room = 0, Room(folder, what)
     with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
-        for path in paths:
+        for path, name in zip(paths, _names_below(uris), strict=True):
             with worded(str(path), "parquet"), pq.ParquetFile(path) as file:
-                for names, images in _rows(file, path):
+                for names, images in _rows(file, name, path):
                     sizes = [len(data) for data in images]
                     room.take(sum(sizes))
                     blob.writelines(images)
@@ -105,9 +132,9 @@ def _lay_out(paths: Sequence[Path], folder: Path) -> None:
                     offset = int(offsets[-1])
 
 
-def _rows(file: pq.ParquetFile, path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
+def _rows(file: pq.ParquetFile, below: str, path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
     """Names and encoded images of every batch of rows; an image that is null is empty."""
-    column = _image_column(file.schema_arrow, path)
+    column = _image_column(file.schema_arrow, str(path))
     number = 0
     for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
         names, images = [], []
@@ -118,7 +145,7 @@ def _rows(file: pq.ParquetFile, path: Path) -> Iterator[tuple[list[str], list[by
                     f"{path} holds the paths of images (as {str(name)[:80]}) and not the images; name the folder that they lie "
                     "in as the source, and labels by --data.labels"
                 )
-            names.append(storage.printable(f"{path.name}#{number} {name}" if name else f"{path.name}#{number}"))
+            names.append(storage.printable(f"{below}#{number} {name}" if name else f"{below}#{number}"))
             images.append(data or b"")
             number += 1
         yield names, images
@@ -135,7 +162,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     )
 
 
-def _image_column(schema: pa.Schema, path: Path) -> str:
+def _image_column(schema: pa.Schema, path: str) -> str:
     columns: list[str] = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in _IMAGE_NAMES if name in columns]
     if not columns:
@@ -145,7 +172,7 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
     return (named or columns)[0]
 
 
-def _labels(paths: Sequence[Path], where: str, rule: LabelRule, num_rows: int) -> tuple[Labels, list[str]]:
+def _labels(uris: Sequence[str], where: str, rule: LabelRule, num_rows: int) -> tuple[Labels, list[str]]:
     """The labels of all files, and what of their columns is not used."""
     if rule.file == "none":
         return no_labels(num_rows, "none, as asked"), []
@@ -157,10 +184,10 @@ def _labels(paths: Sequence[Path], where: str, rule: LabelRule, num_rows: int) -
     chunks: list[pa.Array] = []
     given: dict[str, tuple[str, ...]] = {}
     column = ""
-    for path in paths:
-        with pq.ParquetFile(path) as file:
+    for uri in uris:
+        with _opened(uri) as file:
             schema = file.schema_arrow
-            image = _image_column(schema, path)
+            image = _image_column(schema, uri)
             found = _label_column(schema)
             rest = [f"{field.name} ({field.type})" for field in schema if field.name not in (image, found)]
             notes |= {f"columns that are not used: {few(rest)}": None} if rest else {}
@@ -169,8 +196,8 @@ def _labels(paths: Sequence[Path], where: str, rule: LabelRule, num_rows: int) -
                 chunks.append(pa.nulls(rows))
                 continue
             column = found
-            given |= {str(path): _named_classes(schema, found)}
-            chunks.append(plain_labels(file.read([found])[found], f"{found} in {path}"))
+            given |= {uri: _named_classes(schema, found)}
+            chunks.append(plain_labels(file.read([found])[found], f"{found} in {uri}"))
     if not column:
         return no_labels(num_rows, "none"), list(notes)
     names = _agreed(given)

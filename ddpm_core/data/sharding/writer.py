@@ -25,22 +25,24 @@ from ddpm_core.artifacts.manifest import (
     make_index,
     write_index,
 )
-from ddpm_core.data.census import CENSUS_NAME, Census, Grown, check_rejected, write_census
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.contact_sheet import write_contact_sheet
-from ddpm_core.data.growth import Growth
 from ddpm_core.data.images import BadImage, encode_png, fitted, remarks_of
-from ddpm_core.data.origins import ORIGIN_SCHEMA, OriginsHead, head_of, listed_as, write_origins
 from ddpm_core.data.pictures import open_picture
-from ddpm_core.data.plan import ShardPlan, shard_number
-from ddpm_core.data.renewal import copy_shard, count_changed, raw_crc32, take_over
-from ddpm_core.data.shard_result import ShardResult
+from ddpm_core.data.sharding.census import CENSUS_NAME, Census, Grown, check_rejected, write_census
+from ddpm_core.data.sharding.contact_sheet import write_contact_sheet
+from ddpm_core.data.sharding.growth import Growth
+from ddpm_core.data.sharding.origins import ORIGIN_SCHEMA, OriginsHead, head_of, listed_as, write_origins
+from ddpm_core.data.sharding.plan import ShardPlan, shard_number
+from ddpm_core.data.sharding.renewal import copy_shard, count_changed, raw_crc32, take_over
+from ddpm_core.data.sharding.shard_result import ShardResult
+from ddpm_core.data.sharding.tar_writer import TarWriter
+from ddpm_core.data.sharding.twins import find_twins
 from ddpm_core.data.sources import RawImage, Source
 from ddpm_core.data.sources.base import class_counts
 from ddpm_core.data.sources.image_files import read_each
-from ddpm_core.data.tar_writer import TarWriter
-from ddpm_core.data.twins import find_twins
 from ddpm_core.errors import InputError
+
+_BUFFER_BYTES = 1 << 20
 
 
 def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -> ShardResult:
@@ -62,7 +64,7 @@ def write_shard(plan: ShardPlan, source: Source, config: DataConfig, uri: str) -
         return taken
     with storage.temporary_folder() as folder:
         path = folder / plan.name
-        with open(path, "wb") as file, TarWriter(file) as tar:
+        with open(path, "wb", buffering=_BUFFER_BYTES) as file, TarWriter(file) as tar:
             written = _write_images(tar, plan, source, config)
         entry = ShardEntry(
             name=plan.name,
@@ -137,7 +139,7 @@ def _origin(plan: ShardPlan, source: Source, key: int, position: int, raw: RawIm
         known["name"] = source.name(position)
     else:
         known = {"name": raw.name, "crc32": raw_crc32(raw), "label": NO_LABEL if raw.label is None else raw.label}
-        size = size if size is not None else len(raw.data) if isinstance(raw.data, bytes) else raw.data.nbytes
+        size = raw.num_bytes if size is None else size
     place = {"key": key, "shard": plan.name, "split": plan.split}
     return {**place, **known, "size": size, "version": version, "hash": None, "reason": "", "kind": "", "remarks": []}
 

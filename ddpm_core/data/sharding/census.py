@@ -117,9 +117,11 @@ class Census:
         if self.num_duplicates:
             across = f", {self.num_across:,} across splits" if self.num_across else ""
             parts.append(f"{_many(self.num_duplicates, 'exact duplicate')}{across}")
+        elif self.num_duplicates == 0:
+            parts.append("no exact duplicates")
         lines = ["; ".join(parts)]
         if self.class_names:
-            sizes = [f"{name} {count:,}" for name, count in zip(self.class_names, self.class_counts, strict=False)]
+            sizes = [f"{name}: {count:,}" for name, count in zip(self.class_names, self.class_counts, strict=False)]
             more = f" and {len(sizes) - _CLASSES_SHOWN:,} more" if len(sizes) > _CLASSES_SHOWN else ""
             lines.append(f"{len(sizes):,} classes: {', '.join(sizes[:_CLASSES_SHOWN])}{more}; by {self.listing.labels}")
         else:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import ShardEntry
-from ddpm_core.data.census import Rejected
-from ddpm_core.data.plan import ShardPlan
+from ddpm_core.data.sharding.census import Rejected
+from ddpm_core.data.sharding.plan import ShardPlan
 
 RESULT_SUFFIX = ".done"
 

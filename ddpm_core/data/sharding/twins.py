@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.manifest import SPLITS, Split
-from ddpm_core.data.census import Twins
+from ddpm_core.data.sharding.census import Twins
 
 _NAMED = 100
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.census import SHEET_NAME
+from ddpm_core.data.sharding.census import SHEET_NAME
 
 _ROWS = 16
 _COLUMNS = 16

@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.manifest import SPLITS, DatasetIndex, Split
-from ddpm_core.data.census import Grown
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.origins import OriginsHead, each_origins, listed_as, read_head
-from ddpm_core.data.plan import ShardPlan, Standing, plan_dataset, plan_shards
+from ddpm_core.data.sharding.census import Grown
+from ddpm_core.data.sharding.origins import OriginsHead, each_origins, listed_as, read_head
+from ddpm_core.data.sharding.plan import ShardPlan, Standing, plan_dataset, plan_shards
 from ddpm_core.data.sources import ImageFiles, LabelRule, Source, open_source, source_uri
 from ddpm_core.errors import InputError
 from ddpm_core.types import size_words

@@ -8,9 +8,9 @@ import pyarrow as pa
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import NO_LABEL, ROW_SCHEMA, ShardEntry, read_rows
 from ddpm_core.data.images import BadImage
-from ddpm_core.data.origins import ORIGIN_SCHEMA, listed_as, read_origins
-from ddpm_core.data.plan import ShardPlan, Standing
-from ddpm_core.data.shard_result import ShardResult
+from ddpm_core.data.sharding.origins import ORIGIN_SCHEMA, listed_as, read_origins
+from ddpm_core.data.sharding.plan import ShardPlan, Standing
+from ddpm_core.data.sharding.shard_result import ShardResult
 from ddpm_core.data.sources import RawImage, Source
 from ddpm_core.data.sources.image_files import read_each
 

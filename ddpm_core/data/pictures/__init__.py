@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ddpm_core.data.containers import HEAD_BYTES, Container, orientation_of, picture_format, take_apart
-from ddpm_core.data.decoding import decode, is_deep
-from ddpm_core.data.profiles import is_srgb, is_usable, to_srgb
+from ddpm_core.data.pictures.containers import HEAD_BYTES, Container, orientation_of, picture_format, take_apart
+from ddpm_core.data.pictures.decoding import decode, is_deep
+from ddpm_core.data.pictures.profiles import is_srgb, is_usable, to_srgb
 from ddpm_core.errors import InputError
 
 Kind = Literal["empty", "no image by content", "absurdly large", "not read here", "of another form", "undecodable"]

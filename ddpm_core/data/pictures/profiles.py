@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-from ddpm_core.data.containers import MAX_PROFILE_BYTES
+from ddpm_core.data.pictures.containers import MAX_PROFILE_BYTES
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _SRGB = ImageCms.createProfile("sRGB")

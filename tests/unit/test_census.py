@@ -493,6 +493,37 @@ def test_several_sets_of_idx_files(tmp_path: Path) -> None:
     assert [source.read(n).label for n in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("meant", "others", "choice"),
+    [
+        (["MNIST/raw/train-", "MNIST/raw/t10k-"], ["FashionMNIST/raw/train-"], "MNIST/raw"),
+        (["raw/e_letters_train_", "raw/e_letters_test_"], ["raw/a-"], r"raw/e_letters_\*"),
+        (["sets/train/b-", "sets/test/b-"], ["a/train/b-"], "sets"),
+        (["train/Some.", "test/Some."], ["train/Other."], r"Some.images-idx3-\*"),
+        (["train.some.", "test.some."], ["train.other."], "test.some.images-idx3-ubyte"),
+    ],
+)
+def test_what_a_refusal_of_two_sets_names_is_one_of_them(
+    meant: list[str], others: list[str], choice: str, tmp_path: Path
+) -> None:
+    for number, name in enumerate([*meant, *others]):
+        as_folder(tmp_path, {f"{name}images-idx3-ubyte": idx(noise(3, 8, 8, seed=number))})
+    with pytest.raises(ValueError, match=rf"name the one that is meant, as --data.source '.*/{choice}'$") as refused:
+        open_source(str(tmp_path))
+    source = open_source(str(refused.value).split("'")[1])
+    assert source.num_images == (3 if choice.endswith("ubyte") else 6)
+
+
+def test_folders_of_idx_files_are_splits(tmp_path: Path) -> None:
+    for number, split in enumerate(("test", "train")):
+        images, labels = idx(noise(number + 2, 8, 8, seed=number)), idx(np.arange(number + 2, dtype=np.uint8))
+        as_folder(tmp_path, {f"{split}/images-idx3-ubyte": images, f"{split}/labels-idx1-ubyte": labels})
+    source = open_source(str(tmp_path))
+    assert [source.read(n).label for n in range(5)] == [0, 1, 2, 0, 1]
+    assert len({source.name(n) for n in range(5)}) == 5
+    assert {split: places.tolist() for split, places in source.own_splits.items()} == {"test": [3, 4]}
+
+
 def test_idx_files_packed_and_unpacked_count_once(tmp_path: Path) -> None:
     import gzip
 

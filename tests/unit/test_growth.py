@@ -414,6 +414,13 @@ class Plain:
         return RawImage(name=self.name(index), data=png(self.pictures[index]), label=None)
 
 
+class SameNames(Plain):
+    """Images that are all called the same."""
+
+    def name(self, index: int) -> str:
+        return "x.png"
+
+
 def shard_plain(source: Plain, folder: Path, grows: DatasetIndex | None = None) -> DatasetIndex:
     config, growth = data_config("plain"), None
     plans = plan_dataset(source.num_images, config, source.own_splits)
@@ -498,13 +505,10 @@ def test_parquet_grows_by_a_file_and_is_compared_row_by_row(tmp_path: Path) -> N
 
 
 def test_images_of_one_name_are_refused(tmp_path: Path) -> None:
-    for part in "ab":
-        (tmp_path / part).mkdir()
-        pq.write_table(pa.table({"image": [png(n) for n in range(9)]}), tmp_path / part / "x.parquet")
-    config = data_config(str(tmp_path))
-    before = shard(config, tmp_path.with_name(f"{tmp_path.name}-out"))
-    with pytest.raises(InputError, match=r"several images of the name x.parquet#0; expected a name for each"):
-        listed(config, before)
+    source = SameNames(pictures=tuple(range(9)))
+    before = shard_plain(source, tmp_path / "one")
+    with pytest.raises(InputError, match=r"several images of the name x.png; expected a name for each"):
+        shard_plain(source, tmp_path / "two", before)
 
 
 # ---- what cannot grow, and what is cut off -----------------------------------------------------------------------------------

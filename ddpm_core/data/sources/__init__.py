@@ -12,7 +12,7 @@ from ddpm_core.data.sources.cache import fetched, fetched_together
 from ddpm_core.data.sources.cifar import BATCH_NAME, open_batches
 from ddpm_core.data.sources.digits import open_digits
 from ddpm_core.data.sources.files import FileSet, kinds, list_folder
-from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx, sets_of
+from ddpm_core.data.sources.idx import IMAGES_NAME, is_idx, label_names, open_idx, pattern_of, sets_of
 from ddpm_core.data.sources.image_files import ImageFiles, open_images
 from ddpm_core.data.sources.label_files import METADATA_NAMES
 from ddpm_core.data.sources.labels import NO_RULE, LabelRule, few
@@ -177,12 +177,12 @@ def _idx(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tup
     if len(sets) > 1:
         raise InputError(
             f"{base} holds several sets of idx files: {few(sorted(sets))}; name the one that is meant, as --data.source "
-            f"'{base}/{max(sets)}-*'"
+            f"'{base}/{pattern_of(sets)}'"
         )
     (images,) = sets.values()
     labels = {label for name in images for label in label_names(name) if label in names}
     folder = fetched_together(base, sorted({*images, *labels}))
-    return open_idx([folder / name for name in images]), {*listed, *labels}
+    return open_idx({name: folder / name for name in images}), {*listed, *labels}
 
 
 def _batches(base: str, listed: list[str], names: list[str], rule: LabelRule) -> tuple[Source, Collection[str]]:
@@ -262,11 +262,11 @@ def _open_archive(uri: str, files: FileSet, rule: LabelRule) -> Source:
     return images
 
 
-def _with_labels(uri: str) -> Path:
+def _with_labels(uri: str) -> dict[str, Path]:
     """A single file of idx images, locally, with the file of its labels beside it if there is one."""
     folder, _, name = storage.absolute(uri).rpartition("/")
     labels = [label for label in label_names(name) if label != name and storage.exists(storage.join(folder, label))]
-    return fetched_together(folder, [name, *labels]) / name
+    return {name: fetched_together(folder, [name, *labels]) / name}
 
 
 def _nearest(path: Path) -> str:
@@ -284,7 +284,7 @@ FILE_KINDS: dict[str, tuple[Callable[[_File], bool], Callable[[_File, LabelRule]
         lambda file: file.head.startswith(b"PK"),
         lambda file, rule: _open_archive(file.uri, list_zip(file.uri), rule),
     ),
-    "idx": (lambda file: is_idx(file.plain_head), lambda file, rule: open_idx([_with_labels(file.uri)])),
+    "idx": (lambda file: is_idx(file.plain_head), lambda file, rule: open_idx(_with_labels(file.uri))),
     "tar": (lambda file: is_tar(file.plain_head), lambda file, rule: _open_archive(file.uri, list_tar(file.uri), rule)),
 }
 """Whether a file is of a kind, by its content, and how it is opened; the first that fits."""

@@ -129,9 +129,13 @@ class FileSet:
         return self.reader.read(place)
 
     def matching(self, pattern: str) -> "FileSet":
-        """Those of a name like `*.png`; a star stands for slashes, too."""
-        fits = np.array([fnmatch.fnmatchcase(name, pattern) for name in self.names], bool)
-        left_out = tuple(item for item in self.left_out if fnmatch.fnmatchcase(item.name, pattern))
+        """Those of a name like `*.png` in any folder; a star stands for slashes, too."""
+
+        def fit(name: str) -> bool:
+            return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(PurePosixPath(name).name, pattern)
+
+        fits = np.array([fit(name) for name in self.names], bool)
+        left_out = tuple(item for item in self.left_out if fit(item.name))
         return replace(self, table=self.table.filter(pa.array(fits)).combine_chunks(), left_out=left_out)
 
 

@@ -1,8 +1,9 @@
 """idx files, MNIST's form: a big-endian header and raw bytes, gzipped or not."""
 
+import posixpath
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from ddpm_core.data.sources.base import ArraySource, Listing, RawImage, checked_labels, class_counts
 from ddpm_core.data.sources.labels import few, numbered_classes
 from ddpm_core.data.sources.packing import unpacked
-from ddpm_core.data.sources.splits import SetAside, set_aside, split_of_file, words_without_split
+from ddpm_core.data.sources.splits import SetAside, set_aside, set_of_file, split_of_path
 from ddpm_core.errors import InputError
 
-IMAGES_NAME = re.compile(r"(^|[-_.])images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
+IMAGES_NAME = re.compile(r"(?:^|[-_.]|(?<=/))images?[-_.]idx[34][-_.]ubyte(\.gz)?$")
 _UNSIGNED_BYTE = 0x08
 
 
@@ -50,7 +51,7 @@ def join_sources(parts: Sequence[ArraySource]) -> JoinedSource:
     sizes = [part.num_images for part in parts]
     starts = tuple(int(start) for start in np.cumsum([0, *sizes])[:-1])
     names = max((part.class_names for part in parts), key=len)
-    splits = set_aside(split for part in parts for split in [split_of_file(part.stem)] * part.num_images)
+    splits = set_aside(split for part in parts for split in [split_of_path(part.stem)] * part.num_images)
     said = [part.listing.labels for part in parts if part.labels is not None]
     without = [part.stem for part in parts if part.labels is None]
     listing = Listing(
@@ -74,22 +75,33 @@ def is_idx(head: bytes) -> bool:
     return len(head) >= 4 and head[:2] == b"\0\0" and head[2] == _UNSIGNED_BYTE and head[3] in (3, 4)
 
 
-def open_idx(files: Sequence[Path]) -> JoinedSource:
-    """Files of images with, beside each, the file of its labels if there is one; training files come first."""
-    ordered = sorted(files, key=lambda path: ("train" not in path.name, path.name))
-    return join_sources([_open_pair(path) for path in ordered])
+def open_idx(files: Mapping[str, Path]) -> JoinedSource:
+    """Files of images, by name, with the file of labels beside each if there is one; training files come first."""
+    ordered = sorted(files, key=lambda name: (split_of_path(name) != "train", name))
+    return join_sources([_open_pair(name, files[name]) for name in ordered])
 
 
 def sets_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Files of images, by the set that they are of: the words of their names that are no split's.
+    """Files of images, by the set that they are of, `emnist-letters` or `MNIST/raw`, whichever their splits.
 
     A file that lies there packed and unpacked counts once, as it is unpacked.
     """
     sets: dict[str, list[str]] = {}
     for name in names:
         if name.removesuffix(".gz") not in names or not name.endswith(".gz"):
-            sets.setdefault("-".join(words_without_split(IMAGES_NAME.sub("", name))), []).append(name)
+            sets.setdefault("/".join(filter(None, set_of_file(IMAGES_NAME.sub("-", name)))), []).append(name)
     return sets
+
+
+def pattern_of(sets: Mapping[str, Sequence[str]]) -> str:
+    """What names one of several sets alone: its folder, if it has one to itself, else how its names begin, or one of them."""
+    meant = max(sets)
+    folder = posixpath.commonpath([posixpath.dirname(name) for name in sets[meant]])
+    if folder and not any(name.startswith(f"{folder}/") for other in sets if other != meant for name in sets[other]):
+        return folder
+    same = posixpath.commonprefix([posixpath.basename(name) for name in sets[meant]])
+    start = re.sub(r"[A-Za-z0-9]*$", "", same)
+    return posixpath.join(folder, f"{start}*") if start else sets[meant][0]
 
 
 def label_names(images: str) -> tuple[str, str]:
@@ -98,17 +110,15 @@ def label_names(images: str) -> tuple[str, str]:
     return name, f"{name}.gz"
 
 
-def _open_pair(path: Path) -> ArraySource:
+def _open_pair(name: str, path: Path) -> ArraySource:
     images = _read_idx(path)
     if images.ndim not in (3, 4):
         raise InputError(f"{path} holds an array of {images.ndim} dimensions; expected images [n, h, w]")
-    candidates = [path.with_name(name) for name in label_names(path.name)]
+    candidates = [path.with_name(labels) for labels in label_names(path.name)]
     beside = next((file for file in candidates if file != path and file.is_file()), None)
     labels = None if beside is None else checked_labels(_read_idx(beside), len(images), str(beside))
     listing = Listing(labels="none" if beside is None else beside.name, class_counts=class_counts(labels, 0))
-    return ArraySource(
-        images=images, labels=labels, class_names=numbered_classes(labels), stem=path.name, listing=listing
-    )
+    return ArraySource(images=images, labels=labels, class_names=numbered_classes(labels), stem=name, listing=listing)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:

@@ -29,9 +29,10 @@ def split_of_path(path: str) -> Split | None:
     return split_of_file(path) or next((_WORDS[folder] for folder in folders if folder in _WORDS), None)
 
 
-def words_without_split(name: str) -> list[str]:
-    """The words of a file's name that do not say a split."""
-    return [word for word in _words(name) if word and word not in _WORDS]
+def set_of_file(path: str) -> tuple[str, str]:
+    """The set that a file is of, whichever its split: its folders, and the words of its name, without those of a split."""
+    folders = [part for part in _parts(path)[:-1] if part.lower() not in _WORDS]
+    return "/".join(folders), "-".join(word for word in _words(path) if word and word not in _WORDS)
 
 
 def _words(name: str) -> list[str]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from picture_files import noise
 from source_files import idx, png
 
+from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.plan import plan_dataset
 from ddpm_core.data.sharding.writer import commit_dataset, planned_census, write_shard
@@ -54,6 +55,12 @@ def as_zip(place: Path, files: dict[str, bytes]) -> str:
         for name, data in files.items():
             archive.writestr(name, data)
     return str(place)
+
+
+def as_bucket(place: str, files: dict[str, bytes]) -> str:
+    for name, data in files.items():
+        storage.write_bytes(f"{place}/{name}", data)
+    return place
 
 
 def made(form: str, files: dict[str, bytes], root: Path) -> str:
@@ -626,15 +633,18 @@ SUFFIXES = st.sampled_from([".png", ".PNG", ".txt", ".json", ".cls", "", ".xyz"]
 )
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_census_adds_up_in_every_form_and_gives_one_digest(
-    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
+    tmp_path_factory: pytest.TempPathFactory, bucket: str, files: dict[str, bytes]
 ) -> None:
     root = tmp_path_factory.mktemp("census")
     config = DataConfig(image_size=8, channels=1, max_rejected_fraction=1.0, test_fraction=0.0, validation_fraction=0.0)
     outcomes = []
-    for form in ("folder", "tar", "zip"):
+    places = [made(form, files, root) for form in ("folder", "tar", "zip")]
+    places.append(as_bucket(f"s3://{bucket}/{root.name}", files))
+    for number, place in enumerate(places):
+        out = root / f"out-{number}"
         try:
-            source = open_source(made(form, files, root))
-            said = json.loads(Path(shard(source, root / f"out-{form}", config), "census.json").read_bytes())
+            source = open_source(place)
+            said = json.loads(Path(shard(source, out, config), "census.json").read_bytes())
         except InputError:  # no image, or none that is whole: in every form alike
             outcomes.append(None)
             continue
@@ -644,12 +654,12 @@ def test_the_census_adds_up_in_every_form_and_gives_one_digest(
         )
         outcomes.append(
             (
-                pq.read_schema(root / f"out-{form}/index.parquet").metadata[b"ddpm"],
+                pq.read_schema(out / "index.parquet").metadata[b"ddpm"],
                 said["rejected"],
                 said["something_else"],
             )
         )
-    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes == [outcomes[0]] * 4
 
 
 # ---- harm ------------------------------------------------------------------------------------------------------------------

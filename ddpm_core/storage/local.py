@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from ddpm_core.storage.uri import StorageError
 
 TEMPORARY = ".tmp-"
 """Start of the names of files that are still being written; list_files passes over what a killed writer left."""
-
-
+_MAX_WAYS = 1000
+"""Links that cross multiply: ten folders that each link to all others are millions of paths."""
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -63,6 +64,8 @@ class _Chain:
 
     device_and_inode: tuple[int, int]
     outer: "_Chain | None"
+    through_link: bool
+    """Whether a link, here or above, led to it, so that it may lie elsewhere, too."""
 
     def leads_back_to(self, state: os.stat_result) -> bool:
         link: _Chain | None = self
@@ -80,9 +83,17 @@ def walk(folder: Path) -> Iterator[Entry]:
             return
         state = folder.stat()
         os.scandir(folder).close()
-    pending = [("", _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=None))]
+    pending = [("", _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=None, through_link=False))]
+    ways: Counter[tuple[int, int]] = Counter()
     while pending:  # no recursion: folders may lie deeper than Python's stack
         name, chain = pending.pop()
+        if chain.through_link:
+            ways[chain.device_and_inode] += 1
+            if ways[chain.device_and_inode] > _MAX_WAYS:
+                raise StorageError(
+                    f"links lead to the folder {folder / name} in more than {_MAX_WAYS} ways; expected links that do not cross: "
+                    f"remove those that no image needs"
+                )
         try:
             with os.scandir(folder / name) as entries:
                 for entry in entries:
@@ -116,7 +127,8 @@ def _look_at(entry: "os.DirEntry[str]", name: str, chain: _Chain) -> Entry | tup
     if stat.S_ISDIR(state.st_mode):
         if chain.leads_back_to(state):
             return Entry(name=name, size_bytes=None, version="", problem=CIRCLE)
-        return name, _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=chain)
+        linked = chain.through_link or entry.is_symlink()
+        return name, _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=chain, through_link=linked)
     if not stat.S_ISREG(state.st_mode):
         return Entry(name=name, size_bytes=None, version="", problem=SPECIAL)
     return Entry(name=name, size_bytes=state.st_size, version=str(state.st_mtime_ns))

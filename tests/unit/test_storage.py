@@ -202,6 +202,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_links_that_cross_are_refused_before_they_multiply(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        (tmp_path / name).mkdir()
+        for other in "abcdefghij":
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    with pytest.raises(storage.StorageError, match="in more than 1000 ways; expected links that do not cross"):
+        list(storage.walk(str(tmp_path)))
+
+
 def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "a/b"), b"")
     (tmp_path / "a/up").symlink_to(tmp_path)

@@ -1,4 +1,8 @@
-"""The pipeline: the stages in their order, each tracked as one MLflow run under one parent. A command runs the part it needs."""
+"""The pipeline: the stages in their order, each tracked as one MLflow run under one parent. A command runs the part it needs.
+
+Each stage is imported where it is run: with training come Ray Train, with evaluation its plots, for seconds, of which another
+command needs nothing.
+"""
 
 import logging
 import tempfile
@@ -22,10 +26,6 @@ from pipelines.feature_weights import find_features
 from pipelines.naming import code_version, digest, run_folder, sweep_folder
 from pipelines.progress import Progress, say
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage
-from pipelines.stages.evaluate import Evaluated, run_evaluate
-from pipelines.stages.sample import Sampled, describe_samples, run_sample
-from pipelines.stages.shard import run_shard
-from pipelines.stages.train import Trained, run_name, run_train
 from pipelines.subject import Subject
 from pipelines.tracking import (
     Promotion,
@@ -33,6 +33,7 @@ from pipelines.tracking import (
     Tracker,
     TrackingError,
     default_model,
+    import_meanwhile,
     is_champion,
     open_tracking,
     promote,
@@ -41,7 +42,10 @@ from pipelines.tracking import (
 from pipelines.tracking.resolve import find_dataset, find_weights
 
 if TYPE_CHECKING:
+    from pipelines.stages.evaluate import Evaluated
+    from pipelines.stages.sample import Sampled
     from pipelines.stages.sweep import Swept
+    from pipelines.stages.train import Trained
 
 logger = logging.getLogger(__name__)
 _REPEATS = "its samples repeat training images more often than unseen real images do; the report shows which"
@@ -62,6 +66,8 @@ class Pipeline:
 
     def shard(self) -> DatasetIndex:
         """The dataset: named, made now, or there already."""
+        from pipelines.stages.shard import run_shard
+
         if self.recipe.dataset is not None:
             return find_dataset(self.recipe.dataset, self.recipe.store)
         data = self.recipe.data
@@ -81,11 +87,13 @@ class Pipeline:
             run.log_metrics([{"step": 0, **index.counts, "rejected": index.num_rejected}])
         return index
 
-    def train(self, index: DatasetIndex, init_from: Weights | None = None) -> Trained:
+    def train(self, index: DatasetIndex, init_from: Weights | None = None) -> "Trained":
         """The trained model, from wherever its run was; its averaged weights are registered as the candidate.
 
         Training is done even if MLflow is away then: a warning says how they come to be registered.
         """
+        from pipelines.stages.train import run_name, run_train
+
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
         params = {
             name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "reverse", "loss", "train")
@@ -100,8 +108,10 @@ class Pipeline:
                 logger.warning("%s; trained, but not registered: the same command again registers it", error)
         return trained
 
-    def sample(self, weights: Weights) -> Sampled:
+    def sample(self, weights: Weights) -> "Sampled":
         """The generated images, made now or there already."""
+        from pipelines.stages.sample import run_sample
+
         config = self.recipe.sample
         key = digest(["sample", self.recipe.store, weights.sha256, to_json(config)])
         params = {"sample": to_json(config), "weights_sha256": weights.sha256, "checkpoint": weights.uri}
@@ -114,12 +124,16 @@ class Pipeline:
 
     def sample_each(self, weights: Weights, requests: Sequence[SampleStage]) -> list[SampleSet]:
         """The images of several requests; all of them are checked before the first is done."""
+        from pipelines.stages.sample import describe_samples
+
         for request in requests:
             describe_samples(weights, request, self.recipe.store)
         return [replace(self, recipe=replace(self.recipe, sample=each)).sample(weights).samples for each in requests]
 
-    def evaluate(self, subject: Subject, index: DatasetIndex) -> Evaluated:
+    def evaluate(self, subject: Subject, index: DatasetIndex) -> "Evaluated":
         """The report on images, against a dataset."""
+        from pipelines.stages.evaluate import run_evaluate
+
         features = find_features(self.recipe.evaluate, self.recipe.store)
         config = {**to_json(replace(self.recipe.evaluate, weights=None)), "digest": features.digest}
         key = digest(["evaluate", subject.where, subject.identity, index.digest, config])
@@ -131,7 +145,9 @@ class Pipeline:
             run.log_html(storage.read_bytes(evaluated.page_uri).decode())
         return evaluated
 
-    def promote(self, weights: Weights, evaluated: Evaluated, trainings: Sequence[float] = ()) -> tuple[int, Promotion]:
+    def promote(
+        self, weights: Weights, evaluated: "Evaluated", trainings: Sequence[float] = ()
+    ) -> tuple[int, Promotion]:
         """The weights' version in the registry, and whether it is the champion now.
 
         Args:
@@ -168,7 +184,7 @@ class Pipeline:
 
     def sweep(self, config: SweepStage, index: DatasetIndex, name: str) -> "Swept":
         """The ranking of schedules, each trial a run under the sweep's."""
-        from pipelines.stages.sweep import run_sweep  # Ray Tune takes seconds to import, and no other command needs it
+        from pipelines.stages.sweep import run_sweep
 
         key = digest(["sweep", self.recipe.store, name])
         with (
@@ -235,6 +251,7 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
     Raises:
         InputError: in one line, if something cannot be placed, or a node does not reach the store or the source.
     """
+    import_meanwhile()
     with session():
         for ask in asks:
             check_cluster(ask)

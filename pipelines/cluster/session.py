@@ -21,6 +21,7 @@ from pipelines.progress import say
 
 _SLOW_S, _AGAIN_S = 10.0, 60.0
 """When a start that takes long is told, and then again."""
+_ALWAYS = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
 @contextmanager
@@ -67,7 +68,8 @@ def _start(address: str | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 include_dashboard=None if address else False,
-                runtime_env={"env_vars": worker_environment()},
+                # A Ray of our own has this process's environment, and with it processes that are started beforehand.
+                runtime_env={"env_vars": worker_environment()} if address else None,
             )
     except Exception as error:  # of Ray, which raises all kinds, Exception itself among them
         where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
@@ -81,7 +83,7 @@ def _told_by_ray(batch: dict[str, Any], ignore_prefix: bool) -> None:
 
 @contextmanager
 def _to_itself() -> Iterator[None]:
-    """A Ray of this process's own listens on loopback alone, and has a token, in the environment only.
+    """A Ray of this process's own listens on loopback alone, and has a token, in the environment only, which its workers inherit.
 
     Left alone, Ray would listen on all networks, where clusters are not switched off as by default on macOS and Windows; and leave
     a token file in the home folder, which later clusters without it would stumble over.
@@ -92,6 +94,8 @@ def _to_itself() -> Iterator[None]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that would wait for this machine to be taken away
+        **_ALWAYS,
     }
     before = {name: os.environ.get(name) for name in own}
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -147,7 +151,7 @@ def worker_environment() -> dict[str, str]:
     """
     names = ("DDPM_", "GLOO_SOCKET_IFNAME", "NCCL_")
     passed = {key: value for key, value in os.environ.items() if key.startswith(names)}
-    return {**passed, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    return {**passed, **_ALWAYS}
 
 
 def shard_cache() -> Path:

@@ -7,7 +7,7 @@ from pipelines.tracking.outage import TrackingError
 from pipelines.tracking.promotion import Promotion, is_champion, promote
 from pipelines.tracking.registry import ResolvedModel, default_model, register_model, resolve_model
 from pipelines.tracking.runs import RunHandle
-from pipelines.tracking.store import tracking_uri
+from pipelines.tracking.store import import_meanwhile, tracking_uri
 from pipelines.tracking.tracker import Tracker, open_tracking
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Tracker",
     "TrackingError",
     "default_model",
+    "import_meanwhile",
     "is_champion",
     "open_tracking",
     "promote",

@@ -4,9 +4,11 @@ import fcntl
 import os
 import re
 import sqlite3
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -135,6 +137,12 @@ def quiet_warnings() -> Iterator[None]:
         # Its way of writing an input example, beside pandas 3.
         warnings.filterwarnings("ignore", "Operation with range is deprecated", DeprecationWarning)
         yield
+
+
+def import_meanwhile() -> None:
+    """Begin to import MLflow in a thread. That takes seconds, for which Ray's start leaves the time."""
+    quiet_environment()
+    threading.Thread(target=import_module, args=("mlflow",), name="import mlflow").start()
 
 
 def new_client(uri: str) -> Any:

@@ -19,6 +19,9 @@ import ray.train
 import ray.train.torch
 from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -69,6 +72,7 @@ def fit(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
     coordinator = ray.remote(Coordinator).options(**lasting).remote()
+    get_or_create_autoscaling_coordinator()  # Ray's controller asks for it only once it has started itself, seconds later
     init = ray.put(spec.init) if spec.init else None
     ray_spec = RayWorkerSpec(
         spec=replace(spec, init=None),
@@ -153,7 +157,7 @@ def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
         label_selector=dict(ask.labels) or None,
         **({"elastic_resize_monitor_interval_s": _GROW_S} if elastic else {}),
     )
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_on_worker,
         train_loop_config={"orders": ray_spec},
         scaling_config=scaling,
@@ -166,6 +170,15 @@ def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
             callbacks=[_SaveBeforeShutdown(ray_spec.coordinator)],
         ),
     )
+
+
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Without two of Ray's helpers, each a process that takes seconds to start: for Ray Data's datasets, of which there are
+    none; and to give back what a lost controller had reserved, which `_free` does."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        needless = DatasetsCallback | PlacementGroupCleanerCallback
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
 
 
 class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]

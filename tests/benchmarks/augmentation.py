@@ -85,12 +85,12 @@ def bits_per_dim(state: TrainState, images: Tensor) -> float:
     return float(torch.cat(parts).mean())
 
 
-def compare(num_images: int, marks: Sequence[int], seeds: int, only: Sequence[str]) -> None:
+def compare(num_images: int, marks: Sequence[int], seeds: Sequence[int], only: Sequence[str]) -> None:
     """Print the bits/dim of unseen images at each mark, of each arm; and its differences to none, paired by seed."""
     everything = torch.tensor(load_digits().images * 255 / 16).round().to(torch.uint8)[:, None]
     arms = {arm: changes for arm, changes in ARMS.items() if arm in ("none", *only)}
     found: dict[str, list[list[float]]] = {arm: [] for arm in arms}
-    for seed in range(seeds):
+    for seed in seeds:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(everything)))
         training, unseen = everything[order[:num_images]], everything[order[num_images : num_images + VALIDATION]]
         for arm, changes in arms.items():
@@ -103,7 +103,7 @@ def compare(num_images: int, marks: Sequence[int], seeds: int, only: Sequence[st
             found[arm].append(row)
             took = time.perf_counter() - began
             print(f"seed {seed}, {arm}: {' '.join(f'{bits:.4f}' for bits in row)} ({took:.0f} s)", flush=True)
-    print(f"\n{num_images} digits, bits/dim of {VALIDATION} others, mean ± deviation over {seeds} seeds\n")
+    print(f"\n{num_images} digits, bits/dim of {VALIDATION} others, mean ± deviation over {len(seeds)} seeds\n")
     print("| augmentation | steps | bits/dim | less none's |\n|---|---|---|---|")
     for arm, rows in found.items():
         for place, mark in enumerate(marks):
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("what", choices=("digits", "cost"))
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--marks", type=int, nargs="+", default=[1250, 2500])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--only", nargs="+", default=list(ARMS)[:2], choices=list(ARMS))
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()

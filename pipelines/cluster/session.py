@@ -20,7 +20,7 @@ from pipelines.cluster.failures import first_sentence
 from pipelines.progress import say
 
 _SLOW_S, _AGAIN_S = 10.0, 60.0
-"""When a start that takes long is told, and then again."""
+"""When it is told that a start takes long, and then again."""
 _ALWAYS = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
@@ -62,7 +62,7 @@ def _start(address: str | None) -> None:
     import ray
 
     try:
-        with _told_if_slow(f"attaching to the Ray cluster at {address}" if address else "starting Ray on this machine"):
+        with _told(f"attaching to the Ray cluster at {address}" if address else "starting Ray on this machine"):
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
@@ -118,8 +118,10 @@ def _set_environment(environment: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def _told_if_slow(what: str) -> Iterator[None]:
+def _told(what: str) -> Iterator[None]:
+    """Say what is done, and how long it takes if that is long."""
     done, began = threading.Event(), time.monotonic()
+    say(what)
 
     def tell() -> None:
         wait_s = _SLOW_S
@@ -127,7 +129,7 @@ def _told_if_slow(what: str) -> Iterator[None]:
             say(f"{what}: {time.monotonic() - began:.0f} s so far")
             wait_s = _AGAIN_S
 
-    threading.Thread(target=tell, name="told if slow", daemon=True).start()
+    threading.Thread(target=tell, name="told", daemon=True).start()
     try:
         yield
     finally:

@@ -141,6 +141,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
+                shown.say(f"train: starting Ray Train and {_workers(recipe.train.num_workers)}")
                 reporter = _ProgressReporter(run, shown, validator, recipe.train)
                 fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
                 reporter.note(validator.found(wait=True))
@@ -153,6 +154,10 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         step=recipe.train.steps,
         images_per_s=rates[len(rates) // 2] if rates else 0.0,
     )
+
+
+def _workers(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
 
 
 def _is_done(recipe: Recipe, index: DatasetIndex, init_from: Weights | None, run_uri: str, run: RunHandle) -> bool:

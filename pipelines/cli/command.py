@@ -15,6 +15,7 @@ from ddpm_core import storage
 from ddpm_core.data.sources import source_uri
 from ddpm_core.errors import UserError
 from ddpm_core.serialization import to_json
+from pipelines.cli.opening import take_away
 from pipelines.cli.parsing import A, parse
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.failures import last_words
@@ -68,6 +69,7 @@ def run_command(
         0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 if a process or a node was lost once too
         often, and with a traceback for a mistake of ours.
     """
+    take_away()
     argv = list(sys.argv[1:] if argv is None else argv)
     program = f"python pipelines/{Path(sys.argv[0]).name}"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -175,7 +175,9 @@ def test_a_profile_over_4_mib_is_passed_over_with_a_remark(form: str) -> None:
 def test_a_gamma_far_from_srgb_s_is_told() -> None:
     linear = chunk(b"gAMA", struct.pack(">I", 100_000))
     assert opened(with_chunks(PNG, linear)).remarks == (Remark.GAMMA,)
-    assert opened(with_chunks(PNG, linear + chunk(b"sRGB", b"\0"))).remarks == ()
+    np.testing.assert_array_equal(pixels_of(with_chunks(PNG, linear)), PIXELS)
+    for named in (chunk(b"sRGB", b"\0"), chunk(b"cICP", bytes([1, 13, 0, 1]))):
+        assert opened(with_chunks(PNG, linear + named)).remarks == ()
 
 
 def test_lab_becomes_srgb() -> None:

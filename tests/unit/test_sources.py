@@ -524,6 +524,28 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more", [{}, {"label": [0, 1, 0]}])
+@pytest.mark.parametrize("groups", [b"\x06", b"\x08"])  # numbers of rows, doubled
+@pytest.mark.parametrize("promised", [b"\0", b"\x02", b"\x06", b"\x08", b"\xfe\xff\xff\xff\xff\x7f"])
+def test_parquet_that_promises_other_rows_than_it_holds_is_refused(
+    promised: bytes, groups: bytes, more: dict[str, list[int]], tmp_path: Path
+) -> None:
+    """2^41 of them, too, before memory is taken for as many."""
+    place = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [png(n) for n in range(3)], **more}), place)
+    whole, end = place.read_bytes(), len(place.read_bytes()) - 8
+    footer = whole[end - int.from_bytes(whole[end : end + 4], "little") : end]
+    changed = footer.replace(b"\x16\x06\x19\x1c", b"\x16" + promised + b"\x19\x1c")
+    changed = changed.replace(b"\x16\x06\x26\x08", b"\x16" + groups + b"\x26\x08")
+    place.write_bytes(whole[: end - len(footer)] + changed + len(changed).to_bytes(4, "little") + b"PAR1")
+    if promised == groups == b"\x06":
+        assert open_source(str(place)).num_images == 3
+        return
+    with pytest.raises(ValueError, match=r"x.parquet is damaged") as error:
+        check_source(str(place))
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in [("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import stat
 import tarfile
 import zipfile
@@ -15,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_files import noise
+from picture_files import chunk, encoded, exif, noise, with_chunks
+from PIL import Image
 from source_files import idx, png
 
 from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.plan import plan_dataset
 from ddpm_core.data.sharding.writer import commit_dataset, planned_census, write_shard
-from ddpm_core.data.sources import LabelRule, Source, open_source
+from ddpm_core.data.sources import LabelRule, LeftOut, Source, open_source
 from ddpm_core.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -85,6 +87,25 @@ def reasons(source: Source) -> dict[str, str]:
 TEN = {f"{number}.png": png(number) for number in range(10)}
 
 
+# ---- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_with_stars_means_files_at_any_depth(tmp_path: Path) -> None:
+    place = as_folder(tmp_path, {"1.png": png(1), "a/2.png": png(2), "b/c/3.png": png(3), "b/c/4.bmp": png(4)})
+    assert names_of(open_source(f"{place}/*.png")) == ["1.png", "a/2.png", "b/c/3.png"]
+    assert names_of(open_source(f"{place}/b/*")) == ["c/3.png", "c/4.bmp"]
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_the_order_is_that_of_the_names_bytes(form: str, tmp_path: Path) -> None:
+    """Neither that of people nor of folders first; 0x80 is no UTF-8, and comes before any letter that is."""
+    names = ["B.png", "a-b.png", "a.png", "a/10.png", "a/2.png", "a0.png", "\udc80.png", "é.png", "日.png", "🐈.png"]
+    names = [name for name in names if form != "zip" or name != "\udc80.png"]  # which zipfile cannot write
+    source = open_source(made(form, {name: png(number) for number, name in reversed(list(enumerate(names)))}, tmp_path))
+    assert [source.read(number).data for number in range(len(names))] == [png(number) for number in range(len(names))]
+    assert names_of(source) == [name.replace("\udc80", r"\udc80") for name in names]
+
+
 # ---- archives ----------------------------------------------------------------------------------------------------------
 
 
@@ -106,9 +127,13 @@ def test_every_cut_of_a_tar_is_refused(tmp_path: Path) -> None:
         starts = [member.offset for member in tar]
         end = tar.getmembers()[-1].offset_data + 512
     place = tmp_path / "x.tar"
-    for size in [*starts[1:], *(start + 512 for start in starts), *(start + 300 for start in starts[1:]), end]:
+    cuts = {size: f"it ends at byte {size} without the blocks of zeros" for size in (*starts[1:], end)}
+    cuts |= {start + 300: f"the header at byte {start} cannot be read" for start in starts[1:]}
+    for start in starts:  # in what follows its header
+        cuts |= dict.fromkeys((start + 512, start + 600), f"unexpected end of data, before byte {start + 1023};")
+    for size, message in cuts.items():
         place.write_bytes(data[:size])
-        with pytest.raises(ValueError, match="damaged tar"):
+        with pytest.raises(ValueError, match=f"damaged tar: {message}"):
             open_source(str(place))
     place.write_bytes(data[: end + 512])  # one block of zeros is an end, as for tar itself
     assert open_source(str(place)).num_images == 10
@@ -199,6 +224,13 @@ def test_names_that_are_no_utf_8_or_come_twice(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "twice.tar"))
     assert [source.read(index).data for index in range(2)] == [png(3), png(2)]  # the last one counts, as for tar
     assert reasons(source) == {"a.png": "duplicate name"}
+    assert source.listing.left_out[0].lost
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for name, seed in (("a.png", 1), ("b.png", 2), ("./a.png", 3)):
+            archive.writestr(name, png(seed))
+    source = open_source(str(tmp_path / "twice.zip"))
+    assert [source.read(index).data for index in range(2)] == [png(3), png(2)]
+    assert reasons(source) == {"a.png": "duplicate name"}
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -216,6 +248,15 @@ def test_a_sparse_member_is_named(tmp_path: Path) -> None:
             member.type = kind
             tar.addfile(member)
     assert reasons(open_source(str(tmp_path / "x.tar"))) == {"holes.png": "sparse file"}
+    with tarfile.open(tmp_path / "y.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+        old, new = tarfile.TarInfo("holes.png"), tarfile.TarInfo("GNUSparseFile.0/more.png")
+        old.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "512"}
+        tar.addfile(old)
+        new.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "more.png"}
+        new.size = 512
+        tar.addfile(new, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    assert reasons(open_source(str(tmp_path / "y.tar"))) == dict.fromkeys(("holes.png", "more.png"), "sparse file")
 
 
 def test_a_packed_tar_of_every_kind(tmp_path: Path) -> None:
@@ -247,6 +288,9 @@ def test_webdataset_shards_with_labels_beside_the_images(tmp_path: Path) -> None
     assert source.listing.num_describing == 8
     assert set(reasons(source).values()) == {"no image by its name"}
     assert "8 texts beside the images (.txt) are not used" in source.listing.notes
+    one = open_source(str(tmp_path / "set-val-000.tar"))
+    assert labels_of(one) == {f"{n:03d}.png": str(n % 3) for n in range(4, 8)}
+    assert (one.own_splits, one.listing.num_describing) == ({}, 4)
 
 
 def test_labels_of_json_beside_the_images(tmp_path: Path) -> None:
@@ -255,6 +299,7 @@ def test_labels_of_json_beside_the_images(tmp_path: Path) -> None:
     for form in ("folder", "tar", "zip"):
         source = open_source(made(form, files, tmp_path))
         assert labels_of(source) == {"0.png": "owl", "1.png": "cat", "2.png": "owl"}
+        assert (source.listing.num_describing, source.listing.left_out) == (3, ())
     as_tar(tmp_path / "none.tar", {"0.png": png(0), "0.json": b'{"caption": "an owl"}'})
     source = open_source(str(tmp_path / "none.tar"))
     assert source.class_names == ()
@@ -303,6 +348,19 @@ def test_classes_are_in_natural_order_or_in_one_that_is_given(tmp_path: Path) ->
         open_source(place, LabelRule(class_names=("a", "b")))
 
 
+def test_names_are_given_for_numbers(tmp_path: Path) -> None:
+    files = {f"{n}.png": png(n) for n in range(3)} | {f"{n}.cls": str(2 - n).encode() for n in range(3)}
+    place = as_folder(tmp_path, files)
+    for names in (("cat", "dog", "owl"), ("cat", "dog", "owl", "ape")):  # no image of the last one
+        source = open_source(place, LabelRule(class_names=names))
+        assert source.class_names == names
+        assert labels_of(source) == {"0.png": "owl", "1.png": "dog", "2.png": "cat"}
+    with pytest.raises(ValueError, match="class-names are cat, dog; expected the 3 classes"):
+        open_source(place, LabelRule(class_names=("cat", "dog")))
+    with pytest.raises(ValueError, match="class-names names 'cat' twice"):
+        open_source(place, LabelRule(class_names=("cat", "cat", "owl")))
+
+
 def test_the_folder_that_tells_images_apart_names_the_class(tmp_path: Path) -> None:
     files = {
         f"{split}/{wnid}/images/x.png": png(n)
@@ -323,6 +381,12 @@ def test_the_folder_that_tells_images_apart_names_the_class(tmp_path: Path) -> N
     assert open_source(both, LabelRule(level=2)).class_names == ("cat", "dog")
     with pytest.raises(ValueError, match="class-level is 3; expected 1 to 2"):
         open_source(both, LabelRule(level=3))
+
+
+def parquet_of(columns: dict[str, list[object]]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
 
 
 CSV = b"path,label\n0.png,owl\n1.png,cat\n2.png,owl\n"
@@ -347,6 +411,8 @@ CSV = b"path,label\n0.png,owl\n1.png,cat\n2.png,owl\n"
             "l.jsonl",
             b"".join(b'{"file": "./%d.png", "label": "%s"}\n' % (n, c) for n, c in enumerate((b"owl", b"cat", b"owl"))),
         ),
+        ("l.parquet", parquet_of({"path": ["0.png", "1.png", "2.png"], "label": ["owl", "cat", "owl"]})),
+        ("l.csv", CSV.replace(b"\n0", b"\nelsewhere/0").replace(b"path", b"image")),
     ],
 )
 def test_a_file_of_labels(name: str, content: bytes, tmp_path: Path) -> None:
@@ -375,6 +441,83 @@ def test_a_file_of_labels_that_is_none(content: bytes, message: str, tmp_path: P
     with pytest.raises(ValueError, match=message) as error:
         open_source(place, LabelRule(file=str(tmp_path / "l.csv")))
     assert "\n" not in str(error.value)
+
+
+def test_paths_of_labels_are_compared_whole_or_not_at_all_where_file_names_come_twice(tmp_path: Path) -> None:
+    place = as_folder(tmp_path / "a", {f"{folder}/{n}.png": png(n) for folder in "xy" for n in range(2)})
+    rule = LabelRule(file=str(tmp_path / "l.csv"))
+    (tmp_path / "l.csv").write_text("path,label\nx/0.png,cat\ny/0.png,owl\ny/1.png,cat\nz/1.png,owl\n")
+    source = open_source(place, rule)
+    assert labels_of(source) == {"x/0.png": "cat", "x/1.png": None, "y/0.png": "owl", "y/1.png": "cat"}
+    assert any("names 1 images that are not there (z/1.png)" in note for note in source.listing.notes)
+    (tmp_path / "l.csv").write_text("path,label\n0.png,cat\n1.png,owl\n")
+    with pytest.raises(ValueError, match="names none of the images"):
+        open_source(place, rule)
+
+
+@pytest.mark.parametrize("label", [99_999, 100_000])
+@pytest.mark.parametrize("form", ["csv", "cls", "json", "npz", "parquet"])
+def test_a_number_of_100_000_is_no_class_s(form: str, label: int, tmp_path: Path) -> None:
+    rule, place = LabelRule(), as_folder(tmp_path / "a", {f"{n}.png": png(n) for n in range(2)})
+    if form == "csv":
+        (tmp_path / "l.csv").write_text(f"path,label\n0.png,{label}\n1.png,0\n")
+        rule = LabelRule(file=str(tmp_path / "l.csv"))
+    elif form == "npz":
+        place = str(tmp_path / "x.npz")
+        np.savez(place, images=noise(2, 4, 4), labels=np.array([label, 0]))
+    elif form == "parquet":
+        place = str(tmp_path / "x.parquet")
+        pq.write_table(pa.table({"image": [png(0), png(1)], "label": [label, 0]}), place)
+    else:
+        for n, value in enumerate((label, 0)):
+            (tmp_path / f"a/{n}.{form}").write_text(str(value) if form == "cls" else json.dumps({"label": value}))
+    if label < 100_000:
+        source = open_source(place, rule)
+        assert ([source.read(n).label for n in range(2)], len(source.class_names)) == ([label, 0], 100_000)
+    else:
+        with pytest.raises(ValueError, match="has the label 100000; expected numbers of classes, 0 to 99999"):
+            open_source(place, rule)
+
+
+@pytest.mark.parametrize("form", ["json", "l.jsonl", "l.json"])
+def test_several_labels_of_one_image_are_refused(form: str, tmp_path: Path) -> None:
+    place = as_folder(tmp_path / "a", {"0.png": png(0), "1.png": png(1)})
+    (tmp_path / "a/0.json").write_text('{"label": [1, 2]}')
+    rule = LabelRule()
+    if form != "json":
+        rule = LabelRule(file=str(tmp_path / form))
+        Path(rule.file).write_text('{"path": "0.png", "label": [1, 2]}' if form == "l.jsonl" else '{"0.png": [1, 2]}')
+    with pytest.raises(ValueError, match=r"the label '\[1, 2\]' is neither a name nor a number") as error:
+        open_source(place, rule)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_labels_in_the_folder_describes_it(tmp_path: Path) -> None:
+    place = as_folder(tmp_path, {f"{n}.png": png(n) for n in range(3)} | {"l.csv": CSV, "other.csv": CSV})
+    source = open_source(place, LabelRule(file=f"{place}/l.csv"))
+    assert source.listing.num_describing == 1
+    assert reasons(source) == {"other.csv": "no image by its name"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", b"file_name,label,width,text\n0.png,1,8,a\n1.png,0,8,b\n"),
+        (
+            "metadata.jsonl",
+            b"".join(b'{"file_name": "%d.png", "label": %d, "width": 8, "text": "a"}\n' % (n, 1 - n) for n in range(2)),
+        ),
+        (
+            "metadata.parquet",
+            parquet_of({"file_name": ["0.png", "1.png"], "label": [1, 0], "width": [8, 8], "text": ["a", "b"]}),
+        ),
+    ],
+)
+def test_each_form_of_hugging_faces_metadata(name: str, content: bytes, tmp_path: Path) -> None:
+    source = open_source(as_folder(tmp_path, {"0.png": png(0), "1.png": png(1), name: content}))
+    assert labels_of(source) == {"0.png": "1", "1.png": "0"}
+    assert source.listing.notes == (f"not used of {name}: width, text",)
+    assert (source.listing.num_describing, source.listing.left_out) == (1, ())
 
 
 def test_hugging_faces_metadata_beside_images(tmp_path: Path) -> None:
@@ -434,6 +577,14 @@ def test_labels_of_parquet(column: pa.Array, expected: list[str | None], tmp_pat
         assert list(labels_of(open_source(str(tmp_path / "x.parquet"))).values()) == expected
 
 
+@pytest.mark.parametrize("name", ["label", "labels", "class"])
+def test_names_of_the_column_of_labels(name: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(0), png(1)], name: ["owl", "cat"]}), tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"))
+    assert list(labels_of(source).values()) == ["owl", "cat"]
+    assert source.listing.labels == f"the column {name}"
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
@@ -484,6 +635,22 @@ def test_two_sets_in_one_folder_are_refused_with_the_choice(tmp_path: Path) -> N
     source = open_source(f"{tmp_path}/*.parquet")
     assert source.num_images == 5
     assert open_source(f"{tmp_path}/*.png").num_images == 2
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.tar", "x.zip", "data_batch_1", "train-images-idx3-ubyte"])
+def test_two_sets_of_any_kind_are_refused_and_the_choice_that_is_named_works(name: str, tmp_path: Path) -> None:
+    place = as_folder(tmp_path, {"preview 1.png": png(70)})
+    pixels = noise(3, 8, 8)
+    if name.startswith("x.np"):
+        (np.savez if name == "x.npz" else np.save)(tmp_path / name, pixels)
+    elif name.startswith("x."):
+        (as_tar if name == "x.tar" else as_zip)(tmp_path / name, {f"{n}.png": png(n) for n in range(3)})
+    else:
+        batch = pickle.dumps({b"data": noise(3, 3072), b"labels": [1, 2, 3]}, 3)
+        (tmp_path / name).write_bytes(batch if name == "data_batch_1" else idx(pixels))
+    with pytest.raises(ValueError, match=r"holds several sets: .*images \(preview 1.png\); name the one") as refused:
+        open_source(place)
+    assert open_source(str(refused.value).split("'")[-2]).num_images == 3
 
 
 def test_several_sets_of_idx_files(tmp_path: Path) -> None:
@@ -600,6 +767,71 @@ def test_every_file_is_an_image_or_listed(tmp_path: Path) -> None:
     assert said["num_duplicates"] == 1
     assert sum(said["splits"].values()) == 4
     assert (tmp_path / "out/contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_left_out_is_counted_by_kind_and_what_was_done_is_told(tmp_path: Path) -> None:
+    deep, turned = (encoded(Image.fromarray(pixels), "PNG") for pixels in (np.full((8, 8), 257, "u2"), noise(8, 8)))
+    frames = [Image.fromarray(noise(8, 8, seed=seed)) for seed in (5, 6)]
+    files = {
+        "1.png": png(1),
+        "2.png": png(2),
+        "bad.png": png(3)[:60],
+        "deep.png": deep,
+        "empty.png": b"",
+        "frames.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "large.png": encoded(Image.fromarray(noise(9, 8)), "PNG"),
+        "large2.png": encoded(Image.fromarray(noise(8, 9)), "PNG"),
+        "turned.png": with_chunks(turned, chunk(b"eXIf", exif(6))),
+        "words.png": b"hello",
+    }
+    place = as_folder(tmp_path / "raw", files)
+    (tmp_path / "raw/lost.png").symlink_to("nowhere")
+    config = DataConfig(
+        image_size=8,
+        channels=1,
+        max_image_pixels=64,
+        max_rejected_fraction=0.9,
+        test_fraction=0.0,
+        validation_fraction=0.0,
+    )
+    said = json.loads(Path(shard(open_source(place), tmp_path / "out", config), "census.json").read_bytes())
+    assert said["said"] == [
+        "5 images of 11 files; left out: 2 absurdly large, 1 undecodable, 1 empty, 1 no image by content, 1 dangling link; "
+        "no exact duplicates",
+        "classes: none (all images lie in one folder)",
+        "splits: train 5, validation 0, test 0; from the source: none of its own",
+        "1 image: 16 bits a channel scaled to 8",
+        "1 image: first of several frames taken",
+        "1 image: turned as its EXIF says",
+    ]
+    assert said["remarks"] == {line.removeprefix("1 image: "): 1 for line in said["said"][3:]}
+
+
+def test_a_folder_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = as_folder(tmp_path, {"1.png": png(1), "2.png": png(2), "shut/3.png": png(3)})
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "shut":  # root may read whatever its mode is
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source(place)
+    assert source.listing.left_out == (LeftOut(name="shut", reason="unreadable folder: Permission denied"),)
+    assert planned_census(source, (), DataConfig()).num_rejected == 1
+
+
+def test_more_than_a_hundredth_left_out_is_an_error_and_something_else_is_none(tmp_path: Path) -> None:
+    others = {f"{n}.txt": b"text" for n in range(50)}
+    place = as_folder(tmp_path / "raw", {f"{n}.png": png(n) for n in range(99)} | others)
+    config = DataConfig(image_size=8, channels=1)
+    (tmp_path / "raw/lost 1.png").symlink_to("nowhere")
+    said = json.loads(Path(shard(open_source(place), tmp_path / "one", config), "census.json").read_bytes())
+    assert (said["num_used"], said["num_rejected"], len(said["something_else"])) == (99, 1, 50)
+    (tmp_path / "raw/lost 2.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"2 of 101 images \(1.98%\) cannot be used .*--data.max-rejected-fraction"):
+        shard(open_source(place), tmp_path / "two", config)
 
 
 def test_duplicates_are_counted_and_those_in_two_splits_named(tmp_path: Path) -> None:

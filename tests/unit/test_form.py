@@ -127,6 +127,14 @@ def test_a_run_that_would_begin_with_them_is_refused_before_it_trains(tmp_path: 
         ValueError, match=r"unet\.form\.symmetric-padding is False, that of the network .* is True; expected"
     ):
         check_run(recipe, data, weights(replace(recipe.unet, form=UNetForm(symmetric_padding=True))), store)
+    three = replace(data, class_names=("cat", "dog", "owl"))
+    told, fewer = (replace(recipe, unet=replace(recipe.unet, num_classes=number)) for number in (3, 2))
+    assert check_run(recipe, three, weights(recipe.unet), store) is None  # that is told of no classes
+    assert check_run(told, three, weights(told.unet), store) is None
+    with pytest.raises(
+        ValueError, match=r"the weights are of another architecture: .* has shape \(3, .* expects \(4, "
+    ):
+        check_run(told, three, weights(fewer.unet), store)
 
 
 def test_its_flags_are_taken_but_not_shown() -> None:

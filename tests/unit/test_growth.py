@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from source_files import png
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, DatasetIndex, read_index, read_rows
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.images import BadImage, decode_png
+from ddpm_core.data.images import BadImage, decode_png, encode_png
 from ddpm_core.data.shard_cache import open_copy
 from ddpm_core.data.sharding import renewal
 from ddpm_core.data.sharding.growth import PlannedSource, open_earlier, plan_growth, plan_source
-from ddpm_core.data.sharding.origins import ORIGINS_NAME, each_origins, read_head
+from ddpm_core.data.sharding.origins import ORIGIN_SCHEMA, ORIGINS_NAME, each_origins, read_head
 from ddpm_core.data.sharding.plan import plan_dataset, plan_shards
 from ddpm_core.data.sharding.writer import commit_dataset, planned_census, write_shard
 from ddpm_core.data.sources import Listing, RawImage
@@ -258,6 +259,54 @@ def test_one_image_less_rewrites_its_shard_alone(tmp_path: Path) -> None:
     assert shard(config, tmp_path / "three", before).digest == after.digest
 
 
+def test_a_file_of_another_name_is_another_image(tmp_path: Path) -> None:
+    config = data_config(as_folder(tmp_path / "raw", photos(0, 40)))
+    before = shard(config, tmp_path / "one")
+    (tmp_path / "raw/dog/010.png").rename(tmp_path / "raw/dog/renamed.png")
+    after = shard(config, tmp_path / "two", before)
+    assert grown_line(after).startswith("came: 1 images, went: 1, changed: 0; ")
+    assert placed(after)["dog/renamed.png"][1] == 40
+    assert "dog/010.png" not in placed(after)
+
+
+@pytest.mark.parametrize("form", ["folder", "s3", "zip", "tar", "shards", "parquet", "npy"])
+def test_what_a_source_tells_of_its_images_without_their_being_read(form: str, bucket: str, tmp_path: Path) -> None:
+    """A folder's times, a bucket's ETags and a zip's checksums tell that nothing changed; of the rest all are read."""
+    place = tmp_path / "raw"
+    if form == "s3":
+        for name, data in photos(0, 20).items():
+            storage.write_bytes(f"s3://{bucket}/raw/{name}", data)
+    elif form == "shards":
+        place.mkdir()
+        as_tar(place / "x.tar", photos(0, 20))
+    elif form == "npy":
+        np.save(tmp_path / "raw", np.stack([decode_png(data)[..., 0] for data in photos(0, 20).values()]))
+    else:
+        {"folder": as_folder, "zip": as_zip, "tar": as_tar, "parquet": as_parquet}[form](place, photos(0, 20))
+    config = data_config({"s3": f"s3://{bucket}/raw", "npy": f"{place}.npy"}.get(form, str(place)))
+    before = shard(config, tmp_path / "one")
+    certain = {bool(plan.standing and plan.standing.certain) for plan in listed(config, before).plans}
+    assert certain == {form in ("folder", "s3", "zip")}
+    after = shard(config, tmp_path / "two", before)
+    number = len(before.shards)
+    assert grown_line(after) == f"came: 0 images, went: 0, changed: 0; {number} of {number} shards taken over"
+    assert after.digest == before.digest
+
+
+def test_another_size_at_the_same_time_is_a_change(tmp_path: Path) -> None:
+    config = data_config(as_folder(tmp_path / "raw", photos(0, 40)))
+    before = shard(config, tmp_path / "one")
+    path = tmp_path / "raw/dog/010.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    data = encode_png(np.zeros((8, 8, 1), np.uint8))
+    assert len(data) != path.stat().st_size
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+    after = shard(config, tmp_path / "two", before)
+    assert "changed: 1; " in grown_line(after)
+    assert images(after)["dog/010.png"][0] == decode_png(data).tobytes()
+
+
 def test_one_image_changed_rewrites_its_shard_alone(tmp_path: Path) -> None:
     config = data_config(as_folder(tmp_path / "raw", photos(0, 100)))
     before = shard(config, tmp_path / "one")
@@ -389,6 +438,12 @@ def test_the_source_s_own_splits_are_kept(tmp_path: Path) -> None:
         InputError, match=r"sets aside no split of its own, .* made of one with test; expected the same"
     ):
         listed(config, after)
+    drawn = shard(data_config(as_folder(tmp_path / "plain", photos(0, 20))), tmp_path / "three")
+    moved = {f"{'test' if name.startswith('cat') else 'train'}/{name}": data for name, data in photos(0, 20).items()}
+    with pytest.raises(
+        InputError, match=r"sets aside test of its own, .* made of one with no split; expected the same"
+    ):
+        listed(data_config(as_folder(tmp_path / "plain", moved)), drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,6 +600,29 @@ def test_other_images_and_datasets_without_origins_are_refused(tmp_path: Path) -
         InputError, match=r"has no sources.parquet, .*: remove its index.parquet and shard the same images"
     ):
         listed(data_config(source), before)
+
+
+def test_the_origins_say_of_each_image_what_it_was_and_may_be_made_anew(tmp_path: Path) -> None:
+    source = as_folder(tmp_path / "raw", photos(0, 10) | {"cat/bad.png": b"\x89PNG rubbish"})
+    config = data_config(source)
+    index = shard(config, tmp_path / "one")
+    rows = [row for table in each_origins(index.uri, ORIGIN_SCHEMA.names) for row in table.to_pylist()]
+    assert sorted(row["key"] for row in rows) == list(range(11))
+    assert len({row["hash"] for row in rows}) == 11
+    for row in rows:
+        path = Path(source, row["name"])
+        data, bad = path.read_bytes(), row["name"] == "cat/bad.png"
+        assert (row["size"], row["crc32"]) == (len(data), zlib.crc32(data))
+        assert row["version"] == str(path.stat().st_mtime_ns)
+        assert row["label"] == (0 if row["name"].startswith("cat") else 1)
+        assert (row["hash"] is None, bool(row["reason"])) == (bad, bad)
+    written = (tmp_path / "one" / ORIGINS_NAME).read_bytes()
+    for name in ("index.parquet", ORIGINS_NAME):
+        (tmp_path / "one" / name).unlink()
+    again = shard(config, tmp_path / "one")
+    assert again.digest == index.digest
+    assert (tmp_path / "one" / ORIGINS_NAME).read_bytes() == written
+    assert shard(config, tmp_path / "two", again).digest == index.digest
 
 
 def test_a_seed_and_a_shard_s_size_may_change_for_what_is_new(tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_colours_of_a_profile_become_srgb_s(
     assert picture.remarks == (Remark.PROFILE,)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "AVIF"])
+def test_colours_of_a_profile_in_lossy_forms_become_srgb_s(form: str) -> None:
+    """Against what is decoded without it."""
+    colours = Image.fromarray(np.stack([SMOOTH, SMOOTH[::-1], 255 - SMOOTH], axis=-1))
+    plain, marked = (opened(encoded(colours, form, quality=100, **more)) for more in ({}, {"icc_profile": P3_PROFILE}))
+    expected = by_matrices(np.asarray(plain.image), P3, None)
+    assert np.abs(np.asarray(marked.image) - expected).max() <= 2
+    assert np.abs(np.asarray(plain.image) - expected).max() > 8
+    assert (plain.remarks, marked.remarks) == ((), (Remark.PROFILE,))
+
+
 def test_a_profile_in_pieces_out_of_order_is_joined() -> None:
     plain = encoded(Image.fromarray(SMOOTH).convert("RGB"), "JPEG", quality=100)
     half = len(ADOBE_PROFILE) // 2
@@ -152,10 +163,21 @@ def test_a_large_profile_is_used() -> None:
     assert np.abs(pixels_of(raw) - by_matrices(COLOURS, ADOBE, 2.19921875)).max() <= 2
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
+def test_a_profile_over_4_mib_is_passed_over_with_a_remark(form: str) -> None:
+    stuffed = bytearray(ADOBE_PROFILE) + bytes((4 << 20) - len(ADOBE_PROFILE) + 1)
+    for size, remark in ((4 << 20, Remark.PROFILE), ((4 << 20) + 1, Remark.BAD_PROFILE)):
+        stuffed[:4] = size.to_bytes(4)
+        picture = opened(encoded(Image.fromarray(COLOURS), form, icc_profile=bytes(stuffed[:size])))
+        assert picture.remarks == (remark,), size
+
+
 def test_a_gamma_far_from_srgb_s_is_told() -> None:
     linear = chunk(b"gAMA", struct.pack(">I", 100_000))
     assert opened(with_chunks(PNG, linear)).remarks == (Remark.GAMMA,)
-    assert opened(with_chunks(PNG, linear + chunk(b"sRGB", b"\0"))).remarks == ()
+    np.testing.assert_array_equal(pixels_of(with_chunks(PNG, linear)), PIXELS)
+    for named in (chunk(b"sRGB", b"\0"), chunk(b"cICP", bytes([1, 13, 0, 1]))):
+        assert opened(with_chunks(PNG, linear + named)).remarks == ()
 
 
 def test_lab_becomes_srgb() -> None:

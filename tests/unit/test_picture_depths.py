@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 
+import imagecodecs
 import numpy as np
 import pytest
 from picture_files import (
@@ -111,6 +112,25 @@ def test_sixteen_bits_of_colour_ppm() -> None:
     picture = opened(b"P6 8 1 65535\n" + DEEP.repeat(3).astype(">u2").tobytes())
     assert np.asarray(picture.image)[0, :, 1].tolist() == DEEP_LEVELS
     assert picture.remarks == (Remark.DEPTH,)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_more_than_8_bits_of_jpeg_2000_are_scaled(channels: int, bits: int) -> None:
+    """White stays white: rounded up carelessly it becomes 0."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (16, 16, channels)).astype(np.uint8 if bits == 8 else "u2")
+    values[0, 0], values[0, 1] = 0, 2**bits - 1
+    raw = imagecodecs.jpeg2k_encode(values.squeeze(), codecformat="jp2", reversible=True, bitspersample=bits)
+    picture = opened(raw)
+    shown = np.asarray(picture.image).reshape(16, 16, channels)
+    assert np.abs(shown - values * (255 / (2**bits - 1))).max() <= (0 if bits == 8 else 0.56)
+    assert shown[0, :2].tolist() == [[0] * channels, [255] * channels]
+    assert picture.remarks == (() if bits == 8 else (Remark.DEPTH,))
+
+
+def test_12_bits_in_16_come_out_dark() -> None:
+    picture = opened(png([np.full(3, 4095, ">u2").tobytes()], 1, 16, 2))
+    assert np.asarray(picture.image).tolist() == [[[16, 16, 16]]]
 
 
 def test_floating_point_is_refused_in_words() -> None:

@@ -1,8 +1,11 @@
 """Strangers' pictures come out as a viewer shows them, whatever their metadata; each remark tells what was done."""
 
+import io
 import struct
+import sys
 import tracemalloc
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +93,8 @@ def test_an_orientation_beside_broken_tags_is_honoured() -> None:
         chunk(b"gAMA", b"\0"),
         chunk(b"gAMA", struct.pack(">I", 45455)),
         chunk(b"cHRM", b""),
+        chunk(b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)),
+        chunk(b"cICP", bytes([9, 16, 0, 1])),
         chunk(b"acTL", b"\0"),
         chunk(b"fcTL", b"\0"),
         chunk(b"tIME", b""),
@@ -275,10 +280,29 @@ def test_a_format_is_told_by_its_head() -> None:
     assert [text for text in texts if is_image_head(text)] == [b"P5 files are grey"]
 
 
-def test_heic_says_what_it_needs() -> None:
+def test_heic_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     with pytest.raises(BadImage, match=r"HEIC, which needs pillow-heif \(pip install pillow-heif\)") as error:
         opened(HEIC)
     assert error.value.kind == "not read here"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_heic_is_read_where_its_library_is(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what stands for it here: it is given the file and turns the picture itself."""
+    pixels = noise(6, 8, len(mode))
+    given: list[bytes] = []
+
+    def heif_image_file(file: io.BytesIO) -> Image.Image:
+        given.append(file.read())
+        return Image.fromarray(pixels)
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(HeifImageFile=heif_image_file))
+    picture = opened(HEIC)
+    np.testing.assert_array_equal(np.asarray(picture.image), pixels)
+    assert (given, picture.remarks) == ([HEIC], ())
+    with pytest.raises(BadImage, match="absurdly large: 8 x 6 pixels"):
+        open_picture(HEIC, 47)
 
 
 @pytest.mark.parametrize(

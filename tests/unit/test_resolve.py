@@ -11,7 +11,7 @@ from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.plan import plan_dataset
 from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
-from pipelines.tracking.resolve import dataset_of
+from pipelines.tracking.resolve import dataset_of, find_dataset
 
 
 def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> None:
@@ -36,6 +36,9 @@ def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> 
             file=b"",
         )
         assert dataset_of(weights, str(tmp_path / "a")).uri == str(tmp_path / place)
+        assert find_dataset(str(tmp_path / place), str(tmp_path / "a")).digest == digest
+    assert find_dataset("d", str(tmp_path / "a")).digest == digests["a/datasets/d"]
+    assert find_dataset("d", str(tmp_path / "b")).digest == digests["b/datasets/d"]
     with pytest.raises(
         ValueError, match=r"was trained on dataset 0000, which does not lie at .*/a/datasets/d or .*--dataset"
     ):

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -23,7 +24,7 @@ from source_files import idx, png
 
 from ddpm_core import storage
 from ddpm_core.data.images import BadImage, to_pixels
-from ddpm_core.data.sources import base, check_source, open_source, source_identity
+from ddpm_core.data.sources import LeftOut, base, check_source, open_source, source_identity
 from ddpm_core.data.sources.cifar import read_plain_pickle
 
 MNIST = Path("/work/shared/data/mnist")
@@ -82,10 +83,11 @@ def made(form: str, files: dict[str, bytes], tmp_path: Path) -> Path:
         return as_folder(files, tmp_path / "images")
     if form == "zip":
         return as_zip(files, tmp_path / "images.zip")
-    return as_tar(files, tmp_path / f"images.{form}", {"tar": "w", "tar.gz": "w:gz", "tgz.xz": "w:xz"}[form])
+    return as_tar(files, tmp_path / f"images.{form}", _TAR_MODES[form])
 
 
-FORMS = ["folder", "tar", "tar.gz", "tgz.xz", "zip"]
+_TAR_MODES = {"tar": "w", "tar.gz": "w:gz", "tgz.xz": "w:xz", "tar.bz2": "w:bz2"}
+FORMS = ["folder", *_TAR_MODES, "zip"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -146,6 +148,11 @@ def test_a_damaged_member_of_a_zip_is_one_bad_image(tmp_path: Path) -> None:
 
 
 def test_links_and_paths_out_of_an_archive_lead_nowhere(tmp_path: Path) -> None:
+    lost = LeftOut(name="../out.png", reason="a name that leads out of the archive")
+    place = as_zip({"../out.png": png(0), "ok.png": png(1), "a/../../out.txt": b"x"}, tmp_path / "x.zip")
+    source = open_source(str(place))
+    assert [source.name(index) for index in range(source.num_images)] == ["ok.png"]
+    assert source.listing.left_out == (lost, replace(lost, name="a/../../out.txt", lost=False))
     place = tmp_path / "x.tar"
     with tarfile.open(place, "w") as tar:
         for name, target in [("link.png", "/etc/passwd"), ("../out.png", None), ("ok.png", None)]:
@@ -155,6 +162,7 @@ def test_links_and_paths_out_of_an_archive_lead_nowhere(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(b""))
     assert [open_source(str(place)).name(0)] == ["ok.png"]
     assert open_source(str(place)).num_images == 1
+    assert open_source(str(place)).listing.left_out == (lost, LeftOut(name="link.png", reason="dangling link"))
 
 
 def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +214,18 @@ def test_folders_named_as_splits_are_splits_and_no_classes(tmp_path: Path) -> No
     assert [labels[name] for name in names] == [0, 1, 0, 1, None]
 
 
+@pytest.mark.parametrize("train", ["train", "training", "Train"])
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [
+        *((word, "validation") for word in ("val", "valid", "validation", "dev", "VAL")),
+        *((word, "test") for word in ("test", "testing", "t10k", "Test")),
+    ],
+)
+def test_the_names_of_splits(train: str, word: str, split: str, tmp_path: Path) -> None:
+    assert _folder(tmp_path, [f"{train}/1.png", f"{word}/2.png"]) == {split: [f"{word}/2.png"]}
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -219,6 +239,13 @@ def test_folders_named_as_splits_are_splits_and_no_classes(tmp_path: Path) -> No
 )
 def test_folders_that_are_no_splits(names: list[str], tmp_path: Path) -> None:
     assert _folder(tmp_path, names) == {}
+
+
+def test_folders_named_as_splits_beside_others_are_told(tmp_path: Path) -> None:
+    _folder(tmp_path, ["train/1.png", "boat/2.png", "test/3.png"])
+    assert open_source(str(tmp_path)).listing.notes == (
+        "the folders test, train are no splits, for images lie beside them or none is for training",
+    )
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -388,6 +415,22 @@ def test_damaged_and_strange_pickles_are_refused(data: bytes, message: str) -> N
         read_plain_pickle(data)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "damaged pickle: list where dict was expected"),
+        ({}, "it has no data and no labels"),
+        ({b"data": noise(1, 3072)}, "it has no labels"),
+        ({b"data": noise(1, 3072), b"labels": [[3]]}, "its labels are no list of integers"),
+        ({b"data": noise(1, 3071), b"labels": [3]}, "its data is not an array"),
+    ],
+)
+def test_a_pickle_that_is_no_batch_is_refused_in_words(value: object, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(value, 3))
+    with pytest.raises(ValueError, match=f"data_batch_1 is not one of CIFAR-10's batches: {message}"):
+        check_source(str(tmp_path))
+
+
 def test_every_cut_of_a_batch_is_refused() -> None:
     whole = python2_batch(noise(1, 3072), [3])
     for size in [*range(0, 400, 7), *range(400, len(whole), 101), len(whole) - 1]:
@@ -477,6 +520,28 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
         check_source(str(place))
     place.write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="cannot be read as parquet") as error:
+        check_source(str(place))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [{}, {"label": [0, 1, 0]}])
+@pytest.mark.parametrize("groups", [b"\x06", b"\x08"])  # numbers of rows, doubled
+@pytest.mark.parametrize("promised", [b"\0", b"\x02", b"\x06", b"\x08", b"\xfe\xff\xff\xff\xff\x7f"])
+def test_parquet_that_promises_other_rows_than_it_holds_is_refused(
+    promised: bytes, groups: bytes, more: dict[str, list[int]], tmp_path: Path
+) -> None:
+    """2^41 of them, too, before memory is taken for as many."""
+    place = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [png(n) for n in range(3)], **more}), place)
+    whole, end = place.read_bytes(), len(place.read_bytes()) - 8
+    footer = whole[end - int.from_bytes(whole[end : end + 4], "little") : end]
+    changed = footer.replace(b"\x16\x06\x19\x1c", b"\x16" + promised + b"\x19\x1c")
+    changed = changed.replace(b"\x16\x06\x26\x08", b"\x16" + groups + b"\x26\x08")
+    place.write_bytes(whole[: end - len(footer)] + changed + len(changed).to_bytes(4, "little") + b"PAR1")
+    if promised == groups == b"\x06":
+        assert open_source(str(place)).num_images == 3
+        return
+    with pytest.raises(ValueError, match=r"x.parquet is damaged") as error:
         check_source(str(place))
     assert "\n" not in str(error.value)
 

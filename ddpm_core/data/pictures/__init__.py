@@ -78,8 +78,8 @@ def open_picture(raw: bytes | NDArray[np.generic], max_pixels: int) -> Picture:
     nearly all say about sRGB. CMYK without a profile is converted plainly (255 - ink, less black), a JPEG's being
     inverted as Adobe writes it.
 
-    16 bits become 8 by 65535 -> 255, rounded; colour in a TIFF or JPEG 2000 by leaving its low byte, as Pillow decodes
-    it, at most a level darker. That 12 bits were stored in 16 cannot be known: such images come out dark.
+    16 bits become 8 by 65535 -> 255, rounded; colour in a TIFF by leaving its low byte, as Pillow decodes it, at most a
+    level darker. That 12 bits were stored in 16 cannot be known: such images come out dark.
 
     Args:
         raw: a file's bytes, or uint8 pixels [h, w] or [h, w, c] with c = 1 (grey), 2 (grey and alpha), 3 or 4 (RGBA).

@@ -9,7 +9,7 @@ from ddpm_core.optional import late
 
 _GREY_16_BIT = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
 _AS = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
-_imagecodecs = late("imagecodecs", "imagecodecs", "a PNG of 16 bits a channel", extra="pipelines")
+_imagecodecs = late("imagecodecs", "imagecodecs", "a picture of 16 bits a channel", extra="pipelines")
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
@@ -22,7 +22,15 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
     if image.format == "PPM":  # the decoder's last argument is the largest value
         largest = image.tile[0].args[-1] if image.tile[0].codec_name.startswith("ppm") else 255  # type: ignore
         return largest > 255 or image.mode == "I"
+    if image.format == "JPEG2000":
+        return _bits_of_jpeg2000(data) > 8
     return image.mode in _GREY_16_BIT
+
+
+def _bits_of_jpeg2000(data: bytes) -> int:
+    """Of a channel, by the codestream's header, which may hold a sign in the highest bit."""
+    place = data.find(b"\xff\x4f\xff\x51")
+    return (data[place + 42] & 0x7F) + 1 if place >= 0 else 8
 
 
 def decode(image: Image.Image, data: bytes) -> Image.Image:
@@ -44,6 +52,9 @@ def decode(image: Image.Image, data: bytes) -> Image.Image:
         )  # Pillow would leave the low byte, and compare colour keys with it
     if image.mode == "F":
         raise InputError("floating point pixels, whose range is not known; save it with 8 or 16 bits")
+    if image.format == "JPEG2000" and image.mode not in _GREY_16_BIT and (bits := _bits_of_jpeg2000(data)) > 8:
+        values = _imagecodecs.jpeg2k_decode(data)  # Pillow would round the brightest up to 256, which it makes 0
+        return _of_array(values << max(0, 16 - bits))
     image.load()
     if image.mode in _GREY_16_BIT:
         return _of_array(np.asarray(image))

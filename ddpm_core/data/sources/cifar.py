@@ -201,10 +201,13 @@ def open_batches(batches: Sequence[tuple[str, bytes]], class_names: Sequence[str
 
 def _read_batch(name: str, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        batch = read_plain_pickle(data)
+        batch = _expect(read_plain_pickle(data), dict)
         fields = {key if isinstance(key, bytes) else str(key).encode(): value for key, value in batch.items()}
+        missing = [key.decode() for key in (b"data", b"labels") if key not in fields]
+        if missing:
+            raise InputError(f"it has no {' and no '.join(missing)}")
         rows, labels = fields[b"data"], fields[b"labels"]
-    except (ValueError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: {error}") from None
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         raise InputError(f"{Path(name).name} is not one of CIFAR-10's batches: its labels are no list of integers")

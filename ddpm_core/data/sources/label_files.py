@@ -142,7 +142,8 @@ def _parquet(data: bytes) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         names = [name for name in file.schema_arrow.names if name in (*PATH_COLUMNS, *LABEL_COLUMNS)]
         for batch in file.iter_batches(4096, columns=names):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():  # other columns are named, and not read
+                yield {**dict.fromkeys(file.schema_arrow.names), **row}
 
 
 _READERS: dict[str, Callable[[bytes], Iterator[dict[str, Any]]]] = {

@@ -104,7 +104,14 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
 
 def _num_rows(uri: str) -> int:
     with _opened(uri) as file:
-        return int(file.metadata.num_rows)
+        promised, groups = int(file.metadata.num_rows), range(file.metadata.num_row_groups)
+        _check_rows(sum(file.metadata.row_group(group).num_rows for group in groups), promised, uri)
+        return promised
+
+
+def _check_rows(found: int, promised: int, where: str) -> None:
+    if found != promised:
+        raise InputError(f"{where} is damaged: it holds {found} rows, its end promises {promised}; fetch it again")
 
 
 def _names_below(uris: Sequence[str]) -> list[str]:
@@ -123,13 +130,16 @@ def _lay_out(uris: Sequence[str], folder: Path) -> None:
     with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
         for path, name in zip(paths, _names_below(uris), strict=True):
             with worded(str(path), "parquet"), pq.ParquetFile(path) as file:
+                num_rows = 0
                 for names, images in _rows(file, name, path):
+                    num_rows += len(names)
                     sizes = [len(data) for data in images]
                     room.take(sum(sizes))
                     blob.writelines(images)
                     offsets = np.cumsum([offset, *sizes], dtype=np.int64)
                     index.write_table(pa.table([names, offsets[:-1], sizes], schema=_INDEX))
                     offset = int(offsets[-1])
+                _check_rows(num_rows, file.metadata.num_rows, str(path))
 
 
 def _rows(file: pq.ParquetFile, below: str, path: Path) -> Iterator[tuple[list[str], list[bytes]]]:
@@ -197,7 +207,9 @@ def _labels(uris: Sequence[str], where: str, rule: LabelRule, num_rows: int) -> 
                 continue
             column = found
             given |= {uri: _named_classes(schema, found)}
-            chunks.append(plain_labels(file.read([found])[found], f"{found} in {uri}"))
+            labels = file.read([found])[found]
+            _check_rows(len(labels), rows, uri)
+            chunks.append(plain_labels(labels, f"{found} in {uri}"))
     if not column:
         return no_labels(num_rows, "none"), list(notes)
     names = _agreed(given)

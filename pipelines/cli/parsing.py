@@ -134,7 +134,8 @@ def _recipes() -> str:
 
 def _one_line(box: str) -> str:
     """tyro's box as one line: what, the value, what was expected, the nearest match."""
-    _title, inside = re.sub(r"^╰.*$|│", " ", box.strip(), flags=re.M).split("\n", 1)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()  # on a terminal it is coloured
+    _title, inside = re.sub(r"^╰.*$|│", " ", plain, flags=re.M).split("\n", 1)
     parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
     said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
     said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")

@@ -1,5 +1,10 @@
 """Flags to arguments: a model's images are made as its own recipe says, whichever recipe is typed."""
 
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,8 @@ from pipelines.cli.parsing import parse
 from pipelines.evaluate import EvaluateArgs
 from pipelines.recipes.recipes import make
 from pipelines.sample import SampleArgs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("typed", [[], ["digits"], ["mnist"]])
@@ -51,3 +58,22 @@ def test_a_misspelt_flag_or_name_is_told_with_its_nearest(flags: list[str], mess
     with pytest.raises(InputError, match=message) as error:
         parse(EvaluateArgs, ["digits", *flags], "evaluate.py", "")
     assert "\n" not in str(error.value)
+
+
+def test_on_a_terminal_a_mistake_is_one_plain_line_after_the_first_word() -> None:
+    """There the first word is up before the libraries are, and the parser would draw a coloured box."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "pipelines/train.py"), "digits", "--train.steps", "-1"],
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # the end, as Linux says it
+            while read := os.read(ours, 4096):
+                said += read
+    os.close(ours)
+    assert process.returncode == 2
+    expected = "error: train.steps is -1; expected 0 or more (all flags: --help)\r\n"
+    assert said.decode() == f"train: starting\r\x1b[K{expected}"

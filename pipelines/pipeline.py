@@ -7,7 +7,7 @@ command needs nothing.
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -251,11 +251,12 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
     Raises:
         InputError: in one line, if something cannot be placed, or a node does not reach the store or the source.
     """
-    import_meanwhile()
-    with session():
-        for ask in asks:
-            check_cluster(ask)
-        check_reach(recipe.store, recipe.data.source if reads_source and recipe.dataset is None else None)
+    with ExitStack() as stack:
+        with import_meanwhile():
+            stack.enter_context(session())
+            for ask in asks:
+                check_cluster(ask)
+            check_reach(recipe.store, recipe.data.source if reads_source and recipe.dataset is None else None)
         tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
         plain = to_json(recipe)
         decides = [plain[part] for part in ("data", "unet", "schedule", "reverse", "loss")]

@@ -139,10 +139,16 @@ def quiet_warnings() -> Iterator[None]:
         yield
 
 
-def import_meanwhile() -> None:
-    """Begin to import MLflow in a thread. That takes seconds, for which Ray's start leaves the time."""
+@contextmanager
+def import_meanwhile() -> Iterator[None]:
+    """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
     quiet_environment()
-    threading.Thread(target=import_module, args=("mlflow",), name="import mlflow").start()
+    thread = threading.Thread(target=import_module, args=("mlflow",), name="import mlflow")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def new_client(uri: str) -> Any:

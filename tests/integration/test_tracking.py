@@ -1006,7 +1006,9 @@ def test_a_line_ends_without_a_registry(
 ) -> None:
     """What was trained and evaluated is there; the same again, when the server is back, registers and promotes it."""
     weights = _trained_weights(tmp_path)
-    monkeypatch.setattr(pipeline, "run_train", lambda *_: TRAINED)  # the stages themselves ran before the outage
+    monkeypatch.setattr(
+        "pipelines.stages.train.run_train", lambda *_: TRAINED
+    )  # the stages themselves ran before the outage
     monkeypatch.setattr(pipeline, "read_weights", lambda _: weights)
     recipe = replace(make("digits"), store=store)
     tracker = tracking.open_tracking(store, "line")
@@ -1060,11 +1062,13 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
     monkeypatch.setattr(pipeline, "session", contextlib.nullcontext)  # no Ray
     monkeypatch.setattr(pipeline, "check_cluster", lambda _: None)
     monkeypatch.setattr(pipeline, "check_reach", lambda *_: None)
-    monkeypatch.setattr(pipeline, "run_shard", lambda *_, **__: INDEX)
+    monkeypatch.setattr("pipelines.stages.shard.run_shard", lambda *_, **__: INDEX)
     monkeypatch.setattr(pipeline, "read_weights", lambda _: weights)
     monkeypatch.setattr(pipeline, "find_weights", lambda *_: weights)
-    monkeypatch.setattr(pipeline, "run_sample", lambda *_: sampled)
-    monkeypatch.setattr(pipeline, "run_evaluate", lambda *_: replace(EVALUATED, report_uri=str(page.parent)))
+    monkeypatch.setattr("pipelines.stages.sample.run_sample", lambda *_: sampled)
+    monkeypatch.setattr(
+        "pipelines.stages.evaluate.run_evaluate", lambda *_: replace(EVALUATED, report_uri=str(page.parent))
+    )
 
     def typed(while_training: Callable[[], None]) -> tuple[int, list[str], list[str], list[str]]:
         """Exit code, the lines on stdout without their seconds and on stderr, and the warnings."""
@@ -1075,7 +1079,7 @@ def test_the_workflow_without_a_registry_is_half_done_and_the_same_again_is_the_
             return TRAINED
 
         caplog.clear()
-        monkeypatch.setattr(pipeline, "run_train", run_train)
+        monkeypatch.setattr("pipelines.stages.train.run_train", run_train)
         code = 0
         try:
             run_command(

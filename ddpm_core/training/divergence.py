@@ -78,9 +78,7 @@ def batch_that_fits(
     return max(0, min(local_batch - 1, int(local_batch * (total_bytes - before_bytes - to_come_bytes) / needed)))
 
 
-def memory_for(
-    state: TrainState, device: torch.device, config: TrainConfig
-) -> Callable[[int], AbstractContextManager[None]]:
+def memory_for(state: TrainState, device: torch.device) -> Callable[[int], AbstractContextManager[None]]:
     """Around each part of a step, with the images of this worker: if they do not fit, one line says how many would.
 
     To be called before the first step, when the device holds nothing of one.
@@ -97,14 +95,12 @@ def memory_for(
         try:
             yield
         except torch.OutOfMemoryError:
-            raise _out_of_memory(device, before, to_come, local_batch, config) from None
+            raise _out_of_memory(device, before, to_come, local_batch) from None
 
     return fits
 
 
-def _out_of_memory(
-    device: torch.device, before_bytes: int, to_come_bytes: int, local_batch: int, config: TrainConfig
-) -> MemoryError:
+def _out_of_memory(device: torch.device, before_bytes: int, to_come_bytes: int, local_batch: int) -> MemoryError:
     properties, peak = torch.cuda.get_device_properties(device), torch.cuda.max_memory_allocated(device)
     fits = batch_that_fits(
         local_batch,
@@ -115,9 +111,8 @@ def _out_of_memory(
         asked_bytes=peak // max(local_batch, 1),
         total_bytes=properties.total_memory,
     )
-    share = -(-config.batch_size // max(local_batch, 1))
     remedy = (
-        f"about {fits} would: lower --train.batch-size to {fits * share}, take more workers, or set --train.recompute"
+        f"about {fits} would: set --train.micro-batch-size {fits}, which is the same training, or take more workers"
         if fits
         else "not even one would: set --train.recompute, or take a smaller network"
     )

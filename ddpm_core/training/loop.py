@@ -80,18 +80,19 @@ def train(
     forward = in_parallel(state.network, worker, read_model_config(run.config).image_shape)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
-    fits = memory_for(state, worker.device, config)
+    fits = memory_for(state, worker.device)
     clock, since = time.perf_counter(), state.step
     events.doing(state.step, "reading")
     for on_host in stream.read_ahead(state.step, config.steps):
         events.doing(state.step, "computing")
-        with fits(len(on_host.positions)):
+        at_once = min(len(on_host.positions), config.micro_batch_size or len(on_host.positions))
+        with fits(at_once):
             batch, draws, found = _gradient(state, forward, on_host, objective, config, worker)
         update = watch.allows(state.step, batch, draws, found)
         seen = _whole_batch(batch, draws, found) if state.timesteps is not None and update else None
         is_logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
         now = time.perf_counter()
-        with state.transition(), fits(len(batch.positions)):
+        with state.transition(), fits(at_once):
             advance(state, config, update=update)
             if state.timesteps is not None and seen is not None:
                 state.timesteps.update(*seen)

@@ -1,5 +1,6 @@
 """What the workers of a run do together. Each holds the same state; they part only in the samples that they read."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,11 @@ def in_parallel(network: nn.Module, worker: Worker, image_shape: tuple[int, int,
         (0 * out).sum().backward()
     parallel.zero_grad(set_to_none=True)
     return parallel
+
+
+def summed_later(forward: nn.Module) -> AbstractContextManager[None]:
+    """Around a backward pass whose gradient stays this worker's own: a later one sends it with its own to the others."""
+    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 def check_agreement(step: int, worker: Worker) -> None:

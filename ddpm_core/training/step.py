@@ -1,5 +1,7 @@
 """One training step: what is drawn for a batch, the loss, the gradient, the update (Ho et al. 2020, Algorithm 1)."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from ddpm_core.random import Purpose, integers, normals, uniforms
 from ddpm_core.training.augmentation import NUM_PARAMETERS, augment, draw_augmentation
 from ddpm_core.training.averages import decay_of
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.parallel import mean_over_workers
+from ddpm_core.training.parallel import mean_over_workers, summed_later
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.timesteps import uniform_timesteps
 from ddpm_core.types import Float, Int, Tensor, UInt8
@@ -123,7 +125,7 @@ def backward(
     num_workers: int,
     autocast: torch.autocast,
 ) -> Backward:
-    """The clipped gradient of the objective at the state, which stays as it is.
+    """The clipped gradient of the objective at the state, which stays as it is; a micro-batch at a time, if there are such.
 
     The loss is the weighted sum over this worker's share, divided by the *global* batch and multiplied by the number of
     workers, so that DDP's mean over workers is the mean over the global batch, however the samples were dealt.
@@ -132,20 +134,35 @@ def backward(
         forward: the network, or DDP around it.
         weights: 1 for a sample, 0 for padding.
     """
-    dropout = DropoutKey(config.seed, positions)
     state.optimizer.zero_grad(set_to_none=True)
 
-    def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
-        with autocast:
-            out: Tensor = forward(x_t, t, draws.labels, dropout, draws.augment)
-        return out
+    def losses_of(part: Draws, index: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
+            with autocast:
+                out: Tensor = forward(x_t, t, part.labels, DropoutKey(config.seed, index), part.augment)
+            return out
 
-    p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)
-    losses = loss_per_image(p, draws.x_0, draws.t, draws.eps, objective.loss)
-    loss = (losses * draws.weights * weights).sum() * (num_workers / config.batch_size)
-    loss.backward()  # type: ignore[no-untyped-call]
+        p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)
+        return loss_per_image(p, part.x_0, part.t, part.eps, objective.loss)
+
+    totals, losses = [], []
+    for rows, is_last in micro_batches(len(positions), config.micro_batch_size):
+        part = Draws(*(each[rows] for each in draws))
+        with nullcontext() if is_last else summed_later(forward):
+            each = losses_of(part, positions[rows])
+            loss = (each * part.weights * weights[rows]).sum() * (num_workers / config.batch_size)
+            loss.backward()  # type: ignore[no-untyped-call]
+        totals.append(loss.detach())
+        losses.append(each.detach())
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip)
-    return Backward(mean_over_workers(loss.detach()), grad_norm.detach(), losses.detach())
+    return Backward(mean_over_workers(torch.stack(totals).sum()), grad_norm.detach(), torch.cat(losses))
+
+
+def micro_batches(num_images: int, size: int | None) -> Iterator[tuple[slice, bool]]:
+    """The rows of each part of a batch, and whether it is the last."""
+    size = size or max(num_images, 1)
+    for start in range(0, max(num_images, 1), size):
+        yield slice(start, start + size), start + size >= num_images
 
 
 def advance(state: TrainState, config: TrainConfig, *, update: bool) -> None:

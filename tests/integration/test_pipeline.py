@@ -285,7 +285,7 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
 def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:
-    """Two steps, then two more by two workers; then images of two classes, guided, and bits/dim."""
+    """Two steps, then two more by two workers, a few images at a time; then images of two classes, guided, and bits/dim."""
     wanted, _, _ = made
     other = replace(
         wanted,
@@ -299,7 +299,7 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     with open_pipeline(replace(other, train=replace(other.train, steps=2, num_workers=1))) as pipeline:
         index = pipeline.shard()
         pipeline.train(index)
-    with open_pipeline(replace(other, train=replace(other.train, steps=4))) as pipeline:
+    with open_pipeline(replace(other, train=replace(other.train, steps=4, micro_batch_size=3))) as pipeline:
         trained = pipeline.train(index)
         weights = pipeline.find_weights(trained.checkpoint_uri)
         sampled = pipeline.sample(weights)

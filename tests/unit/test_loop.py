@@ -280,7 +280,7 @@ def test_memory_that_does_not_suffice_is_told_with_the_batch_that_would_fit(
         walk(dataset, str(tmp_path), CONFIG)
     assert str(told.value) == (
         "7 images a worker do not fit into the 1 GiB of a small GPU; about 3 would: "
-        "lower --train.batch-size to 3, take more workers, or set --train.recompute"
+        "set --train.micro-batch-size 3, which is the same training, or take more workers"
     )
 
 

@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -17,6 +19,7 @@ from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import load_network
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.parallel import Worker, in_parallel
 from ddpm_core.training.state import (
     TrainState,
     ema_tensors,
@@ -102,6 +105,63 @@ def test_the_mean_over_workers_is_the_mean_over_the_global_batch(
     scale = gradient(whole).abs().max()
     assert float((mean - gradient(whole)).abs().max() / scale) < 2e-6
     assert float(torch.stack(losses).mean()) == pytest.approx(float(expected_loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_micro_batches_walk_the_same_path(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and flips, over 50 steps, the last part smaller or not."""
+    whole, parts = state(), state()
+    for first in range(0, 300, 6):
+        monkeypatch.setattr(sys.modules[__name__], "CONFIG", replace(CONFIG, micro_batch_size=None))
+        expected = step(whole, slice(0, 6), first=first)
+        monkeypatch.setattr(sys.modules[__name__], "CONFIG", replace(CONFIG, micro_batch_size=size))
+        found = step(parts, slice(0, 6), first=first)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=2e-4, atol=0)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=0)
+    for ours, theirs in zip(network_tensors(parts).values(), network_tensors(whole).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+
+def _a_worker(rank: int, folder: Path) -> None:
+    """One of two, with half of the batch in two parts of two images and of one."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    share, positions = state(), torch.arange(6)[rank::2]
+    worker = Worker(rank=rank, num_workers=2, device=torch.device("cpu"))
+    config = replace(CONFIG, micro_batch_size=2, grad_clip=1e9)
+    backward(
+        share,
+        in_parallel(share.network, worker, (1, 8, 8)),
+        drawn(IMAGES[rank::2], positions),
+        positions,
+        torch.ones(3),
+        PAPER,
+        config,
+        num_workers=2,
+        autocast=OFF,
+    )
+    torch.save(gradient(share), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_with_micro_batches_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_a_worker, (tmp_path,), nprocs=2)
+    whole, positions = state(), torch.arange(6)
+    rest = (torch.ones(6), PAPER, replace(CONFIG, grad_clip=1e9))
+    backward(whole, whole.network, drawn(IMAGES, positions), positions, *rest, num_workers=1, autocast=OFF)
+    expected = gradient(whole)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert float((found - expected).abs().max() / expected.abs().max()) < 2e-6
+
+
+def test_one_micro_batch_is_the_whole_batch_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, same = state(), state()
+    expected = step(whole, slice(0, 6))
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", replace(CONFIG, micro_batch_size=6))
+    found = step(same, slice(0, 6))
+    assert torch.equal(found.losses, expected.losses)
+    assert all(map(torch.equal, network_tensors(same).values(), network_tensors(whole).values()))
 
 
 def test_draws_belong_to_positions_not_to_the_batch() -> None:

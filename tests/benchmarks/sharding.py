@@ -192,7 +192,9 @@ def killed(source: Path, store: Path, after_s: float) -> str:
     first.wait()
     print(f"killed after {after_s:.0f} s with {written} shards written", flush=True)
     again = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return str(json.loads(again.stdout.splitlines()[-1])["digest"])
+    digest = str(json.loads(again.stdout.splitlines()[-1])["digest"])
+    print(f"typed again: digest {digest[:12]}", flush=True)
+    return digest
 
 
 def main() -> None:

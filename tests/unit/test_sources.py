@@ -8,8 +8,10 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -24,7 +26,7 @@ from source_files import idx, png
 
 from ddpm_core import storage
 from ddpm_core.data.images import BadImage, to_pixels
-from ddpm_core.data.sources import LeftOut, base, check_source, open_source, source_identity
+from ddpm_core.data.sources import LeftOut, base, check_source, open_source, source_identity, table
 from ddpm_core.data.sources.cifar import read_plain_pickle
 
 MNIST = Path("/work/shared/data/mnist")
@@ -655,3 +657,22 @@ def test_parquet_on_s3_is_listed_by_its_labels_and_in_folders_of_splits(
     assert not [path for path in cache.rglob("*") if path.is_file()]
     assert source.read(3).data == images[3]
     assert source.name(13) == "train/0000.parquet#3"
+
+
+def test_parquet_is_read_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(tmp_path / "x.parquet", schema, compression="none") as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"image": [os.urandom(10_000) for _ in range(100)]}, schema=schema))
+    real, held = table._rows, [0]
+
+    def watched(*args: Any) -> Iterator[Any]:
+        before = pa.total_allocated_bytes()
+        for part in real(*args):
+            held[0] = max(held[0], pa.total_allocated_bytes() - before)
+            yield part
+
+    monkeypatch.setattr(table, "_rows", watched)
+    source = open_source(str(tmp_path / "x.parquet"))
+    source.read(source.num_images - 1)
+    assert 0 < held[0] < 6_000_000  # of 20 MB

@@ -129,7 +129,8 @@ def _lay_out(uris: Sequence[str], folder: Path) -> None:
     offset, room = 0, Room(folder, what)
     with open(folder / "blob", "wb") as blob, pq.ParquetWriter(folder / "index.parquet", _INDEX) as index:
         for path, name in zip(paths, _names_below(uris), strict=True):
-            with worded(str(path), "parquet"), pq.ParquetFile(path) as file:
+            # Buffered beforehand, what was read would stay in memory to the end of the file.
+            with worded(str(path), "parquet"), pq.ParquetFile(path, pre_buffer=False) as file:
                 num_rows = 0
                 for names, images in _rows(file, name, path):
                     num_rows += len(names)

@@ -11,7 +11,6 @@ from ddpm_core.artifacts.manifest import SPLITS
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.growth import PlannedSource, plan_source
 from ddpm_core.data.sharding.writer import check_census, planned_census
-from ddpm_core.data.sources import DIGITS
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.sampler_config import network_passes
@@ -40,8 +39,6 @@ def check_data(recipe: Recipe) -> None:
     if recipe.dataset is not None:
         find_dataset(recipe.dataset, recipe.store)
         return
-    if recipe.data.source == DIGITS and not recipe.data.grows:
-        return  # they are always there, and take seconds to import
     _listed.cache_clear()  # each command looks anew, and once
     try:
         _planned(recipe)

@@ -1,7 +1,6 @@
 """Storage, and training, on an S3 server that fails, or seems to: moto behind a proxy that breaks up to half of the requests."""
 
 import json
-import os
 import random
 import re
 import socket
@@ -57,20 +56,9 @@ def front() -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def proxy(front: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(front: FaultProxy, use_s3: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """On the way to an empty bucket; without faults yet."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": front.url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": "/nonexistent",
-        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_s3(front.url)
     monkeypatch.setattr(s3_client, "_FIRST_PAUSE_S", 0.002)
     monkeypatch.setattr(s3_client, "_LONGEST_PAUSE_S", 0.02)
     s3_client.client().create_bucket(Bucket="bucket")

@@ -1,21 +1,11 @@
 """What several files of tests share: an S3 server of this process, and a bucket in it for each test."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-
-SETTINGS = {
-    "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": "secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_CONFIG_FILE": "/nonexistent",
-    "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +19,9 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+def bucket(endpoint: str, use_s3: Callable[[str], None], request: pytest.FixtureRequest) -> str:
     """The name of a bucket that nobody else has, with all settings of this machine out of the way."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {**SETTINGS, "AWS_ENDPOINT_URL_S3": endpoint}.items():
-        monkeypatch.setenv(name, value)
+    use_s3(endpoint)
     bucket = f"bucket-{abs(hash(request.node.nodeid)) % 10**12}"
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
     return bucket

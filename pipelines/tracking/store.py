@@ -17,7 +17,7 @@ import platformdirs
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
-from pipelines.progress import shown
+from pipelines.progress import say, shown
 from pipelines.tracking.outage import one_line
 
 # Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, no links, a dead server
@@ -139,6 +139,10 @@ def quiet_warnings() -> Iterator[None]:
         yield
 
 
+_SOON_S = 1.0
+"""Not worth a word."""
+
+
 @contextmanager
 def import_meanwhile() -> Iterator[None]:
     """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
@@ -148,6 +152,9 @@ def import_meanwhile() -> Iterator[None]:
     try:
         yield
     finally:
+        thread.join(_SOON_S)
+        if thread.is_alive():
+            say("importing MLflow")
         thread.join()
 
 

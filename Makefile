@@ -27,7 +27,7 @@ demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 
 # Those that need no Ray run side by side, the longest first; the others share one Ray.
 test: .venv/.installed-test lint  ## every test that this machine can run
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks,$(wildcard tests/*))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks %.py %/__pycache__,$(wildcard tests/*))
 	@$(BIN)/python -m pytest --durations=10 tests/integration
 
 lint: .venv/.installed-test

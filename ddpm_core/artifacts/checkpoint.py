@@ -183,9 +183,9 @@ def _write_file(uri: str, save: Callable[[Path], None]) -> str:
 
 
 def _save_tensors(tensors: Tensors, path: Path) -> None:
-    """From where they lie in memory, without a copy."""
+    """From where they lie in memory; what does not lie in rows, as a network's convolutions, is copied."""
     try:
-        safetensors.torch.save_file(tensors, path)
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except safetensors.SafetensorError as error:  # its name for whatever the disk says
         raise storage.StorageError(f"{path}: {error}") from error
 

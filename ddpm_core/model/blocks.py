@@ -71,6 +71,16 @@ class KeyedDropout(nn.Module):
         return h.masked_fill(~keep, 0) * (1 / (1 - self.rate / 2**16))
 
 
+class Pointwise(nn.Conv2d):
+    """A convolution of one pixel, as the matrix product that it is where the channels of a pixel lie side by side."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class ResBlock(nn.Module):
     """Two convolutions around a shift by the time embedding, and a shortcut."""
 
@@ -85,7 +95,7 @@ class ResBlock(nn.Module):
         self.norm_2 = group_norm(channels, form)
         self.dropout = dropout
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.shortcut = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
+        self.shortcut = nn.Identity() if in_channels == channels else Pointwise(in_channels, channels)
 
     def forward(
         self, x: Float[Tensor, "b i h w"], time: Float[Tensor, "b e"], key: DropoutKey | None
@@ -108,10 +118,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = form.heads_of(channels)
         self.norm = group_norm(channels, form)
-        self.query = nn.Conv2d(channels, channels, 1)
-        self.key = nn.Conv2d(channels, channels, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.query = Pointwise(channels, channels)
+        self.key = Pointwise(channels, channels)
+        self.value = Pointwise(channels, channels)
+        self.out = Pointwise(channels, channels)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         h = self.norm(x)

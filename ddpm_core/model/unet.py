@@ -142,6 +142,9 @@ class Up(Level):
 class UNet(nn.Module):
     """A Denoiser with weights: `init_unet` sets them, or a checkpoint does.
 
+    Inside, the channels of a pixel lie side by side in memory ("channels last"), and so do those of the weights: convolutions
+    are faster so. What goes in may lie in any way, what comes out lies in rows.
+
     Args:
         image_size: height and width in pixels.
         channels: of an image: any number.
@@ -207,6 +210,9 @@ class UNet(nn.Module):
 
         self.norm_out = group_norm(below, form)
         self.conv_out = nn.Conv2d(below, channels if num_outputs is None else num_outputs, 3, padding=1)
+        for p in self.parameters():
+            if p.dim() == 4 and p[0, 0].numel() > 1:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
 
     def forward(
         self,
@@ -233,7 +239,8 @@ class UNet(nn.Module):
         time = self.time_2(F.silu(self.time_1(time)))
         if self.label is not None:
             time = time + self.label(self._rows(t, labels))
-        skips = [self.conv_in(x_t)]
+        # Of one channel a tensor lies both ways, and torch may take it for rows.
+        skips = [self.conv_in(x_t).contiguous(memory_format=torch.channels_last)]
         for level in self.down:
             skips += level(skips[-1], time, dropout)
         h = self.middle_1(skips[-1], time, dropout)
@@ -241,7 +248,7 @@ class UNet(nn.Module):
         for level in self.up:
             h = level(h, skips, time, dropout)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return out.contiguous()
 
     def _rows(self, t: Int[Tensor, " b"], labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"]:
         """Each label's row of the embedding."""

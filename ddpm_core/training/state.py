@@ -55,8 +55,8 @@ def new_state(network: nn.Module, learning_rate: float, *, loss_aware: int | Non
     Args:
         loss_aware: T, if t is to be drawn by the losses.
     """
-    # Adam's defaults are the paper's: betas 0.9, 0.999 and epsilon 1e-8.
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    # Adam's defaults are the paper's: betas 0.9, 0.999 and epsilon 1e-8. Fused, it goes through memory once.
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
     ema = {name: p.detach().clone() for name, p in network.named_parameters()}
     timesteps = None if loss_aware is None else LossAwareTimesteps(loss_aware)
     return TrainState(network, ema, optimizer, timesteps=timesteps)
@@ -90,6 +90,11 @@ def _on_cpu(tensor: Tensor, copy: bool) -> Tensor:
     return tensor.detach().to("cpu", copy=copy)
 
 
+def _beside(p: Tensor, tensor: Tensor) -> Tensor:
+    """A copy that lies as the weight does, on its device."""
+    return torch.empty_like(p, requires_grad=False).copy_(tensor)
+
+
 def load_tensors(
     state: TrainState,
     network: dict[str, Tensor],
@@ -105,10 +110,10 @@ def load_tensors(
     """
     load_network(state.network, network)
     for name, p in state.network.named_parameters():
-        state.ema[name] = ema[name].to(p.device, copy=True)
+        state.ema[name] = _beside(p, ema[name])
         if f"{_MOMENTS[0]}.{name}" in optimizer:
-            moments = {moment: optimizer[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}
-            state.optimizer.state[p] = {"step": torch.tensor(float(step - skipped)), **moments}
+            moments = {moment: _beside(p, optimizer[f"{moment}.{name}"]) for moment in _MOMENTS}
+            state.optimizer.state[p] = {"step": torch.tensor(float(step - skipped), device=p.device), **moments}
     if state.timesteps is not None:
         state.timesteps.losses = optimizer["timesteps.losses"].clone()
         state.timesteps.counts = optimizer["timesteps.counts"].clone()

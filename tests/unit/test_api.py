@@ -36,7 +36,7 @@ CONFIG = ddpm_core.ModelConfig(
 def weights(config: ddpm_core.ModelConfig = CONFIG) -> Weights:
     network = config.build_network()
     init_unet(network, 0)
-    file = safetensors.torch.save({name: p.detach() for name, p in network.named_parameters()})
+    file = safetensors.torch.save({name: p.detach().contiguous() for name, p in network.named_parameters()})
     return Weights(
         uri="", step=3, sha256=sha256_of(file), config=to_json(config), dataset_digest="", dataset_uri="", file=file
     )

@@ -170,7 +170,7 @@ def test_ddp_hears_of_every_weight_before_training(monkeypatch: pytest.MonkeyPat
 
 
 def weights(model: ModelConfig) -> Weights:
-    tensors = {name: p.detach() for name, p in lively(model.build_network()).named_parameters()}
+    tensors = {name: p.detach().contiguous() for name, p in lively(model.build_network()).named_parameters()}
     file = safetensors.torch.save(tensors)
     return Weights(
         uri="", step=1, sha256=sha256_of(file), config=to_json(model), dataset_digest="", dataset_uri="", file=file

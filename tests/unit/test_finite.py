@@ -51,7 +51,7 @@ def tensors(value: float = 0.0) -> dict[str, Tensor]:
     """A network's weights, one value of them as given."""
     network = CONFIG.build_network()
     init_unet(network, 0)
-    found = {name: p.detach().clone() for name, p in network.named_parameters()}
+    found = {name: p.detach().contiguous() for name, p in network.named_parameters()}
     found[NAME][3, 0, 1, 1] = value
     return found
 

@@ -118,7 +118,9 @@ def test_a_run_that_would_begin_with_them_is_refused_before_it_trains(tmp_path: 
         model = ddpm_core.ModelConfig(
             image_size=8, channels=1, unet=unet, schedule=recipe.schedule, reverse=recipe.reverse
         )
-        file = safetensors.torch.save({name: p.detach() for name, p in model.build_network().named_parameters()})
+        file = safetensors.torch.save(
+            {name: p.detach().contiguous() for name, p in model.build_network().named_parameters()}
+        )
         return Weights(uri="", step=1, sha256="", config=to_json(model), dataset_digest="", dataset_uri="", file=file)
 
     store = CheckpointStore(str(tmp_path))

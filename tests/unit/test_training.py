@@ -1,6 +1,5 @@
 """The training step: one trajectory, however the batch is dealt over workers."""
 
-import copy
 import itertools
 import sys
 from dataclasses import replace
@@ -140,6 +139,7 @@ def _a_worker(rank: int, folder: Path) -> None:
         num_workers=2,
         autocast=OFF,
     )
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in share.network.parameters())
     torch.save(gradient(share), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -258,6 +258,24 @@ def test_the_gradient_is_clipped_and_its_norm_told_before_clipping() -> None:
     assert float(gradient(trained).norm()) == pytest.approx(CONFIG.grad_clip, rel=1e-4)
 
 
+def test_the_update_is_adams() -> None:
+    """Kingma and Ba 2015, Algorithm 1, whose moments and gradients must lie in memory as the weights do."""
+    trained = state()
+    names = [name for name, _ in trained.network.named_parameters()]
+    moments = {name: (0.0, 0.0) for name in names}
+    for s in range(3):
+        before = {name: tensor.double() for name, tensor in network_tensors(trained).items()}
+        step(trained, slice(0, 6), first=6 * s)
+        after = network_tensors(trained)
+        for name, p in trained.network.named_parameters():
+            assert p.grad is not None and p.grad.stride() == p.stride() == trained.ema[name].stride()
+            g, (m, v) = p.grad.double(), moments[name]
+            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            m_hat, v_hat = m / (1 - 0.9 ** (s + 1)), v / (1 - 0.999 ** (s + 1))
+            expected = before[name] - warmup(s, CONFIG) * m_hat / (v_hat.sqrt() + 1e-8)
+            torch.testing.assert_close(after[name].double(), expected, rtol=0, atol=2e-7)
+
+
 def test_a_resumed_state_walks_on_bit_for_bit() -> None:
     torch.use_deterministic_algorithms(True)
     unbroken = state()
@@ -266,7 +284,10 @@ def test_a_resumed_state_walks_on_bit_for_bit() -> None:
     broken = state()
     for s in range(2):
         step(broken, slice(0, 6), first=6 * s)
-    saved = [copy.deepcopy(part(broken)) for part in (network_tensors, ema_tensors, optimizer_tensors)]
+    parts = (network_tensors(broken), ema_tensors(broken), optimizer_tensors(broken))
+    saved = [
+        {name: tensor.contiguous().clone() for name, tensor in part.items()} for part in parts
+    ]  # as files have them
     resumed = state()
     load_tensors(resumed, *saved, step=2)
     for s in range(2, 4):

@@ -262,13 +262,14 @@ def test_the_update_is_adams() -> None:
     """Kingma and Ba 2015, Algorithm 1, whose moments and gradients must lie in memory as the weights do."""
     trained = state()
     names = [name for name, _ in trained.network.named_parameters()]
-    moments = {name: (0.0, 0.0) for name in names}
+    moments = dict.fromkeys(names, (0.0, 0.0))
     for s in range(3):
         before = {name: tensor.double() for name, tensor in network_tensors(trained).items()}
         step(trained, slice(0, 6), first=6 * s)
         after = network_tensors(trained)
         for name, p in trained.network.named_parameters():
-            assert p.grad is not None and p.grad.stride() == p.stride() == trained.ema[name].stride()
+            assert p.grad is not None
+            assert p.grad.stride() == p.stride() == trained.ema[name].stride()
             g, (m, v) = p.grad.double(), moments[name]
             moments[name] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             m_hat, v_hat = m / (1 - 0.9 ** (s + 1)), v / (1 - 0.999 ** (s + 1))

@@ -4,7 +4,7 @@ import torch
 
 from ddpm_core.diffusion.reverse import guided
 from ddpm_core.errors import InputError
-from ddpm_core.model.unet import UNet
+from ddpm_core.model.compiled import Network
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.types import Denoiser, Int, Tensor
 
@@ -51,7 +51,7 @@ def labels_of_seeds(seeds: Int[Tensor, " b"], config: SampleConfig, num_classes:
     return choice[seeds % len(choice)]
 
 
-def labelled(network: UNet, labels: Int[Tensor, " b"], guidance: float, channels: int) -> Denoiser:
+def labelled(network: Network, labels: Int[Tensor, " b"], guidance: float, channels: int) -> Denoiser:
     """The network as a Denoiser of images of these classes.
 
     Args:

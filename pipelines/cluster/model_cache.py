@@ -1,11 +1,15 @@
-"""A worker process's model, loaded once for all the tasks that it does."""
+"""A worker process's model, loaded and compiled once for all the tasks that it does."""
 
+import os
 from functools import lru_cache
 
+import platformdirs
 import ray
 import torch
 
 from ddpm_core.api.model import Model
+from ddpm_core.model.compiled import CompileError
+from ddpm_core.sampling.config import SampleConfig
 
 
 @lru_cache(maxsize=1)
@@ -17,3 +21,18 @@ def loaded_model(shared: tuple[ray.ObjectRef], device: torch.device) -> Model:
             its process does not have them.
     """
     return Model.from_weights(ray.get(shared[0]), device)
+
+
+@lru_cache(maxsize=1)
+def compiled_model(shared: tuple[ray.ObjectRef], device: torch.device, request: SampleConfig) -> tuple[Model, str]:
+    """The model compiled for a request; or as it is, and why it could not be compiled.
+
+    What was compiled is kept in the user's cache, where a later process finds it. Left alone, torch would take a folder in /tmp
+    that anybody may have made before, and run what lies there.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(platformdirs.user_cache_dir("ddpm"), "compiled"))
+    model = loaded_model(shared, device)
+    try:
+        return model.compile(request), ""
+    except CompileError as error:
+        return model, str(error)

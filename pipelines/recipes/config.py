@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 import platformdirs
 import tyro
@@ -90,6 +91,9 @@ class SampleStage(SampleConfig):
     """CPU threads for each; other numbers add up in another order, so images differ by rounding."""
     use_gpu: bool = False
     """One GPU for each."""
+    compile: Literal["auto", "on", "off"] = field(default="auto", metadata={"unless_default": True})
+    """Whether the network is compiled first, which takes up to a minute and needs a C++ compiler; auto: where it pays, by how
+    much is to be made. Images differ by rounding."""
     node_labels: tuple[str, ...] = ()
     """Sample on nodes with these labels only: KEY=VALUE, as ray.io/accelerator-type=H100."""
 

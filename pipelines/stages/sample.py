@@ -1,7 +1,7 @@
 """The sample stage: blocks of seeds, each made by a task, and a set that names them once all stand."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import ray
@@ -20,19 +20,22 @@ from ddpm_core.artifacts.sample_set import (
 from ddpm_core.data.images import decode_pngs, encode_png
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import model_json, read_model_config
+from ddpm_core.model.cost import forward_flops
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.labels import labels_in_turn
 from ddpm_core.serialization import to_json
 from ddpm_core.types import Tensor
-from pipelines.cluster.model_cache import loaded_model
+from pipelines.cluster.model_cache import compiled_model, loaded_model
 from pipelines.cluster.placement import for_sampling
 from pipelines.cluster.session import versions
 from pipelines.cluster.tasks import share
 from pipelines.naming import code_version
-from pipelines.progress import progress
+from pipelines.progress import progress, say
 from pipelines.recipes.config import SampleStage
 
 _GRID_IMAGES = 64
+# What is to be made pays for compiling from so many operations a task on: some ten minutes of two cores, two of a GPU.
+_FLOPS_THAT_PAY_ON_CPU, _FLOPS_THAT_PAY_ON_GPU = 1e14, 1e16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,8 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
     missing = [first for first in samples.blocks if not storage.exists(block_uri(samples.uri, first))]
     began = time.perf_counter()
     if missing:
-        _generate_blocks(weights, config, samples, missing)
+        is_compiled = _generate_blocks(weights, config, samples, missing)
+        samples = replace(samples, facts={**samples.facts, "compiled": is_compiled})
     took = time.perf_counter() - began
     if not storage.exists(samples.set_uri):
         storage.write_bytes(grid_uri, image_grid(_first_images(samples), columns=8))
@@ -95,23 +99,54 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
     return Sampled(samples=samples, grid_uri=grid_uri, num_new=num_new, images_per_s=num_new / took if missing else 0.0)
 
 
-def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, missing: list[int]) -> None:
+def compiles(weights: Weights, config: SampleStage, num_images: int) -> bool:
+    """Whether the network is compiled for so many images, by what is asked for alone."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    model = read_model_config(weights.config)
+    passes = (config.sampler.num_steps or model.schedule.num_timesteps) * (2 if config.guidance else 1)
+    least = _FLOPS_THAT_PAY_ON_GPU if config.use_gpu else _FLOPS_THAT_PAY_ON_CPU
+    return forward_flops(model) * passes * num_images >= least * (config.num_workers or 1)
+
+
+def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, missing: list[int]) -> bool:
+    """Returns whether a compiled network made them, all of them."""
     shared, ask = (ray.put(weights),), for_sampling(config)
+    is_compiled = compiles(weights, config, len(missing) * config.block_size)
+    why_not = ""
+    if is_compiled:
+        say("sample: each process compiles the network first, which takes up to a minute")
     with progress("sample", len(missing) * config.block_size, "image") as shown:
-        blocks = share(_generate_block, missing, ask, shared, config, samples.uri, at_once=config.num_workers)
-        for done, _ in enumerate(blocks, 1):
+        more = shared, config, samples.uri, is_compiled
+        blocks = share(_generate_block, missing, ask, *more, at_once=config.num_workers)
+        for done, (_, why) in enumerate(blocks, 1):
+            if why and not why_not:
+                say(f"sample: the network is not compiled, and slower for it: {why}")
+            why_not = why_not or why
             shown.set(done * config.block_size)
+    return is_compiled and not why_not
 
 
-def _generate_block(first_seed: int, shared: tuple[ray.ObjectRef], config: SampleStage, uri: str) -> None:
-    """In a task: generate and store one block, unless one that was lost has done so."""
+def _generate_block(
+    first_seed: int, shared: tuple[ray.ObjectRef], config: SampleStage, uri: str, is_compiled: bool
+) -> str:
+    """In a task: generate and store one block, unless one that was lost has done so.
+
+    Returns:
+        why the network could not be compiled, if it was to be.
+    """
     if storage.exists(block_uri(uri, first_seed)):
-        return
+        return ""
     torch.set_num_threads(config.threads)
-    model = loaded_model(shared, torch.device("cuda" if config.use_gpu else "cpu"))
+    device, why = torch.device("cuda" if config.use_gpu else "cpu"), ""
+    if is_compiled:
+        model, why = compiled_model(shared, device, config)
+    else:
+        model = loaded_model(shared, device)
     images = model.generate(torch.arange(first_seed, first_seed + config.block_size), config)
     pngs = [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
     write_block(uri, first_seed, pngs)
+    return why
 
 
 def _first_images(samples: SampleSet) -> Tensor:

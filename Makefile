@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # uv installs in parallel, but looks for local wheels only where it is told.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: install demo test ui lint clean
+.PHONY: install demo test benchmark ui lint clean
 
 .venv/.installed: pyproject.toml infra/constraints.txt
 	@echo "setting up .venv (a minute or two, once)"
@@ -35,6 +35,9 @@ lint: .venv/.installed-test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+benchmark: .venv/.installed-test  ## the network's speed beside diffusers', half an hour
+	@$(BIN)/python tests/benchmarks/speed.py --memory
 
 ui: .venv/.installed  ## MLflow's page on the default store
 	@$(BIN)/python -m pipelines.tracking

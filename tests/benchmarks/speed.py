@@ -1,13 +1,17 @@
 """How fast the network trains and answers beside diffusers' UNet2DModel of the same weights' shapes, in turns, in one process.
 
-    python tests/benchmarks/speed.py                        # the digits', MNIST's and the paper's CIFAR-10 network, float32
-    python tests/benchmarks/speed.py --nets digits --passes forward --turns 9
+    make benchmark                                          # all of it, beside what was recorded last; half an hour
+    python tests/benchmarks/speed.py --nets digits --passes forward --turns 9 --precision bfloat16
 
 A turn is a few seconds of one side, then of the next, and so on; a ratio is that of the images a second of two sides in the same
 turn, and the median of the turns is printed. `train` is a whole step on images in memory: ours as `train.py` does it (keyed draws,
 dropout, loss, backward, clipping, Adam, averaged weights), diffusers' as its training example does it (its scheduler's add_noise,
-squared error, backward, clipping, AdamW, EMAModel), as written and with the network under torch.compile, whose time is not counted.
-`forward` is the network alone without gradients; `sample` a whole DDIM chain of --steps, ours by `generate`, theirs DDIMPipeline's.
+squared error, backward, clipping, AdamW, EMAModel). `forward` is the network alone without gradients; `sample` a whole DDIM chain
+of --steps, ours by `generate`, theirs DDIMPipeline's. Of each side the network is taken as it is written and under torch.compile,
+whose time is not counted; ours trains as it is written. The share of the roofline is that of the network's convolutions and matrix
+products alone (roofline.py) in the time of our fastest.
+
+Memory is the peak of a process that does the work three times.
 """
 
 import argparse
@@ -15,26 +19,30 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from roofline import floor_s, operations
 
-from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
+from ddpm_core.api.model import Model
+from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.interop.unet_json import Form, unet_json
+from ddpm_core.model.compiled import compile_network
+from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet
-from ddpm_core.sampling.generate import generate
-from ddpm_core.sampling.labels import labelled
+from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.loop import autocast_for
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
@@ -42,9 +50,12 @@ from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
 
 BATCHES = {"digits": 64, "mnist": 64, "cifar10": 16}
-OURS, EAGER, COMPILED = "ours", "diffusers", "diffusers, compiled"
+RECORDED = Path(__file__).parent / "recorded" / "speed.json"
+OURS, OURS_COMPILED, EAGER, COMPILED = "ours", "ours, compiled", "diffusers", "diffusers, compiled"
 Work = Callable[[], object]
 """One batch of it."""
+Make = Callable[[], Work]
+Precision = Literal["float32", "bfloat16"]
 
 
 def of_one_norm(recipe: Recipe) -> Recipe:
@@ -73,23 +84,41 @@ def shape_of(recipe: Recipe) -> tuple[int, int, int]:
     return recipe.data.channels, size, size
 
 
-def forward(recipe: Recipe, batch: int, steps: int) -> dict[str, Work]:
+def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
     x_t, t = torch.randn(batch, *shape_of(recipe)), torch.arange(batch)
-    ours, theirs = our_network(recipe).eval(), their_network(recipe).eval()
-    compiled = torch.compile(theirs)
+
+    def quietly(work: Work) -> Work:
+        return torch.no_grad()(torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")(work))
+
+    def ours() -> Work:
+        network = our_network(recipe).eval()
+        return quietly(lambda: network(x_t, t))
+
+    def ours_compiled() -> Work:
+        network = our_network(recipe).eval().requires_grad_(False)
+        fast = compile_network(network, lambda call: quietly(lambda: call(x_t, t))())
+        return quietly(lambda: fast(x_t, t))
+
+    def theirs(*, compiled: bool) -> Work:
+        network = their_network(recipe).eval()
+        call = torch.compile(network) if compiled else network
+        return quietly(lambda: call(x_t, t).sample)
+
     return {
-        OURS: torch.no_grad()(lambda: ours(x_t, t)),
-        EAGER: torch.no_grad()(lambda: theirs(x_t, t).sample),
-        COMPILED: torch.no_grad()(lambda: compiled(x_t, t).sample),
+        OURS: ours,
+        OURS_COMPILED: ours_compiled,
+        EAGER: lambda: theirs(compiled=False),
+        COMPILED: lambda: theirs(compiled=True),
     }
 
 
-def train(recipe: Recipe, batch: int, steps: int) -> dict[str, Work]:
+def train(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
     pictures = torch.randint(0, 256, (1024, *shape_of(recipe)), dtype=torch.uint8)
+    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
     return {
-        OURS: our_step(recipe, batch, pictures),
-        EAGER: their_step(recipe, batch, pictures, compiled=False),
-        COMPILED: their_step(recipe, batch, pictures, compiled=True),
+        OURS: lambda: our_step(recipe, batch, pictures),
+        EAGER: lambda: their_step(recipe, batch, pictures, compiled=False),
+        COMPILED: lambda: their_step(recipe, batch, pictures, compiled=True),
     }
 
 
@@ -123,7 +152,9 @@ def their_step(recipe: Recipe, batch: int, pictures: torch.Tensor, *, compiled: 
     def step() -> None:
         x_0 = images[torch.randint(len(images), (batch,))]
         eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (batch,))
-        loss = F.mse_loss(network_or_compiled(scheduler.add_noise(x_0, eps, t), t).sample, eps)
+        with autocast_for(recipe.train, torch.device("cpu")):
+            predicted = network_or_compiled(scheduler.add_noise(x_0, eps, t), t).sample
+        loss = F.mse_loss(predicted.float(), eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -134,30 +165,42 @@ def their_step(recipe: Recipe, batch: int, pictures: torch.Tensor, *, compiled: 
     return step
 
 
-def sample(recipe: Recipe, batch: int, steps: int) -> dict[str, Work]:
-    shape, seeds = shape_of(recipe), torch.arange(batch)
-    network, none = our_network(recipe).eval(), torch.full((batch,), -1)
-    p = ReverseProcess(
-        denoiser=labelled(network, none, 0.0, shape[0]),
-        schedule=make_schedule(ScheduleConfig()),
-        config=ReverseConfig(),
+def sample(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
+    channels, height, _ = shape_of(recipe)
+    config = ModelConfig(
+        unet=recipe.unet, image_size=height, channels=channels, schedule=ScheduleConfig(), reverse=ReverseConfig()
     )
     sampler = SamplerConfig(name="ddim", num_steps=steps)
+    request = SampleConfig(sampler=sampler, batch_size=batch, precision=precision)
+    seeds = torch.arange(batch)
+
+    def ours(*, compiled: bool) -> Work:
+        model = Model(config=config, network=our_network(recipe).eval().requires_grad_(False))
+        ready = model.compile(request) if compiled else model
+        return lambda: ready.generate(seeds, request)
 
     def chain(*, compiled: bool) -> Work:
         theirs = their_network(recipe).eval()
         pipeline = DDIMPipeline(torch.compile(theirs) if compiled else theirs, DDIMScheduler())
         pipeline.set_progress_bar_config(disable=True)
-        return lambda: pipeline(batch_size=batch, num_inference_steps=steps, output_type="np")
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        return autocast(lambda: pipeline(batch_size=batch, num_inference_steps=steps, output_type="np"))
 
     return {
-        OURS: lambda: generate(p, sampler, seeds, shape),
-        EAGER: chain(compiled=False),
-        COMPILED: chain(compiled=True),
+        OURS: lambda: ours(compiled=False),
+        OURS_COMPILED: lambda: ours(compiled=True),
+        EAGER: lambda: chain(compiled=False),
+        COMPILED: lambda: chain(compiled=True),
     }
 
 
 PASSES = {"forward": forward, "train": train, "sample": sample}
+
+
+def roofline(recipe: Recipe, batch: int, name: str, steps: int) -> float:
+    """Images a second of the convolutions and matrix products alone."""
+    found = operations(our_network(recipe), torch.randn(batch, *shape_of(recipe)), torch.arange(batch))
+    return batch / floor_s(found, backward=name == "train") / (steps if name == "sample" else 1)
 
 
 def in_turns(works: dict[str, Work], batch: int, turns: int, turn_s: float) -> dict[str, list[float]]:
@@ -176,13 +219,37 @@ def in_turns(works: dict[str, Work], batch: int, turns: int, turn_s: float) -> d
     return rates
 
 
-def row_of(rates: dict[str, list[float]]) -> dict[str, float]:
-    """Our images a second, and the medians of our ratios to the others."""
-    ours = rates.pop(OURS)
-    ratios = {
-        side: statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) for side, theirs in rates.items()
+def row_of(rates: dict[str, list[float]], limit: float | None) -> dict[str, float]:
+    """The images a second of our fastest, its share of the roofline, and the medians of the ratios of ours to theirs."""
+
+    def ratio(ours: str, theirs: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
+
+    best = OURS_COMPILED if OURS_COMPILED in rates else OURS
+    rate = statistics.median(rates[best])
+    share = {} if limit is None else {"of the roofline": rate / limit}
+    return {
+        "images/s": rate,
+        **share,
+        f"{OURS} / {EAGER}": ratio(OURS, EAGER),
+        f"best / {EAGER}": ratio(best, EAGER),
+        f"best / {COMPILED}": ratio(best, COMPILED),
     }
-    return {"images_per_s": statistics.median(ours), **ratios}
+
+
+def peak_mib(net: str, name: str, side: str, precision: str) -> float:
+    """Of a process that does it three times."""
+    command = [sys.executable, __file__, "--nets", net, "--passes", name, "--precision", precision, "--alone", side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def do_alone(args: argparse.Namespace) -> None:
+    makes = PASSES[args.passes[0]](of_one_norm(make(args.nets[0])), BATCHES[args.nets[0]], args.steps, args.precision)
+    work = makes[args.alone]()
+    for _ in range(3):
+        work()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 1024)  # getrusage's would be that of who started it, too
 
 
 def processor() -> str:
@@ -192,6 +259,26 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def measured(net: str, name: str, args: argparse.Namespace) -> dict[str, float]:
+    recipe, batch = of_one_norm(make(net)), BATCHES[net]
+    torch.manual_seed(0)
+    works = {side: build() for side, build in PASSES[name](recipe, batch, args.steps, args.precision).items()}
+    rates = in_turns(works, batch, args.turns, args.turn_s)
+    row = row_of(rates, roofline(recipe, batch, name, args.steps) if args.precision == "float32" else None)
+    torch.compiler.reset()
+    if args.memory:
+        best = OURS_COMPILED if OURS_COMPILED in rates else OURS
+        for side in (best, EAGER, COMPILED):
+            row[f"MiB {side}"] = peak_mib(net, name, side, args.precision)
+    return row
+
+
+def shown(key: str, value: float, before: float | None) -> str:
+    """A figure, and what was recorded of it."""
+    words = f"{value:,.0f}" if key.startswith("MiB") or value >= 100 else f"{value:.2f}"
+    return words if before is None or key == "images/s" or key.startswith("MiB") else f"{words} ({before:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(BATCHES), choices=list(BATCHES))
@@ -199,29 +286,34 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--turn-s", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=10, help="of a DDIM chain")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--memory", action="store_true", help="each side's peak, too")
+    parser.add_argument("--record", action="store_true", help=f"keep the figures in {RECORDED}")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.alone:
+        do_alone(args)
+        return
+    recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"rows": {}}
     print(
-        f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}, float32",
-        flush=True,
+        f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}"
     )
-    print(f"\n| network, pass | images/s | beside {EAGER} | beside {COMPILED} |\n|---|---|---|---|", flush=True)
-    rows: dict[str, Any] = {}
+    print(f"in parentheses, of {recorded['machine']}" if recorded["rows"] else "nothing is recorded yet")
+    header = ""
     for net in args.nets:
         for name in args.passes:
-            torch.manual_seed(0)
-            rates = in_turns(
-                PASSES[name](of_one_norm(make(net)), BATCHES[net], args.steps), BATCHES[net], args.turns, args.turn_s
-            )
-            row = rows[f"{net}, {name}"] = row_of(rates)
-            print(
-                f"| {net}, {name} | {row['images_per_s']:,.1f} | {row[EAGER]:.2f} | {row[COMPILED]:.2f} |", flush=True
-            )
-            torch.compiler.reset()
-    if args.out:
-        args.out.write_text(
-            json.dumps({"processor": processor(), "torch": torch.__version__, "rows": rows}, indent=2) + "\n"
-        )
+            title = f"{net}, {name}, {args.precision}"
+            row, before = measured(net, name, args), recorded["rows"].get(title, {})
+            now = f"| network, pass | {' | '.join(row)} |\n|{'---|' * (len(row) + 1)}"
+            if now != header:
+                header = now
+                print(f"\n{header}")
+            print(f"| {title} | {' | '.join(shown(key, row[key], before.get(key)) for key in row)} |", flush=True)
+            recorded["rows"][title] = row
+    if args.record:
+        RECORDED.parent.mkdir(exist_ok=True)
+        recorded["machine"] = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
+        RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
 
 
 if __name__ == "__main__":

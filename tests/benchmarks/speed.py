@@ -310,10 +310,10 @@ def main() -> None:
                 print(f"\n{header}")
             print(f"| {title} | {' | '.join(shown(key, row[key], before.get(key)) for key in row)} |", flush=True)
             recorded["rows"][title] = row
-    if args.record:
-        RECORDED.parent.mkdir(exist_ok=True)
-        recorded["machine"] = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
-        RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
+            if args.record:
+                RECORDED.parent.mkdir(exist_ok=True)
+                recorded["machine"] = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
+                RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ class KeyedDropout(nn.Module):
         if key is None or self.rate == 0:
             return h
         keep = dropout_mask(key.seed, key.index, tuple(h.shape[1:]), self.rate, step=self.layer)
-        return h.masked_fill(~keep, 0) * (1 / (1 - self.rate / 2**16))
+        # Not masked_fill, which would lay the channels apart again.
+        keep = keep.contiguous(memory_format=torch.channels_last)
+        return torch.where(keep, h * (1 / (1 - self.rate / 2**16)), 0.0)
 
 
 class Pointwise(nn.Conv2d):

@@ -1,6 +1,6 @@
 """One object for a trained model: what it is, its network, and where its weights come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from ddpm_core.data.pixels import to_unit
 from ddpm_core.diffusion import editing
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess
 from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName
+from ddpm_core.diffusion.samplers import OnStep
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
 from ddpm_core.model.compiled import Compiled, Network, compile_network
@@ -25,8 +26,6 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import frames_of, generate, seeded_noise
 from ddpm_core.sampling.labels import labelled, labels_of_seeds
 from ddpm_core.types import Int, Tensor, UInt8
-
-OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)

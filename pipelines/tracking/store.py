@@ -151,10 +151,10 @@ def import_meanwhile() -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
         thread.join(_SOON_S)
         if thread.is_alive():
             say("importing MLflow")
+    finally:  # of an error that is told in one line, nothing else is
         thread.join()
 
 

@@ -113,7 +113,7 @@ def _weights(folder: Path, seed: int) -> Path:
     network = UNet(MODEL, image_size=8, channels=1)
     init_unet(network, seed)
     path = folder / f"ema-{seed}.safetensors"
-    safetensors.torch.save_file({name: p.detach() for name, p in network.named_parameters()}, path)
+    safetensors.torch.save_file({name: p.detach().contiguous() for name, p in network.named_parameters()}, path)
     return path
 
 

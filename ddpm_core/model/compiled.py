@@ -41,5 +41,5 @@ def compile_network(network: UNet, warm_up: Callable[[Network], object]) -> Netw
         with torch.no_grad():
             warm_up(found)
     except (torch._dynamo.exc.TorchDynamoException, OSError) as error:
-        raise CompileError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise CompileError(f"it could not be compiled ({str(error).strip().partition(chr(10))[0]})") from error
     return found

@@ -35,4 +35,4 @@ def compiled_model(shared: tuple[ray.ObjectRef], device: torch.device, request: 
     try:
         return model.compile(request), ""
     except CompileError as error:
-        return model, str(error)
+        return model, f"{error}; expected g++ on each node, or --sample.compile off"

@@ -18,8 +18,9 @@ from ddpm_core.artifacts.sample_set import (
     write_block,
 )
 from ddpm_core.data.images import decode_pngs, encode_png
+from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.evaluation.pictures import image_grid
-from ddpm_core.model.config import model_json, read_model_config
+from ddpm_core.model.config import ModelConfig, model_json, read_model_config
 from ddpm_core.model.cost import forward_flops
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.labels import labels_in_turn
@@ -34,7 +35,7 @@ from pipelines.progress import progress, say
 from pipelines.recipes.config import SampleStage
 
 _GRID_IMAGES = 64
-# What is to be made pays for compiling from so many operations a task on: some ten minutes of two cores, two of a GPU.
+# A request pays for compiling from so many operations on: some ten minutes of two cores, a few of a GPU.
 _FLOPS_THAT_PAY_ON_CPU, _FLOPS_THAT_PAY_ON_GPU = 1e14, 1e16
 
 
@@ -99,21 +100,19 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
     return Sampled(samples=samples, grid_uri=grid_uri, num_new=num_new, images_per_s=num_new / took if missing else 0.0)
 
 
-def compiles(weights: Weights, config: SampleStage, num_images: int) -> bool:
-    """Whether the network is compiled for so many images, by what is asked for alone."""
+def compiles(model: ModelConfig, config: SampleStage) -> bool:
+    """Whether the network is compiled: by the images that are asked for, so that neither a resume nor other workers change it."""
     if config.compile != "auto":
         return config.compile == "on"
-    model = read_model_config(weights.config)
-    passes = (config.sampler.num_steps or model.schedule.num_timesteps) * (2 if config.guidance else 1)
+    passes = network_passes(config.sampler, model.schedule.num_timesteps) * (2 if config.guidance else 1)
     least = _FLOPS_THAT_PAY_ON_GPU if config.use_gpu else _FLOPS_THAT_PAY_ON_CPU
-    return forward_flops(model) * passes * num_images >= least * (config.num_workers or 1)
+    return forward_flops(model) * passes * config.num_images >= least
 
 
 def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, missing: list[int]) -> bool:
     """Returns whether a compiled network made them, all of them."""
     shared, ask = (ray.put(weights),), for_sampling(config)
-    is_compiled = compiles(weights, config, len(missing) * config.block_size)
-    why_not = ""
+    is_compiled, why_not = compiles(read_model_config(weights.config), config), ""
     if is_compiled:
         say("sample: each process compiles the network first, which takes up to a minute")
     with progress("sample", len(missing) * config.block_size, "image") as shown:
@@ -121,7 +120,7 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
         blocks = share(_generate_block, missing, ask, *more, at_once=config.num_workers)
         for done, (_, why) in enumerate(blocks, 1):
             if why and not why_not:
-                say(f"sample: the network is not compiled, and slower for it: {why}")
+                say(f"sample: the network goes as it is written, which is slower: {why}")
             why_not = why_not or why
             shown.set(done * config.block_size)
     return is_compiled and not why_not
@@ -138,11 +137,10 @@ def _generate_block(
     if storage.exists(block_uri(uri, first_seed)):
         return ""
     torch.set_num_threads(config.threads)
-    device, why = torch.device("cuda" if config.use_gpu else "cpu"), ""
-    if is_compiled:
-        model, why = compiled_model(shared, device, config)
-    else:
-        model = loaded_model(shared, device)
+    device = torch.device("cuda" if config.use_gpu else "cpu")
+    # Of a block there are no more at once; a compiled network would fill up what is missing.
+    at_once = replace(config, batch_size=min(config.batch_size, config.block_size))
+    model, why = compiled_model(shared, device, at_once) if is_compiled else (loaded_model(shared, device), "")
     images = model.generate(torch.arange(first_seed, first_seed + config.block_size), config)
     pngs = [encode_png(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
     write_block(uri, first_seed, pngs)

@@ -37,7 +37,7 @@ lint: .venv/.installed-test
 	@$(BIN)/lint-imports
 
 benchmark: .venv/.installed-test  ## the network's speed beside diffusers', half an hour
-	@$(BIN)/python tests/benchmarks/speed.py --memory
+	@$(BIN)/python tests/benchmarks/speed.py
 
 ui: .venv/.installed  ## MLflow's page on the default store
 	@$(BIN)/python -m pipelines.tracking

@@ -21,7 +21,9 @@ from pipelines.progress import say
 
 _SLOW_S, _AGAIN_S = 10.0, 60.0
 """When it is told that a start takes long, and then again."""
-_ALWAYS = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+_MEMORY = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
+"""Of glibc's malloc in workers: the memory of one step stays for the next, in huge pages. Else a step gives it back, and the next
+waits until the kernel has emptied thousands of pages (docs/performance.md)."""
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def _to_itself() -> Iterator[None]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that would wait for this machine to be taken away
-        **_ALWAYS,
+        **_for_workers(),
     }
     before = {name: os.environ.get(name) for name in own}
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -153,7 +155,13 @@ def worker_environment() -> dict[str, str]:
     """
     names = ("DDPM_", "GLOO_SOCKET_IFNAME", "NCCL_")
     passed = {key: value for key, value in os.environ.items() if key.startswith(names)}
-    return {**passed, **_ALWAYS}
+    return {**passed, **_for_workers()}
+
+
+def _for_workers() -> dict[str, str]:
+    """What all workers are given; how memory is kept only where the driver's environment does not say."""
+    memory = ":".join(f"glibc.malloc.{name}={value}" for name, value in _MEMORY.items())
+    return {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", memory)}
 
 
 def shard_cache() -> Path:

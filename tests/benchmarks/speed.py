@@ -1,17 +1,19 @@
-"""How fast the network trains and answers beside diffusers' UNet2DModel of the same weights' shapes, in turns, in one process.
+"""How fast the network trains and answers beside diffusers' UNet2DModel of the same weights' shapes, in turns.
 
     make benchmark                                          # all of it, beside what was recorded last; half an hour
     python tests/benchmarks/speed.py --nets digits --passes forward --turns 9 --precision bfloat16
+    python tests/benchmarks/speed.py --same-memory          # the networks alone: theirs with our workers' memory settings, too
 
-A turn is a few seconds of one side, then of the next, and so on; a ratio is that of the images a second of two sides in the same
-turn, and the median of the turns is printed. `train` is a whole step on images in memory: ours as `train.py` does it (keyed draws,
-dropout, loss, backward, clipping, Adam, averaged weights), diffusers' as its training example does it (its scheduler's add_noise,
-squared error, backward, clipping, AdamW, EMAModel). `forward` is the network alone without gradients; `sample` a whole DDIM chain
-of --steps, ours by `generate`, theirs DDIMPipeline's. Of each side the network is taken as it is written and under torch.compile,
-whose time is not counted; ours trains as it is written. The share of the roofline is that of the network's convolutions and matrix
-products alone (roofline.py) in the time of our fastest.
+Each side is a process, as its users would start it: ours with the memory settings that our commands give their workers
+(pipelines/cluster/session.py), theirs without. A turn is a few seconds of one side, then of the next, and so on, while the others
+wait; a ratio is that of the images a second of two sides in the same turn, and the median of the turns is printed.
 
-Memory is the peak of a process that does the work three times.
+`train` is a whole step on images in memory: ours as `train.py` does it (keyed draws, dropout, loss, backward, clipping, Adam,
+averaged weights), diffusers' as its training example does it (its scheduler's add_noise, squared error, backward, clipping, AdamW,
+EMAModel). `forward` is the network alone without gradients; `sample` a whole DDIM chain, ours by `generate`, theirs
+DDIMPipeline's. Of each side the network is taken as it is written and under torch.compile, whose time is not counted; ours trains
+as it is written. The share of the roofline is that of the network's convolutions and matrix products alone (roofline.py) in the
+time of our fastest. Memory is the peak of the process.
 """
 
 import argparse
@@ -22,7 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -46,10 +49,13 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.loop import autocast_for
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
+from pipelines.cluster.session import worker_environment
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
 
 BATCHES = {"digits": 64, "mnist": 64, "cifar10": 16}
+CHAINS = {"digits": 10, "mnist": 10, "cifar10": 3}
+"""Steps of a DDIM chain."""
 RECORDED = Path(__file__).parent / "recorded" / "speed.json"
 OURS, OURS_COMPILED, EAGER, COMPILED = "ours", "ours, compiled", "diffusers", "diffusers, compiled"
 Work = Callable[[], object]
@@ -203,20 +209,56 @@ def roofline(recipe: Recipe, batch: int, name: str, steps: int) -> float:
     return batch / floor_s(found, backward=name == "train") / (steps if name == "sample" else 1)
 
 
-def in_turns(works: dict[str, Work], batch: int, turns: int, turn_s: float) -> dict[str, list[float]]:
-    """Images a second of each, a figure a turn."""
-    for work in works.values():
-        for _ in range(3):  # the first ones compile and allocate
+class Side:
+    """A process that does one side's work when it is told to, and otherwise waits."""
+
+    def __init__(self, net: str, name: str, side: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--nets", net, "--passes", name, "--precision", args.precision]
+        command += ["--turn-s", str(args.turn_s), "--side", side]
+        kept = {"GLIBC_TUNABLES": worker_environment()["GLIBC_TUNABLES"]}
+        environment = {**os.environ, **(kept if args.same_memory or side in (OURS, OURS_COMPILED) else {})}
+        self._side = side
+        self._process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> "Side":
+        self._process.__enter__()
+        self.turn()  # until it is ready, so that no two get ready at once
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.__exit__(None, None, None)
+
+    def turn(self) -> tuple[float, float]:
+        """Images a second of a turn, and the peak of memory so far, MiB."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print(file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._side} ended with {self._process.wait()}")
+        rate, peak = answer.split()
+        return float(rate), float(peak)
+
+
+def be_a_side(args: argparse.Namespace) -> None:
+    """A turn for each line that is read; the first one also builds, compiles and allocates."""
+    recipe, batch = of_one_norm(make(args.nets[0])), BATCHES[args.nets[0]]
+    torch.manual_seed(0)
+    work = PASSES[args.passes[0]](recipe, batch, CHAINS[args.nets[0]], args.precision)[args.side]()
+    for _ in range(3):
+        work()
+    for _ in sys.stdin:
+        began, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - began < args.turn_s:
             work()
-    rates: dict[str, list[float]] = {side: [] for side in works}
-    for _ in range(turns):
-        for side, work in works.items():
-            began, count = time.perf_counter(), 0
-            while count == 0 or time.perf_counter() - began < turn_s:
-                work()
-                count += batch
-            rates[side].append(count / (time.perf_counter() - began))
-    return rates
+            count += batch
+        rate = count / (time.perf_counter() - began)
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        # getrusage's peak would be that of who started it, too
+        print(rate, int(status["VmHWM"].split()[0]) / 1024, flush=True)
 
 
 def row_of(rates: dict[str, list[float]], limit: float | None) -> dict[str, float]:
@@ -237,21 +279,6 @@ def row_of(rates: dict[str, list[float]], limit: float | None) -> dict[str, floa
     }
 
 
-def peak_mib(net: str, name: str, side: str, precision: str) -> float:
-    """Of a process that does it three times."""
-    command = [sys.executable, __file__, "--nets", net, "--passes", name, "--precision", precision, "--alone", side]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def do_alone(args: argparse.Namespace) -> None:
-    makes = PASSES[args.passes[0]](of_one_norm(make(args.nets[0])), BATCHES[args.nets[0]], args.steps, args.precision)
-    work = makes[args.alone]()
-    for _ in range(3):
-        work()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) / 1024)  # getrusage's would be that of who started it, too
-
-
 def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -261,16 +288,16 @@ def processor() -> str:
 
 def measured(net: str, name: str, args: argparse.Namespace) -> dict[str, float]:
     recipe, batch = of_one_norm(make(net)), BATCHES[net]
-    torch.manual_seed(0)
-    works = {side: build() for side, build in PASSES[name](recipe, batch, args.steps, args.precision).items()}
-    rates = in_turns(works, batch, args.turns, args.turn_s)
-    row = row_of(rates, roofline(recipe, batch, name, args.steps) if args.precision == "float32" else None)
-    torch.compiler.reset()
-    if args.memory:
-        best = OURS_COMPILED if OURS_COMPILED in rates else OURS
-        for side in (best, EAGER, COMPILED):
-            row[f"MiB {side}"] = peak_mib(net, name, side, args.precision)
-    return row
+    with ExitStack() as stack:
+        sides = {
+            side: stack.enter_context(Side(net, name, side, args))
+            for side in PASSES[name](recipe, batch, CHAINS[net], args.precision)
+        }
+        turns = [{side: each.turn() for side, each in sides.items()} for _ in range(args.turns)]
+    rates = {side: [turn[side][0] for turn in turns] for side in sides}
+    row = row_of(rates, roofline(recipe, batch, name, CHAINS[net]) if args.precision == "float32" else None)
+    best = OURS_COMPILED if OURS_COMPILED in rates else OURS
+    return {**row, **{f"MiB {side}": turns[-1][side][1] for side in (best, EAGER, COMPILED)}}
 
 
 def shown(key: str, value: float, before: float | None) -> str:
@@ -285,35 +312,59 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=list(PASSES))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--turn-s", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=10, help="of a DDIM chain")
+    parser.add_argument("--times", type=int, default=1, help="the whole table so many times; recorded are the medians")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--memory", action="store_true", help="each side's peak, too")
+    parser.add_argument("--same-memory", action="store_true", help="theirs with our workers' memory settings, too")
     parser.add_argument("--record", action="store_true", help=f"keep the figures in {RECORDED}")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.alone:
-        do_alone(args)
+    if args.side:
+        be_a_side(args)
         return
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"rows": {}}
     print(
         f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}"
     )
     print(f"in parentheses, of {recorded['machine']}" if recorded["rows"] else "nothing is recorded yet")
-    header = ""
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(args.times):
+        show(found, recorded["rows"], of_all(args))
+    if args.times > 1:
+        print(f"\nmedians of {args.times} times")
+        show({}, recorded["rows"], ((title, medians(rows)) for title, rows in found.items()))
+    if args.record:
+        machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
+        rows = {**recorded["rows"], **{title: medians(each) for title, each in found.items()}}
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps({"rows": rows, "machine": machine}, indent=2) + "\n")
+
+
+def of_all(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each row's title and figures, as they are measured."""
     for net in args.nets:
         for name in args.passes:
-            title = f"{net}, {name}, {args.precision}"
-            row, before = measured(net, name, args), recorded["rows"].get(title, {})
-            now = f"| network, pass | {' | '.join(row)} |\n|{'---|' * (len(row) + 1)}"
-            if now != header:
-                header = now
-                print(f"\n{header}")
-            print(f"| {title} | {' | '.join(shown(key, row[key], before.get(key)) for key in row)} |", flush=True)
-            recorded["rows"][title] = row
-            if args.record:
-                RECORDED.parent.mkdir(exist_ok=True)
-                recorded["machine"] = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
-                RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
+            yield f"{net}, {name}, {args.precision}", measured(net, name, args)
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def show(
+    found: dict[str, list[dict[str, float]]],
+    before: dict[str, dict[str, float]],
+    rows: Iterable[tuple[str, dict[str, float]]],
+) -> None:
+    """Print the rows as they come, beside what was recorded before, and put each to what was found."""
+    header = ""
+    for title, row in rows:
+        now = f"| network, pass | {' | '.join(row)} |\n|{'---|' * (len(row) + 1)}"
+        if now != header:
+            header = now
+            print(f"\n{header}")
+        words = (shown(key, value, before.get(title, {}).get(key)) for key, value in row.items())
+        print(f"| {title} | {' | '.join(words)} |", flush=True)
+        found.setdefault(title, []).append(row)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,19 @@ def test_no_secret_travels_with_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     assert passed["NCCL_SOCKET_IFNAME"] == "eth1"
 
 
+def test_workers_keep_their_memory_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with session._to_itself():
+        ours = os.environ["GLIBC_TUNABLES"]
+        assert "glibc.malloc.trim_threshold" in ours
+    assert "GLIBC_TUNABLES" not in os.environ
+    assert session.worker_environment()["GLIBC_TUNABLES"] == ours
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert session.worker_environment()["GLIBC_TUNABLES"] == "glibc.malloc.check=3"
+    with session._to_itself():
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=3"
+
+
 def test_a_ray_of_its_own_keeps_to_this_machine_and_has_a_token_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

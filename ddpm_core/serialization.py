@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cattrs
 
@@ -21,6 +21,13 @@ def _image_size(plain: Any, _: Any) -> ImageSize:
     if isinstance(plain, list | tuple) and [type(side) for side in plain] == [int, int]:
         return canonical_size(plain)
     raise ValueError(f"{plain!r} is no size; expected one number for a square, or [height, width]")
+
+
+@_strict.register_structure_hook
+def _number_or_auto(plain: Any, _: Any) -> int | Literal["auto"] | None:
+    if plain is None or plain == "auto" or type(plain) is int:
+        return plain  # type: ignore[no-any-return]
+    raise ValueError(f"{plain!r} is no number; expected one, auto or null")
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from pipelines.cli.checks import check_data, check_training, data_summary, warn_of_young_average
 from pipelines.cli.command import Outcome, run_command, typed
+from pipelines.cli.costs import training_cost
 from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.recipes.config import Recipe
 
@@ -70,4 +71,4 @@ def run(args: TrainArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(TrainArgs, __doc__, check=check, plan=plan, run=run)
+    run_command(TrainArgs, __doc__, check=check, plan=plan, run=run, cost=training_cost)

@@ -32,13 +32,12 @@ from pipelines.cli.checks import (
     check_sampling,
     check_training,
     data_summary,
-    evaluation_cost,
     prepare_evaluation,
-    sampling_cost,
     split_counts,
     warn_of_young_average,
 )
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed, ui
+from pipelines.cli.costs import evaluation_cost, sampling_cost, training_cost
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.recipes.config import Recipe
 from pipelines.subject import of_model
@@ -175,4 +174,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run)
+    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run, cost=training_cost)

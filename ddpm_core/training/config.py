@@ -80,9 +80,9 @@ class TrainConfig:
     """Steps in a row whose loss or gradient may be infinite or no number; each is skipped, one more ends the run."""
     preview_every: int = 5_000
     """Steps between grids of sampled images."""
-    micro_batch_size: int | None = field(default=None, metadata={"unless_default": True})
+    micro_batch_size: int | Literal["auto"] | None = field(default=None, metadata={"unless_default": True})
     """So many images at a time go through the network, one such part of a worker's batch after the other, and their gradients are
-    added up: memory for so few, the training of the whole batch. None: all at once."""
+    added up: memory for so few, the training of the whole batch. auto: as many as fit; None: all at once."""
     recompute: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
 
@@ -99,8 +99,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected 1 or more")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise InputError(f"train.micro-batch-size is {self.micro_batch_size}; expected 1 or more, or None")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
+            raise InputError(f"train.micro-batch-size is {self.micro_batch_size}; expected 1 or more, auto or None")
         for name in ("steps", "warmup_steps", "keep_every", "max_skipped"):
             if getattr(self, name) < 0:
                 raise InputError(f"train.{_flag(name)} is {getattr(self, name)}; expected 0 or more")

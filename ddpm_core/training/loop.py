@@ -9,11 +9,12 @@ from torch import nn
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, HistoryRow
 from ddpm_core.data.loader import Batch, StreamConfig, TrainingStream
-from ddpm_core.model.config import read_model_config
+from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.divergence import FiniteWatch, memory_for
 from ddpm_core.training.identity import check_continues
+from ddpm_core.training.memory import images_at_once, memory_of_worker
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
@@ -77,7 +78,12 @@ def train(
             checkpointer.finish(last=True)
         return
     check_agreement(state.step, worker)
-    forward = in_parallel(state.network, worker, read_model_config(run.config).image_shape)
+    model = read_model_config(run.config)
+    if config.micro_batch_size == "auto":
+        config = replace(
+            config, micro_batch_size=_that_fits(model, config, stream.local_batch_size, worker, events.warned)
+        )
+    forward = in_parallel(state.network, worker, model.image_shape)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
     fits = memory_for(state, worker.device)
@@ -85,7 +91,7 @@ def train(
     events.doing(state.step, "reading")
     for on_host in stream.read_ahead(state.step, config.steps):
         events.doing(state.step, "computing")
-        at_once = min(len(on_host.positions), config.micro_batch_size or len(on_host.positions))
+        at_once = min(len(on_host.positions), int(config.micro_batch_size or len(on_host.positions)))
         with fits(at_once):
             batch, draws, found = _gradient(state, forward, on_host, objective, config, worker)
         update = watch.allows(state.step, batch, draws, found)
@@ -106,6 +112,18 @@ def train(
             clock += _save_and_show(state, config, events, checkpointer)  # images/s is the training's alone
         events.doing(state.step, "reading")
     checkpointer.finish(last=True)
+
+
+def _that_fits(model: ModelConfig, config: TrainConfig, most: int, worker: Worker, told: Callable[[str], None]) -> int:
+    """The images at a time that fit into this worker's memory; said, if they are not all."""
+    total = memory_of_worker(worker.device)
+    bfloat16 = config.precision == "bfloat16"
+    size = images_at_once(model, most, total, recompute=config.recompute, bfloat16=bfloat16)
+    if size < most and worker.is_first:
+        told(
+            f"train.micro-batch-size auto: {size} of {most} images at a time, for which {total / 2**30:.1f} GiB suffice"
+        )
+    return size
 
 
 def _gradient(

@@ -146,6 +146,7 @@ def backward(
         return loss_per_image(p, part.x_0, part.t, part.eps, objective.loss)
 
     totals, losses = [], []
+    assert config.micro_batch_size != "auto"  # the loop has found a number for it
     for rows, is_last in micro_batches(len(positions), config.micro_batch_size):
         part = Draws(*(each[rows] for each in draws))
         with nullcontext() if is_last else summed_later(forward):

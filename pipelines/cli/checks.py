@@ -13,10 +13,8 @@ from ddpm_core.data.sharding.growth import PlannedSource, plan_source
 from ddpm_core.data.sharding.writer import check_census, planned_census
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
-from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError, MissingError
-from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.reference import open_reference
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
@@ -120,19 +118,6 @@ def warn_of_young_average(train: TrainStage, step: int, when: str) -> None:
         say(f"warning: {when}: {warning}")
 
 
-def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:
-    """What a request costs, in words."""
-    passes = sample.num_images * network_passes(sample.sampler, num_timesteps) * (2 if sample.guidance else 1)
-    return f"{sample.num_images:,} images, {passes:,} network passes"
-
-
-def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
-    """What an evaluation costs, in words."""
-    steps = min(evaluate.bits_per_dim_steps or num_timesteps, num_timesteps)
-    bound = f"; bits/dim of {evaluate.bits_per_dim_images:,} images, {evaluate.bits_per_dim_images * steps:,} network passes"
-    return f"{evaluate.features} of {evaluate.num_images:,} images" + (bound if evaluate.bits_per_dim_images else "")
-
-
 def check_counts(num_sampled: int, num_measured: int) -> None:
     """Refuse to measure more images than are sampled.
 
@@ -217,6 +202,13 @@ def _network(recipe: Recipe) -> tuple[UNet, int]:
     with torch.device("meta"):
         network = UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
     return network, shape.channels * math.prod(height_and_width(shape.image_size))
+
+
+def num_to_train_on(recipe: Recipe) -> int:
+    """Images of the training split, of a dataset or of the raw images that would become one."""
+    if recipe.dataset is not None:
+        return find_dataset(recipe.dataset, recipe.store).num_samples("train")
+    return sum(len(plan.indices) for plan in _planned(recipe).plans if plan.split == "train")
 
 
 def _num_unseen(recipe: Recipe) -> int:

@@ -52,6 +52,7 @@ def run_command(
     check: Callable[[A], None],
     plan: Callable[[A], list[str]],
     run: Callable[[A], Outcome],
+    cost: Callable[[A], list[str]] = lambda args: [],
     read: Callable[[type[A], list[str], str, str], A] | None = None,
     argv: list[str] | None = None,
 ) -> None:
@@ -62,6 +63,7 @@ def run_command(
         about: the first lines of --help.
         check: refuses what cannot work before anything starts (InputError, one line).
         plan: says what will be done, for --dry-run.
+        cost: tries what that costs, which may take seconds; for a person only, not with --json.
         run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
         read: makes the flags of the command line, as `parse` does, for a command without a recipe.
 
@@ -77,7 +79,7 @@ def run_command(
     try:
         args = (read or parse)(args_type, argv, program, about)
         check(args)
-        lines = plan(args) if dry_run else []
+        lines = plan(args) + ([] if as_json else cost(args)) if dry_run else []
         if not dry_run:
             storage.check_temporary()
             _check_store(args.store)  # type: ignore[attr-defined]

@@ -94,7 +94,7 @@ def model_resolver(store: str, recipe: str) -> Callable[[str], str]:
 
 
 def rehearse(command: Sequence[str], ray_address: str | None) -> None:
-    """Let the command check itself with --dry-run, so that a mistake shows now and not at night.
+    """Let the command check itself with --dry-run, so that a mistake shows now and not at night; nothing is tried out.
 
     Args:
         ray_address: of the cluster that will do it; this machine's own size is then not asked.
@@ -104,7 +104,7 @@ def rehearse(command: Sequence[str], ray_address: str | None) -> None:
     """
     environment = local_environment() | ({"RAY_ADDRESS": ray_address} if ray_address else {})
     tried = subprocess.run(
-        [*local_arguments(command), "--dry-run"],
+        [*local_arguments(command), "--dry-run", *([] if "--json" in command else ["--json"])],
         cwd=project_root(),
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -11,7 +11,8 @@ from ddpm_core import storage
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.errors import InputError
 from pipelines import sweep, train, workflow
-from pipelines.cli.checks import check_evaluation, check_training, evaluation_cost, prepare_evaluation, sampling_cost
+from pipelines.cli.checks import check_evaluation, check_training, prepare_evaluation
+from pipelines.cli.costs import evaluation_cost, sampling_cost
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from ddpm_core.training import loop
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import Events, restore, stream_config, train
+from ddpm_core.training.memory import step_bytes
 from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState, load_tensors, network_tensors, new_state, optimizer_tensors
 from ddpm_core.training.step import Objective
@@ -261,6 +263,18 @@ def test_a_run_of_nothing_but_such_steps_ends(
     )
     with pytest.raises(FloatingPointError, match="not finite in 4 steps in a row, the last of them step 3"):
         walk(dataset, str(tmp_path), replace(CONFIG, max_skipped=3))
+
+
+def test_as_many_images_at_a_time_as_fit_is_the_same_training_as_so_many(
+    dataset: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = walk(dataset, str(tmp_path / "3"), replace(CONFIG, micro_batch_size=3))
+    told: list[str] = []
+    monkeypatch.setattr(loop, "memory_of_worker", lambda device: step_bytes(MODEL, 3) + 1)
+    monkeypatch.setattr(sys.modules[__name__], "SILENT", replace(SILENT, warned=told.append))
+    fits = walk(dataset, str(tmp_path / "auto"), replace(CONFIG, micro_batch_size="auto"))
+    assert all(map(torch.equal, fits.network.values(), parts.network.values()))
+    assert told == ["train.micro-batch-size auto: 3 of 7 images at a time, for which 0.0 GiB suffice"]
 
 
 @pytest.mark.parametrize("where", ["backward", "advance"])

@@ -1,0 +1,62 @@
+"""How fast a run would train on a device, tried on a few steps of made-up images."""
+
+import time
+
+import torch
+
+from ddpm_core.model.config import ModelConfig
+from ddpm_core.model.cost import forward_flops
+from ddpm_core.model.init import init_unet
+from ddpm_core.model.unet import recompute_activations
+from ddpm_core.precision import whole_float32
+from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.loop import autocast_for
+from ddpm_core.training.state import new_state
+from ddpm_core.training.step import Objective, advance, backward, draw
+
+_STEPS, _LEAST_S = 2, 0.5
+_FLOPS = {"cpu": 2e11, "cuda": 2e14}
+"""Of a step that is tried, about; a second or two."""
+
+
+@whole_float32()
+def images_per_s(
+    model: ModelConfig, objective: Objective, train: TrainConfig, device: torch.device, most: int
+) -> tuple[float, int]:
+    """The speed of two steps or more after a first one, and their images each; none is read, and nothing kept.
+
+    Args:
+        train: with its precision and its micro-batch said.
+        most: images of a worker's batch, of which fewer are tried where one costs much.
+    """
+    count = max(1, min(most, int(_FLOPS[device.type] / (3 * forward_flops(model)))))
+    network = model.build_network().train()
+    init_unet(network, train.seed)
+    if train.recompute:
+        recompute_activations(network)
+    state = new_state(network.to(device), train.learning_rate)
+    images = torch.randint(0, 256, (count, *model.image_shape), dtype=torch.uint8, device=device)
+    labels, weights = torch.full((count,), -1, device=device), torch.ones(count, device=device)
+
+    def step() -> None:
+        positions = torch.arange(state.step * count, (state.step + 1) * count, device=device)
+        draws = draw(state, images, labels, positions, train, len(objective.schedule.betas))
+        found = backward(
+            state,
+            state.network,
+            draws,
+            positions,
+            weights,
+            objective,
+            train,
+            num_workers=1,
+            autocast=autocast_for(train, device),
+        )
+        advance(state, train, update=found.is_finite)
+
+    step()
+    began, steps = time.perf_counter(), 0
+    while steps < _STEPS or time.perf_counter() - began < _LEAST_S:
+        step()  # and it waits for the device: whether the gradient is finite is asked
+        steps += 1
+    return steps * count / (time.perf_counter() - began), count

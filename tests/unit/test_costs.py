@@ -1,0 +1,69 @@
+"""What --dry-run says a training costs: two lines, from a few steps of made-up images."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import train
+from pipelines.cli import costs
+from pipelines.cli.command import run_command
+from pipelines.recipes.config import Recipe
+from pipelines.recipes.recipes import make
+
+
+def digits(store: Path, **changes: object) -> Recipe:
+    recipe = make("digits")
+    return replace(recipe, store=str(store), train=replace(recipe.train, **changes))  # type: ignore[arg-type]
+
+
+def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    needs, time = costs.training_cost(digits(tmp_path, num_workers=2, steps=10_000))
+    assert re.fullmatch(r"a worker: 33 images at a time, about \d+ MiB of tensors", needs)
+    said = re.fullmatch(
+        r"time: about ([\d.]+) (\w+) at ([\d,.]+) images/s a worker, as tried here on 33 images at a time; "
+        r"3\.\de\+13 operations in all",
+        time,
+    )
+    assert said is not None
+    seconds = float(said[1]) * dict(costs.SPANS)[said[2]]
+    assert seconds == pytest.approx(10_000 * 33 / float(said[3].replace(",", "")), rel=0.1)
+    assert torch.get_num_threads() == threads
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_in_parts_takes_less_memory(tmp_path: Path) -> None:
+    whole, parts = (costs.training_cost(digits(tmp_path, micro_batch_size=size))[0] for size in (None, 16))
+    assert parts.startswith("a worker: 16 images at a time")
+    assert int(re.findall(r"(\d+) MiB", parts)[0]) < int(re.findall(r"(\d+) MiB", whole)[0])
+
+
+def test_no_speed_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    lines = costs.training_cost(digits(tmp_path, use_gpu=True, micro_batch_size="auto"))
+    assert lines[1].startswith("time: not tried, as this machine has no GPU; ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 seconds"), (119, "119 seconds"), (120, "2.0 minutes"), (7_200, "2.0 hours"), (8.64e6, "100 days")],
+)
+def test_a_time_is_said_in_the_largest_unit_of_which_there_are_two(seconds: float, said: str) -> None:
+    assert costs.span(seconds) == said
+
+
+def test_what_a_program_reads_is_not_kept_waiting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def tried(args: train.TrainArgs) -> list[str]:
+        return ["tried"]
+
+    for flags, said in (([], True), (["--json"], False)):
+        command = ["digits", "--store", str(tmp_path), "--dry-run", *flags]
+        run_command(train.TrainArgs, "", check=train.check, plan=train.plan, run=train.run, cost=tried, argv=command)
+        out = capsys.readouterr().out
+        assert ("tried" in out.splitlines()) == said
+    assert json.loads(out)["recipe"] == "digits"

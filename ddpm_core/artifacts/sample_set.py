@@ -64,7 +64,17 @@ def sample_set_folder(store: str, identity: dict[str, Any], block_size: int) -> 
 
 def block_uri(uri: str, first_seed: int) -> str:
     """The block that begins with this seed."""
-    return storage.join(uri, f"block-{first_seed:012d}.tar")
+    return storage.join(uri, _block_name(first_seed))
+
+
+def _block_name(first_seed: int) -> str:
+    return f"block-{first_seed:012d}.tar"
+
+
+def missing_blocks(sample_set: SampleSet) -> list[int]:
+    """The first seeds of the blocks that do not stand yet, by one listing of their folder."""
+    there = {entry.name for entry in storage.walk(sample_set.uri)}
+    return [first for first in sample_set.blocks if _block_name(first) not in there]
 
 
 def write_block(uri: str, first_seed: int, pngs: list[bytes]) -> None:
@@ -101,7 +111,7 @@ def commit_sample_set(sample_set: SampleSet) -> None:
     rows = []
     for first in sample_set.blocks:
         for seed, png in read_images(sample_set, range(first, first + 1)):
-            rows.append({"seed": seed, "block": f"block-{first:012d}.tar", "sha256": hashlib.sha256(png).hexdigest()})
+            rows.append({"seed": seed, "block": _block_name(first), "sha256": hashlib.sha256(png).hexdigest()})
     table = pa.Table.from_pylist(rows)
     out = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"ddpm": json.dumps(sample_set.identity, sort_keys=True)}), out)

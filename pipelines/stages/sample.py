@@ -13,6 +13,7 @@ from ddpm_core.artifacts.sample_set import (
     SampleSet,
     block_uri,
     commit_sample_set,
+    missing_blocks,
     read_images,
     sample_set_folder,
     write_block,
@@ -87,7 +88,7 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
     """Generate the images of a request that are not there yet, and commit its set."""
     samples = describe_samples(weights, config, store)
     grid_uri = samples.set_uri.removesuffix(".json") + "-grid.png"
-    missing = [first for first in samples.blocks if not storage.exists(block_uri(samples.uri, first))]
+    missing = missing_blocks(samples)
     began = time.perf_counter()
     if missing:
         is_compiled = _generate_blocks(weights, config, samples, missing)

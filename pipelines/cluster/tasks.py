@@ -5,9 +5,11 @@ by side. One task at a time of each command asks for a share of a CPU only (see 
 training.
 """
 
+import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -230,14 +232,23 @@ def _work(work: Callable[..., Any], items: Sequence[Any], *args: Any) -> Iterato
     """In the task: first a word that it has begun, then a result an item, until its turn is over."""
     began = time.monotonic()
     yield None
-    for item in items:
-        try:
-            result = work(item, *args)
-        except InputError as error:
-            result = _Refused(str(error))
-        yield result
-        if time.monotonic() - began > _TURN_S:
-            return
+    try:
+        for item in items:
+            try:
+                result = work(item, *args)
+            except InputError as error:
+                result = _Refused(str(error))
+            yield result
+            if time.monotonic() - began > _TURN_S:
+                return
+    finally:
+        give_memory_back()
+
+
+def give_memory_back() -> None:
+    """What the process keeps from step to step (see session.py) goes back to the system: idle, it would be lost to all others."""
+    with suppress(AttributeError):  # of another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 _run = ray.remote(_work)

@@ -26,6 +26,7 @@ from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.state import TrainState, ema_tensors
 from pipelines.cluster.placement import SHARE
+from pipelines.cluster.tasks import give_memory_back
 from pipelines.measuring.features import real_stats
 from pipelines.measuring.likelihood import group_bound
 from pipelines.progress import say
@@ -135,4 +136,7 @@ def _validate_state(
 def _validate(uri: str, run_uri: str, index: DatasetIndex, recipe: Recipe, reference: FeatureStats) -> dict[str, float]:
     torch.set_num_threads(1)
     weights = read_weights(uri)
-    return validate(Model.from_weights(weights), weights.step, run_uri, index, recipe, reference)
+    try:
+        return validate(Model.from_weights(weights), weights.step, run_uri, index, recipe, reference)
+    finally:
+        give_memory_back()  # training goes on beside it

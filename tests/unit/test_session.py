@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,34 @@ def test_a_machine_that_is_no_node_is_told_to_submit_a_job() -> None:
     cluster._check_node_here("head:6379", {"ab": "203.0.113.9", "cd": "127.0.0.1"})
     with pytest.raises(ValueError, match=r"^this machine is no node of the Ray cluster at head:6379; .*ray job submit"):
         cluster._check_node_here("head:6379", {"ab": "203.0.113.9"})
+
+
+def test_a_task_that_has_ended_keeps_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its workers' settings keep, a process of its own shows: they must stand in the environment when it starts."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    program = """
+import sys
+from pathlib import Path
+import torch
+from pipelines.cluster.tasks import _work
+
+def rss():
+    return int(dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())["VmRSS"].split()[0]) // 1024
+
+def fill(item):
+    feature_maps = [torch.ones(2**20) for _ in range(100)]  # 4 MiB each
+    del feature_maps
+    return rss()
+
+before = rss()
+results = _work(fill, [0])
+next(results)
+print(next(results) - before, end=" ")
+list(results)
+print(rss() - before)
+"""
+    environment = {**os.environ, **session.worker_environment()}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    while_it_works, after = map(int, ended.stdout.split())
+    assert while_it_works > 400
+    assert after < 100

@@ -3,8 +3,9 @@
     .venv/bin/python tests/benchmarks/overhead.py --threads 1 --turns 20 --turn-s 20 --batch-size 8
 
 The bare loop is what a person would write first: random uint8 images in memory, torch's own generator for t, eps and flips, the
-paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand. The pipeline is the whole command: Ray
-with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging; no checkpoint is due (leaving.py times one).
+paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand; and the memory settings that workers
+have. The pipeline is the whole command: Ray with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging;
+no checkpoint is due (leaving.py times one).
 Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP) while the other has its
 turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds. Ray's own
 processes never stand still; where --threads are all cores, what they take is in both.
@@ -33,6 +34,7 @@ from torch import nn
 from ddpm_core.model.blocks import DropoutKey, ResBlock
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
+from pipelines.cluster.session import worker_environment
 
 ROOT = Path(__file__).parents[2]
 COUNT, PORT = 2048, 6398
@@ -139,7 +141,8 @@ class Loop:
 
 def start_bare(folder: Path, batch_size: int, threads: int) -> Loop:
     command = [sys.executable, __file__, "--bare", "--batch-size", str(batch_size), "--threads", str(threads)]
-    return Loop(command, {}, folder / "bare", r"overhead\.py --bare")
+    kept = {"GLIBC_TUNABLES": worker_environment()["GLIBC_TUNABLES"]}  # which is no part of what the pipeline costs
+    return Loop(command, kept, folder / "bare", r"overhead\.py --bare")
 
 
 @contextmanager

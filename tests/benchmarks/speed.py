@@ -53,7 +53,10 @@ from pipelines.cluster.session import worker_environment
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
 
-BATCHES = {"digits": 64, "mnist": 64, "cifar10": 16}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCHES = (
+    {"digits": 64, "mnist": 64, "cifar10": 16} if DEVICE.type == "cpu" else dict.fromkeys(("mnist", "cifar10"), 512)
+)
 CHAINS = {"digits": 10, "mnist": 10, "cifar10": 3}
 """Steps of a DDIM chain."""
 RECORDED = Path(__file__).parent / "recorded" / "speed.json"
@@ -75,13 +78,15 @@ def of_one_norm(recipe: Recipe) -> Recipe:
 def our_network(recipe: Recipe) -> UNet:
     network = UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
     init_unet(network, 0)
-    return network
+    return network.to(DEVICE)
 
 
 def their_network(recipe: Recipe) -> UNet2DModel:
     channels = recipe.data.channels
     form = Form(unet=recipe.unet, image_size=recipe.data.image_size, channels=channels, num_outputs=channels)
-    return UNet2DModel(**unet_json(form))
+    network = UNet2DModel(**unet_json(form)).to(DEVICE)
+    # As whoever looks for speed on a GPU lays it; on a CPU it is slower so, by a little.
+    return network.to(memory_format=torch.channels_last) if DEVICE.type == "cuda" else network
 
 
 def shape_of(recipe: Recipe) -> tuple[int, int, int]:
@@ -90,11 +95,15 @@ def shape_of(recipe: Recipe) -> tuple[int, int, int]:
     return recipe.data.channels, size, size
 
 
+def autocast(precision: Precision) -> torch.autocast:
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    x_t, t = torch.randn(batch, *shape_of(recipe)), torch.arange(batch)
+    x_t, t = torch.randn(batch, *shape_of(recipe), device=DEVICE), torch.arange(batch, device=DEVICE)
 
     def quietly(work: Work) -> Work:
-        return torch.no_grad()(torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")(work))
+        return torch.no_grad()(autocast(precision)(work))
 
     def ours() -> Work:
         network = our_network(recipe).eval()
@@ -119,7 +128,7 @@ def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dic
 
 
 def train(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    pictures = torch.randint(0, 256, (1024, *shape_of(recipe)), dtype=torch.uint8)
+    pictures = torch.randint(0, 256, (1024, *shape_of(recipe)), dtype=torch.uint8, device=DEVICE)
     recipe = replace(recipe, train=replace(recipe.train, precision=precision))
     return {
         OURS: lambda: our_step(recipe, batch, pictures),
@@ -131,16 +140,17 @@ def train(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[
 def our_step(recipe: Recipe, batch: int, pictures: torch.Tensor) -> Work:
     state = new_state(our_network(recipe).train(), recipe.train.learning_rate)
     config = recipe.train
-    objective = Objective(schedule=make_schedule(recipe.schedule), reverse=recipe.reverse, loss=recipe.loss)
-    labels, weights, autocast = torch.full((batch,), -1), torch.ones(batch), autocast_for(config, torch.device("cpu"))
+    objective = Objective(schedule=make_schedule(recipe.schedule).to(DEVICE), reverse=recipe.reverse, loss=recipe.loss)
+    labels, weights = torch.full((batch,), -1, device=DEVICE), torch.ones(batch, device=DEVICE)
+    precision = autocast_for(config, DEVICE)
 
     def step() -> None:
-        positions = torch.arange(state.step * batch, (state.step + 1) * batch)
+        positions = torch.arange(state.step * batch, (state.step + 1) * batch, device=DEVICE)
         draws = draw(
             state, pictures[positions % len(pictures)], labels, positions, config, len(objective.schedule.betas)
         )
         rest = (positions, weights, objective, config)
-        found = backward(state, state.network, draws, *rest, num_workers=1, autocast=autocast)
+        found = backward(state, state.network, draws, *rest, num_workers=1, autocast=precision)
         advance(state, config, update=found.is_finite)
 
     return step
@@ -156,9 +166,9 @@ def their_step(recipe: Recipe, batch: int, pictures: torch.Tensor, *, compiled: 
     scheduler, images = DDPMScheduler(), pictures.float() / 127.5 - 1
 
     def step() -> None:
-        x_0 = images[torch.randint(len(images), (batch,))]
-        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (batch,))
-        with autocast_for(recipe.train, torch.device("cpu")):
+        x_0 = images[torch.randint(len(images), (batch,), device=DEVICE)]
+        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (batch,), device=DEVICE)
+        with autocast_for(recipe.train, DEVICE):
             predicted = network_or_compiled(scheduler.add_noise(x_0, eps, t), t).sample
         loss = F.mse_loss(predicted.float(), eps)
         loss.backward()
@@ -178,7 +188,7 @@ def sample(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict
     )
     sampler = SamplerConfig(name="ddim", num_steps=steps)
     request = SampleConfig(sampler=sampler, batch_size=batch, precision=precision)
-    seeds = torch.arange(batch)
+    seeds = torch.arange(batch, device=DEVICE)
 
     def ours(*, compiled: bool) -> Work:
         model = Model(config=config, network=our_network(recipe).eval().requires_grad_(False))
@@ -189,8 +199,7 @@ def sample(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict
         theirs = their_network(recipe).eval()
         pipeline = DDIMPipeline(torch.compile(theirs) if compiled else theirs, DDIMScheduler())
         pipeline.set_progress_bar_config(disable=True)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-        return autocast(lambda: pipeline(batch_size=batch, num_inference_steps=steps, output_type="np"))
+        return autocast(precision)(lambda: pipeline(batch_size=batch, num_inference_steps=steps, output_type="np"))
 
     return {
         OURS: lambda: ours(compiled=False),
@@ -205,7 +214,7 @@ PASSES = {"forward": forward, "train": train, "sample": sample}
 
 def roofline(recipe: Recipe, batch: int, name: str, steps: int) -> float:
     """Images a second of the convolutions and matrix products alone."""
-    found = operations(our_network(recipe), torch.randn(batch, *shape_of(recipe)), torch.arange(batch))
+    found = operations(our_network(recipe).cpu(), torch.randn(batch, *shape_of(recipe)), torch.arange(batch))
     return batch / floor_s(found, backward=name == "train") / (steps if name == "sample" else 1)
 
 
@@ -254,11 +263,18 @@ def be_a_side(args: argparse.Namespace) -> None:
         began, count = time.perf_counter(), 0
         while count == 0 or time.perf_counter() - began < args.turn_s:
             work()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             count += batch
-        rate = count / (time.perf_counter() - began)
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        # getrusage's peak would be that of who started it, too
-        print(rate, int(status["VmHWM"].split()[0]) / 1024, flush=True)
+        print(count / (time.perf_counter() - began), peak_mib(), flush=True)
+
+
+def peak_mib() -> float:
+    """Of this process, or of what it took of the GPU."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024  # getrusage's would be that of who started it, too
 
 
 def row_of(rates: dict[str, list[float]], limit: float | None) -> dict[str, float]:
@@ -280,6 +296,8 @@ def row_of(rates: dict[str, list[float]], limit: float | None) -> dict[str, floa
 
 
 def processor() -> str:
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -295,7 +313,10 @@ def measured(net: str, name: str, args: argparse.Namespace) -> dict[str, float]:
         }
         turns = [{side: each.turn() for side, each in sides.items()} for _ in range(args.turns)]
     rates = {side: [turn[side][0] for turn in turns] for side in sides}
-    row = row_of(rates, roofline(recipe, batch, name, CHAINS[net]) if args.precision == "float32" else None)
+    row = row_of(
+        rates,
+        roofline(recipe, batch, name, CHAINS[net]) if (DEVICE.type, args.precision) == ("cpu", "float32") else None,
+    )
     best = OURS_COMPILED if OURS_COMPILED in rates else OURS
     return {**row, **{f"MiB {side}": turns[-1][side][1] for side in (best, EAGER, COMPILED)}}
 

@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, checkpoints and events out. The same under Ray, torchrun or alone."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -116,7 +117,8 @@ def train(
 
 def _that_fits(model: ModelConfig, config: TrainConfig, most: int, worker: Worker, told: Callable[[str], None]) -> int:
     """The images at a time that fit into this worker's memory; said, if they are not all."""
-    total = memory_of_worker(worker.device)
+    # Ray Train and torchrun both say so.
+    total = memory_of_worker(worker.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     bfloat16 = config.precision == "bfloat16"
     size = images_at_once(model, most, total, recompute=config.recompute, bfloat16=bfloat16)
     if size < most and worker.is_first:

@@ -21,8 +21,8 @@ _COPIES = 5
 """Of the weights: themselves, gradients, the average, Adam's two moments."""
 _SCRATCH = 1.4
 """What a step takes per byte of its tensors, convolutions' own memory included; 1.26 to 1.4 were measured (docs/performance.md)."""
-_SHARE = {"cuda": 0.85, "cpu": 0.7}
-"""Of a device's memory that a step may take: what is left is the libraries', the data's, and lost between allocations."""
+_ON_GPU, _ON_CPU = 0.85, 0.7
+"""Shares of the memory that a step may take: what is left is the libraries', the data's, and lost between allocations."""
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -98,16 +98,17 @@ def images_at_once(
     return sizes[fitting - 1]
 
 
-def memory_of_worker(device: torch.device) -> int:
+def memory_of_worker(device: torch.device, workers_here: int) -> int:
     """What a step may take of this worker's memory, bytes: of its GPU, or its share of the machine's or container's.
 
     It goes by what there is, not by what is free at the moment: the same command on the same machine trains in the same way.
+
+    Args:
+        workers_here: that share this machine's memory.
     """
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = _memory_here() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(total * _SHARE[device.type])
+        return int(_ON_GPU * torch.cuda.get_device_properties(device).total_memory)
+    return int(_ON_CPU * _memory_here() / workers_here)
 
 
 def _memory_here() -> int:

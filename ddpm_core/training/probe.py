@@ -1,5 +1,6 @@
 """How fast a run would train on a device, tried on a few steps of made-up images."""
 
+import math
 import time
 
 import torch
@@ -26,7 +27,7 @@ def images_per_s(
     """The speed of two steps or more after a first one, and their images each; none is read, and nothing kept.
 
     Args:
-        train: with its precision and its micro-batch said.
+        train: with its precision said, and no more than these images at a time.
         most: images of a worker's batch, of which fewer are tried where one costs much.
     """
     count = max(1, min(most, int(_FLOPS[device.type] / (3 * forward_flops(model)))))
@@ -35,8 +36,10 @@ def images_per_s(
     if train.recompute:
         recompute_activations(network)
     state = new_state(network.to(device), train.learning_rate)
-    images = torch.randint(0, 256, (count, *model.image_shape), dtype=torch.uint8, device=device)
-    labels, weights = torch.full((count,), -1, device=device), torch.ones(count, device=device)
+    size = count * math.prod(model.image_shape)
+    images = (torch.arange(size, device=device) % 251).to(torch.uint8).view(count, *model.image_shape)
+    labels = torch.full((count,), 0 if model.num_classes else -1, device=device)
+    weights = torch.ones(count, device=device)
 
     def step() -> None:
         positions = torch.arange(state.step * count, (state.step + 1) * count, device=device)

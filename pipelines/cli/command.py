@@ -86,7 +86,7 @@ def run_command(
     except BrokenPipeError:  # --help | head: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UserError) as error:
         sys.exit(_mistake(error))
     if dry_run:
         print(json.dumps(to_json(args), indent=None if as_json else 2))

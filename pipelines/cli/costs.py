@@ -12,6 +12,7 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.cost import forward_flops
 from ddpm_core.training.augmentation import NUM_PARAMETERS
 from pipelines.cli.checks import num_to_train_on
+from pipelines.cluster.address import cluster_address
 from pipelines.recipes.config import Recipe, SampleStage
 from pipelines.tracking.resolve import find_dataset
 
@@ -44,14 +45,20 @@ def training_cost(recipe: Recipe) -> list[str]:
     share = local_batch_size(train.batch_size, num_to_train_on(recipe), train.lanes, served)
     device = torch.device("cuda" if train.use_gpu and torch.cuda.is_available() else "cpu")
     rest = {"recompute": train.recompute, "bfloat16": train.precision == "bfloat16"}
-    if train.micro_batch_size == "auto" and device.type == ("cuda" if train.use_gpu else "cpu"):
-        train = replace(train, micro_batch_size=images_at_once(model, share, memory_of_worker(device), **rest))
+    is_here = device.type == ("cuda" if train.use_gpu else "cpu")
+    memory = memory_of_worker(device, train.num_workers if cluster_address() is None else 1)
+    if train.micro_batch_size == "auto" and is_here:
+        train = replace(train, micro_batch_size=images_at_once(model, share, memory, **rest))
     at_once = min(share, train.micro_batch_size) if isinstance(train.micro_batch_size, int) else share
+    needed = step_bytes(model, at_once, **rest)
+    needs = f"a worker: {at_once:,} images at a time, about {_bytes(needed)} of tensors"
     flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
-    needs = f"a worker: {at_once:,} images at a time, about {_bytes(step_bytes(model, at_once, **rest))} of tensors"
     total = f"{flops:.1e} operations in all"
-    if train.use_gpu and device.type == "cpu":
+    if not is_here:
         return [needs, f"time: not tried, as this machine has no GPU; {total}"]
+    if needed > memory:
+        remedy = "set --train.micro-batch-size auto" if train.micro_batch_size is None else "set it lower"
+        return [needs, f"time: not tried, as a worker may take {_bytes(memory)} here: {remedy}; {total}"]
     objective = Objective(schedule=make_schedule(recipe.schedule).to(device), reverse=recipe.reverse, loss=recipe.loss)
     before = torch.get_num_threads()
     torch.set_num_threads(train.threads)

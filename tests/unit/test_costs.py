@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_core.training import memory
 from pipelines import train
 from pipelines.cli import costs
 from pipelines.cli.command import run_command
@@ -40,6 +41,21 @@ def test_a_batch_in_parts_takes_less_memory(tmp_path: Path) -> None:
     whole, parts = (costs.training_cost(digits(tmp_path, micro_batch_size=size))[0] for size in (None, 16))
     assert parts.startswith("a worker: 16 images at a time")
     assert int(re.findall(r"(\d+) MiB", parts)[0]) < int(re.findall(r"(\d+) MiB", whole)[0])
+
+
+def test_what_does_not_fit_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_memory_here", lambda: 30 * 2**20)
+    needs, time = costs.training_cost(digits(tmp_path, num_workers=1))
+    assert needs.startswith("a worker: 64 images at a time")
+    assert time.startswith("time: not tried, as a worker may take 21 MiB here: set --train.micro-batch-size auto; ")
+    needs, time = costs.training_cost(digits(tmp_path, num_workers=1, micro_batch_size="auto"))
+    assert re.fullmatch(r"a worker: (32|22|16) images at a time, about (1\d|20|21) MiB of tensors", needs)
+    assert time.startswith("time: about ")
+
+
+def test_a_network_that_is_told_of_classes_is_tried_too(tmp_path: Path) -> None:
+    recipe = digits(tmp_path)
+    assert "images/s" in costs.training_cost(replace(recipe, unet=replace(recipe.unet, num_classes=10)))[1]
 
 
 def test_no_speed_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_as_many_images_at_a_time_as_fit_is_the_same_training_as_so_many(
 ) -> None:
     parts = walk(dataset, str(tmp_path / "3"), replace(CONFIG, micro_batch_size=3))
     told: list[str] = []
-    monkeypatch.setattr(loop, "memory_of_worker", lambda device: step_bytes(MODEL, 3) + 1)
+    monkeypatch.setattr(loop, "memory_of_worker", lambda *of: step_bytes(MODEL, 3) + 1)
     monkeypatch.setattr(sys.modules[__name__], "SILENT", replace(SILENT, warned=told.append))
     fits = walk(dataset, str(tmp_path / "auto"), replace(CONFIG, micro_batch_size="auto"))
     assert all(map(torch.equal, fits.network.values(), parts.network.values()))

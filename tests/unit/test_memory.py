@@ -66,12 +66,10 @@ def test_the_parts_of_a_batch_are_the_largest_that_fit() -> None:
         images_at_once(MODEL, 12, sizes[1] - 1)
 
 
-def test_workers_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    alone = memory_of_worker(torch.device("cpu"))
+def test_workers_of_one_machine_share_its_memory() -> None:
+    alone = memory_of_worker(torch.device("cpu"), 1)
     assert 0 < alone < 2**50
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory_of_worker(torch.device("cpu")) == pytest.approx(alone / 4, abs=4)
+    assert memory_of_worker(torch.device("cpu"), 4) == pytest.approx(alone / 4, abs=4)
 
 
 def test_a_network_that_is_told_of_augmentation_has_a_size_too() -> None:

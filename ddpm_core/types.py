@@ -53,6 +53,11 @@ def size_words(size: ImageSize) -> str:
     return " ".join(map(str, (size,) if isinstance(size, int) else size))
 
 
+def bytes_words(num_bytes: int) -> str:
+    """A number of bytes for a person, in MB or GB."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
 @runtime_checkable
 class Denoiser(Protocol):
     """A network that looks at x_t and says what took x_0 there; what its output means stands in a ReverseConfig.

@@ -47,6 +47,11 @@ class Progress:
             self._bar.close()
 
 
+def counted(number: int, what: str) -> str:
+    """1 worker, 2 workers."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def say(line: str) -> None:
     """A line that stays, above the bar if there is one."""
     tqdm.write(shown(line), file=sys.stderr)

@@ -23,6 +23,7 @@ from pipelines.cli.checks import check_data, check_training, data_summary, warn_
 from pipelines.cli.command import Outcome, run_command, typed
 from pipelines.cli.costs import training_cost
 from pipelines.cluster.placement import for_a_cpu, for_training
+from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
 
 
@@ -47,7 +48,7 @@ def plan(args: TrainArgs) -> list[str]:
     train = args.train
     return [
         f"shard: {data_summary(args)}, unless it is there",
-        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers, into {args.store}",
+        f"train: {train.steps:,} steps of {train.batch_size} images on {counted(train.num_workers, 'worker')}, into {args.store}",
     ]
 
 

@@ -39,6 +39,7 @@ from pipelines.cli.checks import (
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed, ui
 from pipelines.cli.costs import evaluation_cost, sampling_cost, training_cost
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
+from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
 from pipelines.subject import of_model
 from pipelines.tracking import TrackingError
@@ -92,7 +93,7 @@ def plan(args: WorkflowArgs) -> list[str]:
     again = f", {args.seeds} times" if args.seeds > 1 else ""
     return [
         f"shard: {data_summary(args)}",
-        f"train: {train.steps:,} steps of {train.batch_size} images on {train.num_workers} workers{again}, "
+        f"train: {train.steps:,} steps of {train.batch_size} images on {counted(train.num_workers, 'worker')}{again}, "
         f"{train.steps * train.batch_size:,} network passes, forth and back",
         f"sample: {sampling_cost(args.sample, T)}{again}",
         f"evaluate: {evaluation_cost(args.evaluate, T)}{again}; a report; then promote, all in {args.store}",

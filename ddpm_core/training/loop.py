@@ -19,6 +19,7 @@ from ddpm_core.training.memory import images_at_once, memory_of_worker
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
 from ddpm_core.training.state import TrainState, load_tensors
 from ddpm_core.training.step import Backward, Draws, Objective, advance, backward, draw
+from ddpm_core.types import bytes_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,7 @@ def train(
         return
     check_agreement(state.step, worker)
     model = read_model_config(run.config)
-    if config.micro_batch_size == "auto":
-        config = replace(
-            config, micro_batch_size=_that_fits(model, config, stream.local_batch_size, worker, events.warned)
-        )
+    config = _in_parts_that_fit(config, model, stream.local_batch_size, worker, events.warned)
     forward = in_parallel(state.network, worker, model.image_shape)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
@@ -115,17 +113,21 @@ def train(
     checkpointer.finish(last=True)
 
 
-def _that_fits(model: ModelConfig, config: TrainConfig, most: int, worker: Worker, told: Callable[[str], None]) -> int:
-    """The images at a time that fit into this worker's memory; said, if they are not all."""
-    # Ray Train and torchrun both say so.
+def _in_parts_that_fit(
+    config: TrainConfig, model: ModelConfig, most: int, worker: Worker, told: Callable[[str], None]
+) -> TrainConfig:
+    """With a number of images at a time in place of auto: as many as fit into this worker's memory; said, if they are not all."""
+    if config.micro_batch_size != "auto":
+        return config
+    # Ray Train and torchrun both say how many share a machine.
     total = memory_of_worker(worker.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     bfloat16 = config.precision == "bfloat16"
     size = images_at_once(model, most, total, recompute=config.recompute, bfloat16=bfloat16)
     if size < most and worker.is_first:
         told(
-            f"train.micro-batch-size auto: {size} of {most} images at a time, for which {total / 2**30:.1f} GiB suffice"
+            f"train.micro-batch-size auto: {size} of {most} images at a time, as a worker may take {bytes_words(total)}"
         )
-    return size
+    return replace(config, micro_batch_size=size)
 
 
 def _gradient(

@@ -15,7 +15,7 @@ from ddpm_core.errors import TooLargeError
 from ddpm_core.model.blocks import DropoutKey
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import recompute_activations
-from ddpm_core.types import Tensor
+from ddpm_core.types import Tensor, bytes_words
 
 _COPIES = 5
 """Of the weights: themselves, gradients, the average, Adam's two moments."""
@@ -92,7 +92,7 @@ def images_at_once(
     fitting = bisect_right(sizes, total_bytes, key=needed)
     if not fitting:
         raise TooLargeError(
-            f"training needs {needed(1) / 2**30:.1f} GiB for one image, and may take {total_bytes / 2**30:.1f}; "
+            f"training needs {bytes_words(needed(1))} for one image, and may take {bytes_words(total_bytes)}; "
             "set --train.recompute, or take a smaller network"
         )
     return sizes[fitting - 1]

@@ -20,7 +20,7 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.training.averages import young_average
-from ddpm_core.types import height_and_width
+from ddpm_core.types import bytes_words, height_and_width
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.feature_weights import check_features, find_features
 from pipelines.progress import say
@@ -187,13 +187,9 @@ def _check_disk(recipe: Recipe, network: UNet, image_bytes: int) -> None:
     needed = checkpoints + image_bytes * recipe.sample.num_images
     if free is not None and free < needed:
         raise InputError(
-            f"{recipe.store} has {_size(free)} left; expected {_size(needed)} for {recipe.train.keep_checkpoints} "
+            f"{recipe.store} has {bytes_words(free)} left; expected {bytes_words(needed)} for {recipe.train.keep_checkpoints} "
             f"checkpoints, one more under way, and {recipe.sample.num_images:,} images: free some, or name another --store"
         )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
 
 
 def _network(recipe: Recipe) -> tuple[UNet, int]:

@@ -11,9 +11,10 @@ from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.cost import forward_flops
 from ddpm_core.training.augmentation import NUM_PARAMETERS
+from ddpm_core.types import bytes_words
 from pipelines.cli.checks import num_to_train_on
 from pipelines.cluster.address import cluster_address
-from pipelines.recipes.config import Recipe, SampleStage
+from pipelines.recipes.config import Recipe, SampleStage, TrainStage
 from pipelines.tracking.resolve import find_dataset
 
 SPANS = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0))
@@ -33,32 +34,40 @@ def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
 
 
 def training_cost(recipe: Recipe) -> list[str]:
-    """What a worker needs, and how long it takes, tried here on a few steps of made-up images; two lines."""
+    """What training needs of each worker's memory, and how long it takes; two lines."""
     # Not before: each command would begin the later for it.
     from ddpm_core.training.memory import images_at_once, memory_of_worker, step_bytes
-    from ddpm_core.training.probe import images_per_s
-    from ddpm_core.training.step import Objective
 
-    train, model = recipe.train, _model(recipe)
-    train = replace(train, precision=train.resolved_precision)
+    train, model = replace(recipe.train, precision=recipe.train.resolved_precision), _model(recipe)
     served = lanes_of_worker(train.lanes, 0, train.num_workers)
     share = local_batch_size(train.batch_size, num_to_train_on(recipe), train.lanes, served)
     device = torch.device("cuda" if train.use_gpu and torch.cuda.is_available() else "cpu")
-    rest = {"recompute": train.recompute, "bfloat16": train.precision == "bfloat16"}
     is_here = device.type == ("cuda" if train.use_gpu else "cpu")
     memory = memory_of_worker(device, train.num_workers if cluster_address() is None else 1)
+    kind = {"recompute": train.recompute, "bfloat16": train.precision == "bfloat16"}
     if train.micro_batch_size == "auto" and is_here:
-        train = replace(train, micro_batch_size=images_at_once(model, share, memory, **rest))
+        train = replace(train, micro_batch_size=images_at_once(model, share, memory, **kind))
     at_once = min(share, train.micro_batch_size) if isinstance(train.micro_batch_size, int) else share
-    needed = step_bytes(model, at_once, **rest)
-    needs = f"a worker: {at_once:,} images at a time, about {_bytes(needed)} of tensors"
-    flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
-    total = f"{flops:.1e} operations in all"
+    needed = step_bytes(model, at_once, **kind)
+    remedy = "set --train.micro-batch-size auto" if train.micro_batch_size is None else "lower --train.micro-batch-size"
     if not is_here:
-        return [needs, f"time: not tried, as this machine has no GPU; {total}"]
-    if needed > memory:
-        remedy = "set --train.micro-batch-size auto" if train.micro_batch_size is None else "set it lower"
-        return [needs, f"time: not tried, as a worker may take {_bytes(memory)} here: {remedy}; {total}"]
+        time = "not tried, as this machine has no GPU"
+    elif needed > memory:
+        time = f"not tried, as a worker may take {bytes_words(memory)} here: {remedy}"
+    else:
+        time = _time(recipe, train, model, device, share)
+    flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
+    return [
+        f"training's memory: {bytes_words(needed)} of tensors for each worker, {at_once:,} images at a time",
+        f"training's time: {time}; {flops:.1e} operations in all",
+    ]
+
+
+def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.device, share: int) -> str:
+    """By a few steps of made-up images, with a worker's threads."""
+    from ddpm_core.training.probe import images_per_s
+    from ddpm_core.training.step import Objective
+
     objective = Objective(schedule=make_schedule(recipe.schedule).to(device), reverse=recipe.reverse, loss=recipe.loss)
     before = torch.get_num_threads()
     torch.set_num_threads(train.threads)
@@ -66,11 +75,7 @@ def training_cost(recipe: Recipe) -> list[str]:
         rate, tried = images_per_s(model, objective, train, device, share)
     finally:
         torch.set_num_threads(before)
-    seconds = train.steps * share / rate
-    return [
-        needs,
-        f"time: about {span(seconds)} at {_short(rate)} images/s a worker, as tried here on {tried:,} images at a time; {total}",
-    ]
+    return f"about {span(train.steps * share / rate)} at {_short(rate)} images/s a worker, tried here in steps of {tried:,} images"
 
 
 def _model(recipe: Recipe) -> ModelConfig:
@@ -95,7 +100,3 @@ def span(seconds: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

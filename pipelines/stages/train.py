@@ -36,7 +36,7 @@ from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
 from pipelines.cluster.session import versions
 from pipelines.naming import code_version, digest, run_folder, trajectory
-from pipelines.progress import Progress, progress, say
+from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
 from pipelines.training.trainer import fit
@@ -141,7 +141,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
-                shown.say(f"train: starting Ray Train and {_workers(recipe.train.num_workers)}")
+                shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
                 reporter = _ProgressReporter(run, shown, validator, recipe.train)
                 fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
                 reporter.note(validator.found(wait=True))
@@ -154,10 +154,6 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         step=recipe.train.steps,
         images_per_s=rates[len(rates) // 2] if rates else 0.0,
     )
-
-
-def _workers(number: int) -> str:
-    return "1 worker" if number == 1 else f"{number} workers"
 
 
 def _is_done(recipe: Recipe, index: DatasetIndex, init_from: Weights | None, run_uri: str, run: RunHandle) -> bool:

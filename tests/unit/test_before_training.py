@@ -87,7 +87,9 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(storage, "free_bytes", lambda uri: needed)
     check_training(digits(tmp_path))
     monkeypatch.setattr(storage, "free_bytes", lambda uri: needed - 1)
-    refused(digits(tmp_path), r"has 25 MB left; expected 25 MB for 3 checkpoints, one more under way, and 512 images")
+    refused(
+        digits(tmp_path), r"has 25\.4 MB left; expected 25\.4 MB for 3 checkpoints, one more under way, and 512 images"
+    )
     monkeypatch.setattr(storage, "free_bytes", lambda uri: None)
     check_training(digits(tmp_path))
 

@@ -24,9 +24,9 @@ def digits(store: Path, **changes: object) -> Recipe:
 def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     needs, time = costs.training_cost(digits(tmp_path, num_workers=2, steps=10_000))
-    assert re.fullmatch(r"a worker: 33 images at a time, about \d+ MiB of tensors", needs)
+    assert re.fullmatch(r"training's memory: [\d.]+ MB of tensors for each worker, 33 images at a time", needs)
     said = re.fullmatch(
-        r"time: about ([\d.]+) (\w+) at ([\d,.]+) images/s a worker, as tried here on 33 images at a time; "
+        r"training's time: about ([\d.]+) (\w+) at ([\d,.]+) images/s a worker, tried here in steps of 33 images; "
         r"3\.\de\+13 operations in all",
         time,
     )
@@ -39,18 +39,22 @@ def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch
 
 def test_a_batch_in_parts_takes_less_memory(tmp_path: Path) -> None:
     whole, parts = (costs.training_cost(digits(tmp_path, micro_batch_size=size))[0] for size in (None, 16))
-    assert parts.startswith("a worker: 16 images at a time")
-    assert int(re.findall(r"(\d+) MiB", parts)[0]) < int(re.findall(r"(\d+) MiB", whole)[0])
+    assert parts.endswith(" 16 images at a time")
+    assert float(re.findall(r"([\d.]+) MB", parts)[0]) < float(re.findall(r"([\d.]+) MB", whole)[0])
 
 
 def test_what_does_not_fit_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_memory_here", lambda: 30 * 2**20)
+    monkeypatch.setattr(memory, "_memory_here", lambda: 30_000_000)
     needs, time = costs.training_cost(digits(tmp_path, num_workers=1))
-    assert needs.startswith("a worker: 64 images at a time")
-    assert time.startswith("time: not tried, as a worker may take 21 MiB here: set --train.micro-batch-size auto; ")
+    assert needs.endswith(" 64 images at a time")
+    assert time.startswith(
+        "training's time: not tried, as a worker may take 21.0 MB here: set --train.micro-batch-size auto; "
+    )
     needs, time = costs.training_cost(digits(tmp_path, num_workers=1, micro_batch_size="auto"))
-    assert re.fullmatch(r"a worker: (32|22|16) images at a time, about (1\d|20|21) MiB of tensors", needs)
-    assert time.startswith("time: about ")
+    assert re.fullmatch(
+        r"training's memory: (1\d|20)\.\d MB of tensors for each worker, (32|22|16|13) images at a time", needs
+    )
+    assert time.startswith("training's time: about ")
 
 
 def test_a_network_that_is_told_of_classes_is_tried_too(tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_no_speed_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     lines = costs.training_cost(digits(tmp_path, use_gpu=True, micro_batch_size="auto"))
-    assert lines[1].startswith("time: not tried, as this machine has no GPU; ")
+    assert lines[1].startswith("training's time: not tried, as this machine has no GPU; ")
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_as_many_images_at_a_time_as_fit_is_the_same_training_as_so_many(
     monkeypatch.setattr(sys.modules[__name__], "SILENT", replace(SILENT, warned=told.append))
     fits = walk(dataset, str(tmp_path / "auto"), replace(CONFIG, micro_batch_size="auto"))
     assert all(map(torch.equal, fits.network.values(), parts.network.values()))
-    assert told == ["train.micro-batch-size auto: 3 of 7 images at a time, for which 0.0 GiB suffice"]
+    assert told == ["train.micro-batch-size auto: 3 of 7 images at a time, as a worker may take 1.2 MB"]
 
 
 @pytest.mark.parametrize("where", ["backward", "advance"])

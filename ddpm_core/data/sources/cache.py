@@ -22,6 +22,7 @@ import platformdirs
 from ddpm_core import storage
 from ddpm_core.data.disk_cache import ARRIVING, FULL, REMEDY, CacheError, alone, limit_from, make_folder, stands, sweep
 from ddpm_core.errors import UserError
+from ddpm_core.types import bytes_words
 
 LIMIT_VARIABLE = "DDPM_SOURCE_CACHE_BYTES"
 """Environment variable: bytes that the entries on this machine may take; read whenever one is made."""
@@ -126,8 +127,8 @@ def make_room(folder: Path, num_bytes: int, what: str) -> None:
     free, reserve = shutil.disk_usage(folder).free, _reserve_bytes(folder)
     if free < num_bytes + reserve:
         raise CacheError(
-            f"{what} takes {_size(num_bytes)}, and the disk of the cache {folder.parent} has {_size(free)} left, of which "
-            f"{_size(reserve)} stay free; make room there or {REMEDY}"
+            f"{what} takes {bytes_words(num_bytes)}, and the disk of the cache {folder.parent} has {bytes_words(free)} left, "
+            f"of which {bytes_words(reserve)} stay free; make room there or {REMEDY}"
         )
 
 
@@ -154,8 +155,8 @@ class Room:
             _trim(self._folder.parent, needed)
             if (free := shutil.disk_usage(self._folder).free) < needed:
                 raise CacheError(
-                    f"{self._what} unpacks to more than {_size(self._written)}, and the disk of the cache {self._folder.parent} "
-                    f"has {_size(free)} left; make room there or {REMEDY}"
+                    f"{self._what} unpacks to more than {bytes_words(self._written)}, and the disk of the cache "
+                    f"{self._folder.parent} has {bytes_words(free)} left; make room there or {REMEDY}"
                 )
         self._written += num_bytes
 
@@ -238,15 +239,11 @@ def _disk_errors(root: Path) -> Iterator[None]:
         if error.errno in FULL:
             free = shutil.disk_usage(root).free
             raise CacheError(
-                f"the disk of the cache {root} is full: {_size(free)} left; make room there or {REMEDY}"
+                f"the disk of the cache {root} is full: {bytes_words(free)} left; make room there or {REMEDY}"
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and str(error.filename).startswith(str(root)):
             raise CacheError(f"cannot write to the cache {root}: {error.strerror}; {REMEDY}") from None
         raise
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def fetched(uri: str) -> Path:
@@ -269,7 +266,7 @@ def fetched_together(folder: str, names: Sequence[str]) -> Path:
         what = uris[0] if len(uris) == 1 else f"{len(uris)} files of {folder}"
         make_room(aside, size, what)
         if size > _LARGE_BYTES:
-            logger.warning(f"fetching {what} ({_size(size)}) into the cache {aside.parent}, once")
+            logger.warning(f"fetching {what} ({bytes_words(size)}) into the cache {aside.parent}, once")
         for name, uri in zip(names, uris, strict=True):
             storage.download(uri, aside / name)
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pipelines.stages.sample import Sampled
     from pipelines.stages.sweep import Swept
     from pipelines.stages.train import Trained
+    from pipelines.sweeping.space import Space
 
 logger = logging.getLogger(__name__)
 _REPEATS = "its samples repeat training images more often than unseen real images do; the report shows which"
@@ -92,7 +93,8 @@ class Pipeline:
 
         Training is done even if MLflow is away then: a warning says how they come to be registered.
         """
-        from pipelines.stages.train import run_name, run_train
+        from pipelines.stages.train import run_train
+        from pipelines.training.run import run_name
 
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
         params = {
@@ -182,8 +184,14 @@ class Pipeline:
             return nullcontext()  # nothing to crown
         return hold(storage.join(self.recipe.store, "registry", self.model_name), say=say, until_free=True)
 
-    def sweep(self, config: SweepStage, index: DatasetIndex, name: str) -> "Swept":
-        """The ranking of schedules, each trial a run under the sweep's."""
+    def sweep(
+        self, config: SweepStage, space: "Space", index: DatasetIndex, name: str, weights: Weights | None = None
+    ) -> "Swept":
+        """The ranking of settings, each trial a run under the sweep's.
+
+        Args:
+            weights: whose samplers are tried; then nothing is trained.
+        """
         from pipelines.stages.sweep import run_sweep
 
         key = digest(["sweep", self.recipe.store, name])
@@ -192,8 +200,11 @@ class Pipeline:
             hold(sweep_folder(self.recipe.store, name), say=say) as held,
         ):
             self._log_dataset(run, index)
-            swept = run_sweep(self.recipe, config, index, held, self.tracker, run)
-            run.log_text(storage.read_bytes(swept.uri).decode(), "sweep.json")
+            swept = run_sweep(self.recipe, config, space, index, held, self.tracker, run, weights)
+            for uri in (swept.uri, swept.winner_uri):
+                run.log_text(storage.read_bytes(uri).decode(), uri.rpartition("/")[2])
+            run.log_html(storage.read_bytes(swept.page_uri).decode(), "sweep.html")
+            run.set_tags({"verdict": swept.verdict, "winner": swept.ranking[0].words, "state": swept.state})
         return swept
 
     def find_weights(self, model: str | None) -> Weights:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 _PLAIN_EVERY_S = 15.0
+SPANS = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0))
 
 
 class Progress:
@@ -50,6 +51,19 @@ class Progress:
 def counted(number: int, what: str) -> str:
     """1 worker, 2 workers."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def span(seconds: float) -> str:
+    """In the largest unit of which there are two or more."""
+    for unit, length in SPANS:
+        if seconds >= 2 * length:
+            return f"{short(seconds / length)} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def short(value: float) -> str:
+    """A number to two digits, or whole."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def say(line: str) -> None:

@@ -1,5 +1,7 @@
 """HTML pages from templates; whatever came from outside is escaped, and what a template misses is an error."""
 
+import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +22,13 @@ _PAGES.filters.update(count=lambda value: f"{value:,}", number=number)
 def render(template: str, **content: Any) -> str:
     """The page of a template in templates/."""
     return _PAGES.get_template(template).render(**content)
+
+
+def themed(chart: Callable[..., bytes]) -> dict[str, str]:
+    """A chart for a light and for a dark page."""
+    return {theme: png_uri(chart(dark=theme == "dark")) for theme in ("light", "dark")}
+
+
+def png_uri(data: bytes) -> str:
+    """A picture that the page carries itself."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

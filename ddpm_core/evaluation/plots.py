@@ -27,59 +27,59 @@ def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = Fal
         history: rows with step, loss and grad_norm, as a checkpoint keeps them; values that are not finite leave gaps.
         dark: for a dark page.
     """
-    ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(8.4, 4.6)
+    ink, accent = inks(dark)
+    figure = empty_figure(8.4, 4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     step = np.array([row["step"] for row in history], dtype=np.float64)
     for axes, key, name in ((upper, "loss", "loss"), (lower, "grad_norm", "gradient norm")):
         _draw_course(axes, step, np.array([row[key] for row in history], dtype=np.float64), accent)
-        _dress(axes, ink, "", name)
+        dress(axes, ink, "", name)
     lower.set_xlabel("step", color=ink)
-    return _png(figure)
+    return png(figure)
 
 
 def bound_curves(stats: BoundStats, *, dark: bool = False) -> bytes:
     """The bound's terms over t, and the error of x_0_hat against the bits received (Ho et al. 2020, Fig. 5)."""
-    ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(8.4, 3.2)
+    ink, accent = inks(dark)
+    figure = empty_figure(8.4, 3.2)
     left, right = figure.subplots(1, 2)
     known = np.flatnonzero(stats.seen)
     left.plot(known + 1, stats.mean_terms[known], color=accent, linewidth=1.8, marker="." if len(known) < 200 else None)
     left.set_xscale("log")
     left.set_yscale("log")
-    _dress(left, ink, "t + 1", "bits/dim of the step at t")
+    dress(left, ink, "t + 1", "bits/dim of the step at t")
     right.plot(stats.received[known], stats.rmse[known], color=accent, linewidth=1.8)
-    _dress(right, ink, "bits/dim received", "RMSE of x̂₀ (0..255)")
+    dress(right, ink, "bits/dim received", "RMSE of x̂₀ (0..255)")
     right.set_ylim(bottom=0)
-    return _png(figure)
+    return png(figure)
 
 
 def distance_curve(curve: Extrapolation, *, dark: bool = False) -> bytes:
     """The distance against one over the number of images, and the line to where endless images would be."""
-    ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(*_HALF)
+    ink, accent = inks(dark)
+    figure = empty_figure(*_HALF)
     axes = figure.subplots()
     per_image = 1.0 / curve.counts
     ends = np.array([0.0, per_image.max()])
     axes.plot(ends, curve.value + curve.slope * ends, color=ink, linewidth=1.0, linestyle="--")
     axes.plot(per_image, curve.distances, color=accent, linewidth=0, marker="o")
-    _dress(axes, ink, "1 / number of generated images", "Fréchet distance")
+    dress(axes, ink, "1 / number of generated images", "Fréchet distance")
     axes.set_xlim(left=0)
-    return _png(figure)
+    return png(figure)
 
 
 def precision_recall_curve(points: NDArray[np.float64], *, dark: bool = False) -> bytes:
     """Precision over recall, [k, 2], by balls that reach to the 1st to k-th neighbour."""
-    ink, accent = _DARK if dark else _LIGHT
-    figure = _figure(*_HALF)
+    ink, accent = inks(dark)
+    figure = empty_figure(*_HALF)
     axes = figure.subplots()
     axes.plot(points[:, 1], points[:, 0], color=accent, linewidth=1.4, marker="o")
     for k, (precision, recall) in enumerate(points.tolist(), 1):
         axes.annotate(f"k = {k}", (recall, precision), (6, -10), textcoords="offset points", color=ink, fontsize=8)
-    _dress(axes, ink, "recall", "precision")
+    dress(axes, ink, "recall", "precision")
     axes.set_xlim(0, 1.05)
     axes.set_ylim(0, 1.05)
-    return _png(figure)
+    return png(figure)
 
 
 def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool = False) -> bytes:
@@ -88,8 +88,8 @@ def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool
     Args:
         points: by sampler, (steps, distance).
     """
-    ink, _ = _DARK if dark else _LIGHT
-    figure = _figure(*_HALF)
+    ink, _ = inks(dark)
+    figure = empty_figure(*_HALF)
     axes = figure.subplots()
     for name, each in points.items():
         steps, distances = zip(*sorted(each), strict=True)
@@ -101,15 +101,15 @@ def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool
     axes.xaxis.set_minor_formatter(NullFormatter())
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         formatted(lambda value, _: f"{value:g}")
-    _dress(axes, ink, "steps", "Fréchet distance")
+    dress(axes, ink, "steps", "Fréchet distance")
     axes.legend(frameon=False, labelcolor=ink)
-    return _png(figure)
+    return png(figure)
 
 
 def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> Figure:
     """beta, alpha_bar and log SNR of some schedules over t, on white."""
     ink, _ = _LIGHT
-    figure = _figure(11.0, 3.4)
+    figure = empty_figure(11.0, 3.4)
     panels = figure.subplots(1, 3)
     for name, schedule in schedules.items():
         t = np.linspace(0, 1, schedule.num_timesteps)
@@ -117,7 +117,7 @@ def schedule_curves(schedules: Mapping[str, NoiseSchedule]) -> Figure:
         for axes, values in zip(panels, (schedule.betas.numpy(), schedule.alpha_bar.numpy(), finite), strict=True):
             axes.plot(t, values, linewidth=1.5, label=name)
     for axes, name in zip(panels, ("β", "ᾱ", "log SNR"), strict=True):
-        _dress(axes, ink, "t / (T - 1)", name)
+        dress(axes, ink, "t / (T - 1)", name)
     panels[0].set_yscale("log")
     panels[2].set_ylim(bottom=-16)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, labelcolor=ink)
@@ -128,16 +128,23 @@ class _Shown(Figure):
     """A notebook shows it without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        return _png(self, transparent=False)
+        return png(self, transparent=False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def inks(dark: bool) -> tuple[str, str]:
+    """Ink and accent of a page."""
+    return _DARK if dark else _LIGHT
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """Nothing in it yet; in inches."""
     figure = _Shown(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _dress(axes: Axes, ink: str, x: str, y: str) -> None:
+def dress(axes: Axes, ink: str, x: str, y: str) -> None:
+    """Names of the axes, a faint grid, and no frame."""
     axes.set_xlabel(x, color=ink)
     axes.set_ylabel(y, color=ink)
     axes.tick_params(colors=ink, which="both", labelsize=9)
@@ -146,7 +153,8 @@ def _dress(axes: Axes, ink: str, x: str, y: str) -> None:
     axes.spines[["left", "bottom"]].set_color(ink)
 
 
-def _png(figure: Figure, *, transparent: bool = True) -> bytes:
+def png(figure: Figure, *, transparent: bool = True) -> bytes:
+    """The picture's bytes."""
     out = io.BytesIO()
     figure.savefig(out, format="png", transparent=transparent)
     return out.getvalue()

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ from ddpm_core.evaluation.copies import CopyReport
 from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours
-from ddpm_core.evaluation.pages import render
+from ddpm_core.evaluation.pages import png_uri, render, themed
 from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
 from ddpm_core.types import ImageSize, Tensor, UInt8, height_and_width
 
@@ -154,20 +154,15 @@ def render_report(content: ReportContent) -> str:
         denoising=[_image_uris(row) for row in content.strip.frames] if content.strip else [],
         copies=[_image_uris(pair) for pair in content.copy_pairs] if content.copy_pairs is not None else [],
         neighbours=_neighbour_rows(content),
-        curves=_themed(partial(loss_curve, content.history)) if content.history else {},
-        distance=_themed(partial(distance_curve, content.curve)) if content.curve else {},
-        precision_recall=_themed(partial(precision_recall_curve, content.precision_recall))
+        curves=themed(partial(loss_curve, content.history)) if content.history else {},
+        distance=themed(partial(distance_curve, content.curve)) if content.curve else {},
+        precision_recall=themed(partial(precision_recall_curve, content.precision_recall))
         if content.precision_recall is not None
         else {},
-        steps=_themed(partial(steps_curve, content.by_steps)) if content.by_steps else {},
-        bound=_themed(partial(bound_curves, content.bound)) if content.bound else {},
+        steps=themed(partial(steps_curve, content.by_steps)) if content.by_steps else {},
+        bound=themed(partial(bound_curves, content.bound)) if content.bound else {},
         progress=progress_table(content.bound) if content.bound else [],
     )
-
-
-def _themed(chart: Callable[..., bytes]) -> dict[str, str]:
-    """A chart for a light and for a dark page."""
-    return {theme: _png_uri(chart(dark=theme == "dark")) for theme in ("light", "dark")}
 
 
 def _neighbour_rows(content: ReportContent) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -211,11 +206,7 @@ def _image_uris(images: UInt8[Tensor, "n c h w"]) -> list[str]:
 
 def _image_uri(image: UInt8[np.ndarray, "h w c"]) -> str:
     if max(image.shape) <= _LARGEST_PNG:
-        return _png_uri(encode_png(image))
+        return png_uri(encode_png(image))
     out = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, format="WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _png_uri(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

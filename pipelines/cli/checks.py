@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from ddpm_core import storage
-from ddpm_core.artifacts.manifest import SPLITS
+from ddpm_core.artifacts.manifest import SPLITS, Split
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.growth import PlannedSource, plan_source
 from ddpm_core.data.sharding.writer import check_census, planned_census
@@ -156,7 +156,7 @@ def check_evaluation(recipe: Recipe) -> None:
     check_counts(recipe.sample.num_images, recipe.evaluate.num_images)
     check_features(recipe.evaluate)
     check_samples(recipe)
-    if recipe.evaluate.bits_per_dim_images and not _num_unseen(recipe):
+    if recipe.evaluate.bits_per_dim_images and not (num_in_split(recipe, "validation") or num_in_split(recipe, "test")):
         raise InputError(
             f"evaluate.bits-per-dim-images is {recipe.evaluate.bits_per_dim_images} and the dataset holds no image out of "
             "training; expected 0, or a share of images by --data.test-fraction"
@@ -200,18 +200,11 @@ def _network(recipe: Recipe) -> tuple[UNet, int]:
     return network, shape.channels * math.prod(height_and_width(shape.image_size))
 
 
-def num_to_train_on(recipe: Recipe) -> int:
-    """Images of the training split, of a dataset or of the raw images that would become one."""
+def num_in_split(recipe: Recipe, split: Split) -> int:
+    """Images of a split, of a dataset or of the raw images that would become one."""
     if recipe.dataset is not None:
-        return find_dataset(recipe.dataset, recipe.store).num_samples("train")
-    return sum(len(plan.indices) for plan in _planned(recipe).plans if plan.split == "train")
-
-
-def _num_unseen(recipe: Recipe) -> int:
-    if recipe.dataset is not None:
-        index = find_dataset(recipe.dataset, recipe.store)
-        return index.num_samples(index.final_split)
-    return sum(len(plan.indices) for plan in _planned(recipe).plans if plan.split != "train")
+        return find_dataset(recipe.dataset, recipe.store).num_samples(split)
+    return sum(len(plan.indices) for plan in _planned(recipe).plans if plan.split == split)
 
 
 def check_sampling(sample: SampleStage) -> None:

@@ -12,12 +12,11 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.cost import forward_flops
 from ddpm_core.training.augmentation import NUM_PARAMETERS
 from ddpm_core.types import bytes_words
-from pipelines.cli.checks import num_to_train_on
+from pipelines.cli.checks import num_in_split
 from pipelines.cluster.address import cluster_address
+from pipelines.progress import short, span
 from pipelines.recipes.config import Recipe, SampleStage, TrainStage
 from pipelines.tracking.resolve import find_dataset
-
-SPANS = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0))
 
 
 def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:
@@ -40,7 +39,7 @@ def training_cost(recipe: Recipe) -> list[str]:
 
     train, model = replace(recipe.train, precision=recipe.train.resolved_precision), _model(recipe)
     served = lanes_of_worker(train.lanes, 0, train.num_workers)
-    share = local_batch_size(train.batch_size, num_to_train_on(recipe), train.lanes, served)
+    share = local_batch_size(train.batch_size, num_in_split(recipe, "train"), train.lanes, served)
     device = torch.device("cuda" if train.use_gpu and torch.cuda.is_available() else "cpu")
     is_here = device.type == ("cuda" if train.use_gpu else "cpu")
     memory = memory_of_worker(device, train.num_workers if cluster_address() is None else 1)
@@ -75,7 +74,7 @@ def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.d
         rate, tried = images_per_s(model, objective, train, device, share)
     finally:
         torch.set_num_threads(before)
-    return f"about {span(train.steps * share / rate)} at {_short(rate)} images/s a worker, tried here in steps of {tried:,} images"
+    return f"about {span(train.steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
 
 
 def _model(recipe: Recipe) -> ModelConfig:
@@ -88,15 +87,3 @@ def _model(recipe: Recipe) -> ModelConfig:
         reverse=recipe.reverse,
         unet_augment=NUM_PARAMETERS if recipe.train.augment else 0,
     )
-
-
-def span(seconds: float) -> str:
-    """In the largest unit of which there are two or more."""
-    for unit, length in SPANS:
-        if seconds >= 2 * length:
-            return f"{_short(seconds / length)} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"

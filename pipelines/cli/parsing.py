@@ -18,6 +18,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.model.form import UNetForm
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
+from pipelines.recipes.files import read_recipe
 from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES, make
 from pipelines.tracking.resolve import find_dataset
@@ -33,18 +34,20 @@ _EVERYWHERE = """\
 
 
 def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
-    """RECIPE and dotted flags to the command's arguments.
+    """RECIPE, by name or as a file, and dotted flags to the command's arguments.
 
     Raises:
         InputError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
         SystemExit: with 0, after --help.
     """
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
-    if name not in RECIPES:
-        raise InputError(
-            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, list(RECIPES))}"
-        )
-    recipe = make(_recipe_of_model(argv) or name)
+    if name.endswith(".toml"):
+        recipe = read_recipe(storage.absolute(name))
+    elif name in RECIPES:
+        recipe = make(_recipe_of_model(argv) or name)
+    else:
+        expected = f"{', '.join(RECIPES)}, or a file NAME.toml"
+        raise InputError(f"unknown recipe {name!r}; expected one of {expected}{_nearest(name, list(RECIPES))}")
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
@@ -129,7 +132,10 @@ def _recipes() -> str:
     recipes = "\n".join(
         f"  {name:{width}}  {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()
     )
-    return f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}"
+    return (
+        f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}\n"
+        "  NAME.toml: one of these with changes, as a sweep writes its winner"
+    )
 
 
 def _one_line(box: str) -> str:

@@ -74,9 +74,24 @@ def for_training(stage: TrainStage) -> Ask:
 
 
 def for_trials(sweep: SweepStage, stage: TrainStage) -> Ask:
-    """What each trial of a sweep asks for: as one worker, and as many as are to run at the same time."""
-    trial = for_training(replace(stage, num_workers=1, min_workers=None))
-    return replace(trial, what="sweep.max-concurrent", count=sweep.max_concurrent)
+    """What each trial of a sweep asks for, and how many are to run at the same time.
+
+    As a training worker, which it is itself; if it has several, they ask for their own, and it for a share of a CPU.
+    """
+    if sweep.num_workers > 1:
+        return Ask(what="sweep.max-concurrent", count=sweep.max_concurrent or 1, cpus=SHARE)
+    return replace(for_workers_of_trials(sweep, stage), what="sweep.max-concurrent")
+
+
+def for_workers_of_trials(sweep: SweepStage, stage: TrainStage) -> Ask:
+    """What each worker of a sweep's trials asks for, and how many there are at the same time."""
+    workers = for_training(replace(stage, num_workers=sweep.num_workers, min_workers=None))
+    return replace(workers, what="sweep.num-workers", count=sweep.num_workers * (sweep.max_concurrent or 1))
+
+
+def trials_at_once(sweep: SweepStage, stage: TrainStage) -> int:
+    """As many as are asked for, else as many as the attached cluster holds if it does nothing else."""
+    return sweep.max_concurrent or max(1, slots(for_workers_of_trials(sweep, stage)) // sweep.num_workers)
 
 
 def for_sampling(stage: SampleStage) -> Ask:

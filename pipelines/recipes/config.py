@@ -104,56 +104,75 @@ class SampleStage(SampleConfig):
         _check_placement("sample", self.threads, self.node_labels)
 
 
+SweepMetric = Literal["distance", "bits_per_dim"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepStage:
-    """Which schedules are tried, and how long.
+    """Which settings are tried, how far, and what ranks them.
 
     Raises:
         InputError: if a field is out of its range.
     """
 
+    space: str = "beta-schedules"
+    """What is searched, where no --space.FIELD says: beta-schedules, quick, paper-table-2; sampler: of a model that is there."""
+    search: Literal["random", "grid", "tpe"] = "random"
+    """random draws settings; grid tries all of them; tpe has Optuna propose them by what came of those before."""
     num_trials: int = 8
-    """Schedules to draw and try."""
-    max_concurrent: int = 1
-    """Trials at the same time; they share the CPUs."""
+    """Settings to try; a grid has its own number. Raised later, the sweep goes on."""
+    num_workers: int = 1
+    """Data-parallel workers of each trial, in place of train.num-workers: more trials at once get further than more workers."""
+    max_concurrent: int | None = None
+    """Trials at the same time; none: as many as there is room for."""
+    stopping: Literal["rungs", "asha", "none"] = "rungs"
+    """rungs: at each all wait, and the best go on; asha: none waits, so which go on depends on who was first; none: all go on."""
     num_rungs: int = 3
-    """Times that ASHA looks: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them."""
+    """Rungs: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them."""
     reduction_factor: int = 3
     """f: of so many trials one goes on to the next rung."""
-    schedules: tuple[str, ...] = ("linear", "quadratic", "cosine")
-    """Names to draw from."""
-    beta_start: tuple[float, float] = (5e-5, 5e-4)
-    """Range of the first beta, drawn evenly in its logarithm; cosine has none."""
-    beta_end: tuple[float, float] = (5e-3, 5e-2)
-    """Range of the last beta, likewise."""
+    metrics: tuple[SweepMetric, ...] = ("distance",)
+    """What is measured, on the same seeds and noise for all; the first one ranks, less is better. distance: between generated
+    and training images; bits_per_dim: of validation's images."""
     num_images: int = 256
-    """Images that are generated and measured at each rung."""
+    """Images that are generated for the distance, at each rung."""
+    finalists: int = 2
+    """The best so many are trained again with fresh seeds, for no winner was lucky then."""
+    repeats: int = 4
+    """Fresh training seeds of each finalist; 0: none."""
+    max_hours: float | None = None
+    """After so long no trial goes on, and what there is is ranked; the same command with more goes on."""
     seed: int = 0
     """Of the draws."""
 
     def __post_init__(self) -> None:
         for name, least in (
             ("num_trials", 1),
-            ("max_concurrent", 1),
+            ("num_workers", 1),
             ("num_rungs", 1),
             ("reduction_factor", 2),
             ("num_images", 2),
+            ("finalists", 1),
+            ("repeats", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"sweep.{name.replace('_', '-')} is {getattr(self, name)}; expected {least} or more")
-        for name in ("beta_start", "beta_end"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < 1:
-                raise InputError(
-                    f"sweep.{name.replace('_', '-')} is {low} {high}; expected two betas, 0 < low <= high < 1"
-                )
-        for schedule in self.schedules:
-            ScheduleConfig(name=schedule)  # type: ignore[arg-type]
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise InputError(f"sweep.max-concurrent is {self.max_concurrent}; expected 1 or more, or none")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise InputError(f"sweep.max-hours is {self.max_hours}; expected more than 0, or none")
+        if self.repeats == 1:
+            raise InputError("sweep.repeats is 1; expected 2 or more, of which an interval follows, or 0")
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise InputError(f"sweep.metrics is {' '.join(self.metrics) or 'empty'}; expected each figure once")
 
-    def first_rung(self, steps: int) -> int:
-        """The step at which ASHA looks first, of trials that go to `steps`; 1 or more."""
-        trials: int = self.reduction_factor ** (self.num_rungs - 1)  # of which one comes to the last rung
-        return max(1, steps // trials)
+    def rungs(self, steps: int) -> tuple[int, ...]:
+        """The steps at which trials that go to `steps` are measured, ascending; the last one is `steps`."""
+        if self.stopping == "none":
+            return (steps,)
+        return tuple(
+            sorted({max(1, steps // self.reduction_factor**behind) for behind in range(self.num_rungs)} | {steps})
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,47 +1,39 @@
-"""The sweep stage: Ray Tune over noise schedules, early stopping by ASHA, ranked on a distance between images.
+"""The sweep stage: settings tried on the same data, seeds and noise, the best taken further, and the winner held against chance.
 
-The training loss cannot rank schedules: its scale changes with them. A trial is a run like any other: it lies where train.py
-would put it, so the winner needs no second training.
+The training loss cannot rank settings: its scale changes with the noise schedule, and it falls while samples get worse.
 """
 
-import json
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
-from urllib.parse import quote
-
-import torch
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_checkpoint
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import Hold
-from ddpm_core.diffusion.schedule import ScheduleConfig
-from ddpm_core.evaluation.features.random_conv import NAME, extract
-from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance
+from ddpm_core.errors import InputError
 from ddpm_core.serialization import to_json
-from ddpm_core.training.checkpointing import Checkpointer
-from ddpm_core.training.loop import Events
-from ddpm_core.training.parallel import Worker
-from ddpm_core.training.state import TrainState
-from ddpm_core.training.worker import WorkerSpec, run_worker
-from pipelines.cluster.placement import Ask, Waiting, for_trials
-from pipelines.cluster.session import shard_cache
+from pipelines.cluster.placement import for_trials, trials_at_once
 from pipelines.measuring.features import real_stats
-from pipelines.naming import run_folder
-from pipelines.progress import say
+from pipelines.naming import run_folder, trajectory
+from pipelines.progress import counted, say
 from pipelines.recipes.config import Recipe, SweepStage
-from pipelines.stages.train import preview_images, run_name, worker_spec
+from pipelines.recipes.files import recipe_file
+from pipelines.sweeping.board import Board
+from pipelines.sweeping.page import sweep_page
+from pipelines.sweeping.plan import settings_of, steps_in_all
+from pipelines.sweeping.proposals import tpe
+from pipelines.sweeping.ranking import Ranked, best, rank, verdict
+from pipelines.sweeping.record import SweepRecord, Trial
+from pipelines.sweeping.search import Asha, Batch, Fleet, run_batches
+from pipelines.sweeping.space import Setting, Space, apply, is_wider, read_part, read_space
+from pipelines.sweeping.trial import METRICS, Bench
 from pipelines.tracking import RunHandle, Tracker
+from pipelines.training.run import run_name
 
-logger = logging.getLogger(__name__)
+State = Literal["running", "interrupted", "failed", "out of time", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,187 +42,292 @@ class Swept:
 
     uri: str
     """sweep.json, with the whole ranking."""
-    ranking: list[dict[str, Any]]
-    """Best first: schedule, step reached, distance, run."""
+    page_uri: str
+    """What a person looks at."""
+    winner_uri: str
+    """The winner as a recipe file."""
+    ranking: list[Ranked]
+    """Best first."""
+    verdict: str
+    """Whether the winner's lead is more than chance, in a sentence."""
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sweep:
+    """A sweep at work."""
+
+    recipe: Recipe
+    config: SweepStage
+    space: Space
+    bench: Bench
+    steps: tuple[int, ...]
+    """Of the rungs."""
+    record: SweepRecord
+    settings: list[Setting]
+    deadline: float | None
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.config.metrics[0]]
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.train.seed
+
+    def trials(self, settings: Sequence[Setting]) -> list[Trial]:
+        return [Trial(setting=each, seed=self.seed) for each in settings]
 
 
 def run_sweep(
-    recipe: Recipe, config: SweepStage, index: DatasetIndex, hold: Hold, tracker: Tracker, parent: RunHandle
+    recipe: Recipe,
+    config: SweepStage,
+    space: Space,
+    index: DatasetIndex,
+    hold: Hold,
+    tracker: Tracker,
+    parent: RunHandle,
+    weights: Weights | None = None,
 ) -> Swept:
-    """Try schedules and rank them; run again, it goes on where it was.
+    """Try settings and rank them; run again, it goes on where it was.
 
     Args:
         hold: on the sweep's folder.
+        weights: of a model that is there: its samplers are tried, and nothing is trained.
 
     Raises:
+        InputError: if a sweep of that name was begun otherwise, or there is nothing to try.
         HeldError: if another job took the sweep over.
+        RuntimeError: if all trials failed.
     """
-    folder, name = hold.folder, hold.folder.rpartition("/")[2]
-    reference = real_stats(index, "train", recipe.evaluate, recipe.store)
-    runs = _ChildRuns(tracker, parent, name)
-    tuner = _tuner(recipe, config, index, reference, folder, runs)
-    with runs.told_while_none_runs(for_trials(config, recipe.train)):
-        results = tuner.fit()
-    failed = [str(error) for error in results.errors]
-    if len(failed) == config.num_trials:
-        raise RuntimeError(f"all {config.num_trials} trials failed; the first: {failed[0]}")
-    ranking = sorted((_row(result) for result in results if result.metrics and NAME in result.metrics), key=_rank)
-    hold.change()  # who lost the sweep says so here, and writes nothing
-    uri = storage.join(folder, "sweep.json")
-    facts = {"metric": NAME, "dataset": index.digest, "sweep": to_json(config), "ranking": ranking, "failed": failed}
-    storage.write_bytes(uri, json.dumps(facts, indent=2).encode())
-    return Swept(uri=uri, ranking=ranking)
-
-
-def _rank(row: dict[str, Any]) -> tuple[int, float]:
-    """Trials that went further stand above those that were stopped; among equals the smaller distance."""
-    return -int(row["step"]), float(row[NAME])
-
-
-def _row(result: Any) -> dict[str, Any]:
-    return {"schedule": _schedule_fields(result.config), **{key: result.metrics[key] for key in ("step", NAME, "run")}}
-
-
-def _tuner(
-    recipe: Recipe,
-    config: SweepStage,
-    index: DatasetIndex,
-    reference: FeatureStats,
-    folder: str,
-    callback: tune.Callback,
-) -> tune.Tuner:
-    rung = config.first_rung(recipe.train.steps)
-    train = replace(recipe.train, num_workers=1, checkpoint_every=rung, preview_every=rung)
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            _trial, recipe=replace(recipe, train=train, name=None), sweep=config, index=index, reference=reference
-        ),
-        for_trials(config, train).resources,
+    workers, own = replace(recipe.train, num_workers=config.num_workers, min_workers=None), recipe
+    recipe, record = replace(recipe, train=workers), SweepRecord(hold.folder)
+    identity = _identity(recipe, config, index, weights)
+    known = _known_settings(record, identity, space)
+    bench = Bench(
+        recipe=recipe,
+        index=index,
+        folder=hold.folder,
+        num_images=config.num_images,
+        bits_per_dim="bits_per_dim" in config.metrics,
+        reference=real_stats(index, "train", recipe.evaluate, recipe.store),
+        weights=weights,
     )
-    folder = _for_ray(folder)
-    records = storage.join(folder, "ray")
-    if tune.Tuner.can_restore(records):
-        return tune.Tuner.restore(records, trainable, resume_errored=True)
-    asha = ASHAScheduler(
-        time_attr="step",
-        max_t=max(recipe.train.steps, 1),
-        grace_period=rung,
-        reduction_factor=config.reduction_factor,
+    sweep = _Sweep(
+        recipe=recipe,
+        config=config,
+        space=space,
+        bench=bench,
+        steps=(weights.step,) if weights else config.rungs(recipe.train.steps),
+        record=record,
+        settings=settings_of(recipe, config, space, (index.image_size, index.channels), known),
+        deadline=None if config.max_hours is None else time.monotonic() + 3600 * config.max_hours,
     )
-    return tune.Tuner(
-        trainable,
-        param_space={
-            "name": tune.choice(list(config.schedules)),
-            "beta_start": tune.loguniform(*config.beta_start),
-            "beta_end": tune.loguniform(*config.beta_end),
-        },
-        tune_config=tune.TuneConfig(
-            metric=NAME,
-            mode="min",
-            num_samples=config.num_trials,
-            scheduler=asha,
-            search_alg=BasicVariantGenerator(max_concurrent=config.max_concurrent, random_state=config.seed),
-        ),
-        run_config=tune.RunConfig(name="ray", storage_path=folder, verbose=0, callbacks=[callback]),
+    facts = {**identity, "space": _plain(space), "sweep": to_json(config)}
+
+    def keep(state: State) -> list[Ranked]:
+        ranking = rank(record.results(), sweep.settings, sweep.metric, sweep.seed)
+        hold.change()  # who lost the sweep says so here, and writes nothing
+        rows = [_row(each) for each in ranking]
+        said = verdict(ranking, sweep.metric)
+        record.write({**facts, "settings": sweep.settings, "state": state, "verdict": said, "ranking": rows})
+        return ranking
+
+    keep("running")
+    state: State = "failed"
+    try:
+        finished = _search(sweep, tracker, parent)
+        state = "finished" if finished else "out of time"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        ranking = keep(state)
+    standing = [row for row in ranking if not row.failed]
+    if not standing:
+        raise RuntimeError(
+            f"all {counted(len(sweep.settings), 'trial')} failed; the first: {ranking[0].failed if ranking else 'lost'}"
+        )
+    winner = recipe_file(apply(own, standing[0].setting), f"The winner of the sweep in {hold.folder}")
+    winner_uri, page_uri = (storage.join(hold.folder, name) for name in ("winner.toml", "sweep.html"))
+    storage.write_bytes(winner_uri, winner.encode())
+    said = verdict(ranking, sweep.metric)
+    page = sweep_page(
+        record,
+        ranking,
+        recipe,
+        index,
+        space,
+        sweep.metric,
+        state=state,
+        verdict=said,
+        measured=_measured(sweep),
+        winner=winner,
+    )
+    storage.write_bytes(page_uri, page.encode())
+    if finished and weights is None:
+        _adopt(sweep, standing[0])
+        for uri, _ in storage.list_files(storage.join(hold.folder, "runs")):  # what was found of them is on record
+            storage.delete(uri)
+    return Swept(uri=record.uri, page_uri=page_uri, winner_uri=winner_uri, ranking=ranking, verdict=said, state=state)
+
+
+def _search(sweep: _Sweep, tracker: Tracker, parent: RunHandle) -> bool:
+    """Bring all settings as far as they are to go; whether there was time for that."""
+    config, train = sweep.config, sweep.recipe.train
+    trained = sweep.bench.weights is None
+    total = steps_in_all(max(len(sweep.settings), config.num_trials), config, train.steps) if trained else 0
+    with Board(sweep.settings, sweep.seed, sweep.metric, total, tracker, parent) as board:
+        board.known(sweep.record.results())
+        asha = Asha(metric=sweep.metric, rungs=sweep.steps, factor=config.reduction_factor)
+        fleet = Fleet(
+            bench=sweep.bench,
+            ask=replace(for_trials(config, train), count=trials_at_once(config, train)),
+            tell=board.tell,
+            entered=board.enter,
+            time_s=None if sweep.deadline is None else sweep.deadline - time.monotonic(),
+            asha=asha if config.stopping == "asha" and trained else None,
+        )
+        run_batches(fleet, _agenda(sweep))
+    return sweep.deadline is None or time.monotonic() < sweep.deadline
+
+
+def _agenda(sweep: _Sweep) -> Iterator[Batch]:
+    """What is tried, one batch after the other, each by what came of those before; without what is on record already."""
+    config, steps = sweep.config, sweep.steps
+    if config.search == "tpe":
+        yield _proposals(sweep)
+    if config.stopping == "asha":
+        yield Batch(phase="asha", trials=_missing(sweep, sweep.trials(sweep.settings), steps[0]), steps=steps)
+    else:
+        for number, step in enumerate(steps, 1):
+            going_on = list(range(len(sweep.settings)))
+            if number > 1:
+                count = max(1, len(sweep.settings) // config.reduction_factor ** (number - 1))
+                going_on = best(sweep.record.results(), sweep.settings, sweep.metric, steps[number - 2], count)
+            trials = sweep.trials([sweep.settings[place] for place in sorted(going_on)])
+            phase = f"rung {number} of {len(steps)}"
+            yield Batch(phase=phase, trials=_missing(sweep, trials, step), steps=(step,))
+    if sweep.bench.weights is None and config.repeats:
+        yield Batch(phase="finalists", trials=_missing(sweep, _repeats(sweep), steps[-1]), steps=(steps[-1],))
+
+
+def _proposals(sweep: _Sweep) -> Batch:
+    """Settings that Optuna proposes, as many as are missing."""
+    recipe, space = sweep.recipe, sweep.space
+    known = [each for each in sweep.record.results() if each.step == sweep.steps[0]]
+    return Batch(
+        phase="proposals",
+        proposals=max(0, sweep.config.num_trials - len(sweep.settings)),
+        search=tpe(recipe, space, known, sweep.metric, sweep.config.seed),
+        decoded=lambda words: sweep.trials([read_part(recipe, space.decoded(words))])[0],
+        steps=sweep.steps[:1],
     )
 
 
-def _for_ray(uri: str) -> str:
-    """Ray takes local paths as they are, and what follows s3:// as a URI's, with %NN for all but the plainest characters."""
-    return f"s3://{quote(uri.removeprefix('s3://'))}" if storage.is_s3(uri) else uri
+def _repeats(sweep: _Sweep) -> list[Trial]:
+    """The finalists again, all with the same fresh seeds. Chosen by their own seed alone: a sweep that goes on has the same."""
+    ranking = rank(sweep.record.results(), sweep.settings, sweep.metric, sweep.seed)
+    standing = (row for row in ranking if not row.failed)
+    finalists = sorted(standing, key=lambda row: (-row.step, row.metrics[sweep.metric], row.number))
+    seeds = range(sweep.seed + 1, sweep.seed + 1 + sweep.config.repeats)
+    return [Trial(setting=row.setting, seed=seed) for seed in seeds for row in finalists[: sweep.config.finalists]]
 
 
-def _trial(
-    drawn: dict[str, Any], recipe: Recipe, sweep: SweepStage, index: DatasetIndex, reference: FeatureStats
-) -> None:
-    """Train one schedule; at every rung generate, measure, report."""
-    torch.set_num_threads(recipe.train.threads)
-    schedule = replace(recipe.schedule, **_schedule_fields(drawn))
-    recipe = replace(recipe, schedule=schedule)
-    name = run_name(recipe, index, None)
-    what = worker_spec(recipe, index, run_folder(recipe.store, name), None)
-
-    def measure(state: TrainState) -> None:
-        seeds = range(sweep.num_images)
-        batches = (preview_images(state, what.run.config, seeds[i : i + 64]) for i in range(0, len(seeds), 64))
-        generated = FeatureStats.from_features(extract(torch.cat(list(batches))))
-        tune.report({"step": state.step, NAME: frechet_distance(generated, reference), "run": name})
-
-    device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
-    events = Events(logged=lambda row: None, preview=measure, warned=logger.warning)
-    worker = Worker(rank=0, num_workers=1, device=device)
-
-    # Another sweep may draw the same trial: then it is done once.
-    with hold_run(what.run.uri, say=logger.warning, until_free=True) as hold:
-        store = CheckpointStore(what.run.uri, hold)
-        run_worker(what, worker, events, shard_cache(), store, partial(_checkpointer, what=what, store=store))
+def _missing(sweep: _Sweep, trials: Sequence[Trial], step: int) -> list[Trial]:
+    return [trial for trial in trials if sweep.record.result(trial, step) is None]
 
 
-def _checkpointer(state: TrainState, what: WorkerSpec, store: CheckpointStore) -> Checkpointer:
-    return Checkpointer(state, what.train, what.run, store, saved=lambda uri: None, warned=logger.warning)
+def _identity(recipe: Recipe, config: SweepStage, index: DatasetIndex, weights: Weights | None) -> dict[str, Any]:
+    """What every figure of the sweep depends on beside its setting: the same name may not mean another."""
+    sample = to_json(recipe.sample)
+    for name in ("num_images", "num_workers", "threads", "node_labels", "block_size", "compile"):
+        sample.pop(name, None)
+    return {
+        "dataset": index.digest,
+        "model": weights.sha256 if weights else None,
+        "recipe": trajectory(recipe, index, None),
+        "sample": sample,
+        "evaluate": {key: value for key, value in to_json(recipe.evaluate).items() if key.startswith("bits_per_dim")},
+        "steps": [weights.step] if weights else list(config.rungs(recipe.train.steps)),
+        "metrics": sorted(config.metrics),
+        "num_images": config.num_images,
+    }
 
 
-def _schedule_fields(drawn: dict[str, Any]) -> dict[str, Any]:
-    """The drawn fields that the schedule reads: cosine and jsd have no betas of their own."""
-    return dict(drawn) if ScheduleConfig(name=drawn["name"]).reads_betas else {"name": drawn["name"]}
+def _known_settings(record: SweepRecord, identity: Mapping[str, Any], space: Space) -> list[Setting]:
+    """Those that an earlier job of the sweep tried.
 
-
-class _ChildRuns(tune.Callback):  # type: ignore[misc]
-    """Shows each trial as an MLflow run under the sweep; in the driver, where Tune's loop runs."""
-
-    def __init__(self, tracker: Tracker, parent: RunHandle, name: str) -> None:
-        self._tracker, self._parent, self._name = tracker, parent, name
-        self._open: dict[str, tuple[ExitStack, RunHandle]] = {}
-        self._running: set[str] = set()
-
-    @contextmanager
-    def told_while_none_runs(self, ask: Ask) -> Iterator[None]:
-        """Says every minute what the trials wait for; Tune itself says nothing."""
-        waited, ended = Waiting(ask, say), threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(1):
-                if self._running:
-                    waited.started()
-                else:
-                    waited.tick()
-
-        threading.Thread(target=watch, name="told while none runs", daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It has its place."""
-        self._running.add(trial.trial_id)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Log the figure of a rung."""
-        self._handle(trial).log_metrics([{"step": result["step"], NAME: result[NAME]}])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """End the trial's run."""
-        self._running.discard(trial.trial_id)
-        self._handle(trial)
-        self._open.pop(trial.trial_id)[0].close()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """End the trial's run, and say that it failed."""
-        self._running.discard(trial.trial_id)
-        self._handle(trial).set_tags({"error": "the trial failed; see Ray's logs"})
-        self._open.pop(trial.trial_id)[0].close()
-
-    def _handle(self, trial: Any) -> RunHandle:
-        if trial.trial_id not in self._open:
-            stack = ExitStack()
-            run = self._tracker.run(
-                f"trial {trial.config['name']}",
-                parent=self._parent,
-                key=f"{self._name}-{trial.trial_id}",
-                params={"schedule": _schedule_fields(trial.config)},
+    Raises:
+        InputError: if that one was another sweep: naming the first difference.
+    """
+    found = record.read()
+    if found is None:
+        return []
+    for key, value in identity.items():
+        if found[key] != value:
+            raise InputError(
+                f"the sweep in {record.folder} was begun with {_difference(key, found[key], value)}; "
+                "give this one another --name"
             )
-            self._open[trial.trial_id] = (stack, stack.enter_context(run))
-        return self._open[trial.trial_id][1]
+    before = read_space(found["space"])
+    if not is_wider(space, before):
+        raise InputError(
+            f"the sweep in {record.folder} searches {_words(found['space'])}; expected that, or a wider space: "
+            "give this one another --name"
+        )
+    settings: list[Setting] = found["settings"]
+    return settings
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """The first value that is another one, and both."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
+        return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    return f"{key} = {before}, now it is {now}"
+
+
+def _plain(space: Space) -> dict[str, list[str]]:
+    return {path: list(domain.words) for path, domain in space.domains.items()}
+
+
+def _words(space: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{path} {' '.join(values)}" for path, values in space.items())
+
+
+def _row(row: Ranked) -> dict[str, Any]:
+    interval = row.interval
+    return {
+        **asdict(row),
+        "course": {str(step): value for step, value in row.course.items()},
+        "mean": interval.value if interval else None,
+        "interval": [interval.low, interval.high] if interval else None,
+    }
+
+
+def _measured(sweep: _Sweep) -> str:
+    """On what the figures are, in a sentence."""
+    config, said = sweep.config, []
+    if "distance" in config.metrics:
+        said.append(
+            f"{METRICS['distance']} of {config.num_images:,} images of the same seeds against all training images"
+        )
+    if "bits_per_dim" in config.metrics:
+        said.append(
+            f"bits/dim of up to {sweep.recipe.evaluate.bits_per_dim_images:,} validation images under the same noise"
+        )
+    return f"Less is better: {'; '.join(said)}. All settings saw the same images in the same order."
+
+
+def _adopt(sweep: _Sweep, winner: Ranked) -> None:
+    """The winner's run where train.py would have put it, so that nobody trains it once more; not one that was stopped early."""
+    recipe = replace(apply(sweep.recipe, winner.setting), name=None)
+    uri = run_folder(recipe.store, run_name(recipe, sweep.bench.index, None))
+    trial = Trial(setting=winner.setting, seed=sweep.seed)
+    source = checkpoint_uri(sweep.record.run_uri(trial), winner.step)
+    if winner.step == sweep.steps[-1] and storage.exists(storage.join(source, "state.json")):
+        with hold_run(uri, say=say, until_free=True) as hold:
+            store = CheckpointStore(uri, hold)
+            if not store.steps():
+                store.commit(read_checkpoint(source))

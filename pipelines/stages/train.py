@@ -1,6 +1,6 @@
-"""The train stage: what a run is, whether it may go on, and what is shown of it while it does."""
+"""The train stage: a run held, trained by Ray Train, and what is shown of it meanwhile."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,29 +16,19 @@ from ddpm_core.artifacts.checkpoint import (
 )
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.order import lanes_of_worker, local_batch_size
-from ddpm_core.diffusion.losses import check_objective
-from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.sampler_config import SamplerConfig
-from ddpm_core.diffusion.schedule import make_schedule
-from ddpm_core.errors import InputError
 from ddpm_core.evaluation.pictures import image_grid
-from ddpm_core.model.config import read_model_config
-from ddpm_core.model.form import UNetForm
-from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.averages import young_average
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.identity import check_continues, check_steps
 from ddpm_core.training.state import TrainState
-from ddpm_core.training.worker import WorkerSpec
 from ddpm_core.types import Tensor
-from pipelines.cluster.session import versions
-from pipelines.naming import code_version, digest, run_folder, trajectory
+from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import RunHandle
+from pipelines.training.run import check_run, run_name, worker_spec
 from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator, averaged_model
 
@@ -56,74 +46,6 @@ class Trained:
     images_per_s: float
     version: int | None = None
     """In the registry; none if MLflow was away when it was to be registered."""
-
-
-def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:
-    """The run's name: as given, else the recipe's name and a digest of all that decides its weights."""
-    if recipe.name:
-        return recipe.name
-    decides = {**trajectory(recipe, index, _origin(init_from)), "dataset": index.digest}
-    return f"{recipe.recipe}-{digest(decides)}"
-
-
-def _origin(init_from: Weights | None) -> str | None:
-    return init_from.sha256 if init_from else None
-
-
-def check_run(
-    recipe: Recipe, index: DatasetIndex, init_from: Weights | None, store: CheckpointStore
-) -> Checkpoint | None:
-    """The checkpoint that the run goes on from, once it is certain that it can.
-
-    Raises:
-        InputError: if the run of that name was trained otherwise, further, or on another dataset, or batch and dataset do not
-            fit.
-    """
-    check_objective(recipe.loss, recipe.reverse)
-    check_prediction(recipe.reverse, make_schedule(recipe.schedule))
-    check_classes(recipe.unet.num_classes, index)
-    lanes = recipe.train.lanes
-    local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
-    network = read_model_config(trajectory(recipe, index, None)).build_network()
-    if init_from is not None:
-        check_form(recipe.unet.form, read_model_config(init_from.config).unet.form)
-        check_weights(network, weights_to_begin_with(network, init_from.tensors))
-    checkpoint = store.newest()
-    if checkpoint is not None:
-        try:
-            check_continues(checkpoint, trajectory(recipe, index, _origin(init_from)), index.digest)
-            check_steps(checkpoint.step, recipe.train.steps)
-        except InputError as error:
-            raise InputError(f"run {run_name(recipe, index, init_from)}: {error}") from None
-    return checkpoint
-
-
-def check_classes(num_classes: int, index: DatasetIndex) -> None:
-    """Refuse a network that is told of other classes than the dataset has.
-
-    Raises:
-        InputError: with both numbers.
-    """
-    if num_classes not in (0, len(index.class_names)):
-        raise InputError(
-            f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
-            "expected as many, or 0 to train without labels"
-        )
-
-
-def check_form(wanted: UNetForm, found: UNetForm) -> None:
-    """Refuse to begin with the weights of a network that computes otherwise, which their shapes would not tell.
-
-    Raises:
-        InputError: naming the first difference, with both values.
-    """
-    for field in fields(UNetForm):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
-        if ours != theirs:
-            raise InputError(
-                f"unet.form.{field.name.replace('_', '-')} is {ours}, that of the network whose weights it begins with is "
-                f"{theirs}; expected the same"
-            )
 
 
 def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: Weights | None = None) -> Trained:
@@ -170,18 +92,6 @@ def _steps_done(checkpoint: Checkpoint | None, run: RunHandle) -> int:
         return -1
     run.log_metrics(_points(checkpoint.history))
     return checkpoint.step
-
-
-def worker_spec(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> WorkerSpec:
-    """What each worker of a recipe's run is given."""
-    run = Run(
-        uri=run_uri,
-        config=trajectory(recipe, index, _origin(init_from)),
-        dataset_uri=index.uri,
-        dataset_digest=index.digest,
-        versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads), "recipe": recipe.recipe},
-    )
-    return WorkerSpec(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)
 
 
 def _points(history: list[HistoryRow]) -> list[HistoryRow]:

@@ -8,7 +8,7 @@ that Ray keeps; this one reads a checkpoint at its URI, and outlives the group t
 import logging
 import time
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import ray
@@ -18,9 +18,8 @@ from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import read_weights, step_of
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_validation
-from ddpm_core.evaluation.bits_per_dim import GROUP, BoundStats
-from ddpm_core.evaluation.features.random_conv import NAME, extract
-from ddpm_core.evaluation.frechet import FeatureStats, frechet_distance, merge_all
+from ddpm_core.evaluation.features.random_conv import NAME
+from ddpm_core.evaluation.frechet import FeatureStats
 from ddpm_core.model.config import read_model_config
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
@@ -28,7 +27,7 @@ from ddpm_core.training.state import TrainState, ema_tensors
 from pipelines.cluster.placement import SHARE
 from pipelines.cluster.tasks import give_memory_back
 from pipelines.measuring.features import real_stats
-from pipelines.measuring.likelihood import group_bound
+from pipelines.measuring.model_figures import sample_distance, validation_bound
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
 
@@ -99,15 +98,10 @@ def validate(
 ) -> dict[str, float]:
     """Figures of averaged weights, on the model's device; written beside its run, and returned as they are logged."""
     request = SampleConfig(sampler=recipe.sample.sampler)
-    seeds = torch.split(torch.arange(recipe.train.validate_images), request.batch_size)
-    parts = [FeatureStats.from_features(extract(model.generate(some, request))) for some in seeds]
-    metrics = {DISTANCE: frechet_distance(merge_all(parts), reference)}
-    config = recipe.evaluate
-    count = min(config.bits_per_dim_images, index.num_samples("validation"))
-    if count:
-        groups = (range(first, min(first + GROUP, count)) for first in range(0, count, GROUP))
-        bounds = (group_bound(model, index, "validation", group, config) for group in groups)
-        metrics["bits_per_dim"] = reduce(BoundStats.merge, bounds).bits_per_dim
+    metrics = {DISTANCE: sample_distance(model, recipe.train.validate_images, request, reference)[0]}
+    bound = validation_bound(model, index, recipe.evaluate)
+    if bound is not None:
+        metrics["bits_per_dim"] = bound
     write_validation(run_uri, step, metrics)
     shown = {(NAME if name == DISTANCE else name): value for name, value in metrics.items()}
     return {"step": step, **{f"validation/{name}": value for name, value in shown.items()}}

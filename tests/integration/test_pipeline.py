@@ -15,6 +15,7 @@ import torch
 import ddpm_core
 from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
 from ddpm_core.data.images import decode_png, encode_png
@@ -26,15 +27,19 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines import evaluate, workflow
-from pipelines.pipeline import open_pipeline
+from pipelines.naming import run_folder
+from pipelines.pipeline import Pipeline, open_pipeline
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
+from pipelines.recipes.files import read_recipe
 from pipelines.recipes.recipes import make
 from pipelines.stages.sample import run_sample
 from pipelines.stages.shard import run_shard
 from pipelines.subject import of_model
+from pipelines.sweeping.space import read_space
 from pipelines.tracking import resolve_model
 from pipelines.tracking.resolve import dataset_of, find_dataset
 from pipelines.tracking.store import _PLACES
+from pipelines.training.run import run_name
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -399,11 +404,50 @@ def test_labels_that_the_model_does_not_know_are_refused(
         pipeline.sample(pipeline.find_weights("models:/ddpm-digits@champion"))
 
 
-def test_a_sweep_ranks_schedules_by_distance(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
+def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+) -> None:
     wanted, _, _ = made
-    sweep = SweepStage(num_trials=2, num_images=16, num_rungs=1, max_concurrent=2)
-    with open_pipeline(replace(wanted, train=replace(wanted.train, steps=2))) as pipeline:
-        swept = pipeline.sweep(sweep, pipeline.shard(), "two")
-    assert len(swept.ranking) == 2
-    assert swept.ranking[0]["fd_random_conv"] <= swept.ranking[1]["fd_random_conv"]
-    assert json.loads(Path(swept.uri).read_text())["ranking"] == swept.ranking
+    sampler = replace(wanted.sample, sampler=SamplerConfig(name="ddim", num_steps=4))
+    wanted = replace(wanted, train=replace(wanted.train, steps=4), sample=sampler, name=None)
+    sweep = SweepStage(num_trials=3, num_images=16, num_rungs=2, max_concurrent=2, repeats=2)
+    words = {"schedule.name": ("linear", "cosine", "sigmoid"), "train.learning-rate": ("uniform:0.001:0.002",)}
+    with open_pipeline(wanted) as pipeline:
+        index = pipeline.shard()
+        swept = pipeline.sweep(sweep, read_space(words), index, "three")
+        assert [row.step for row in swept.ranking] == [4, 1, 1]
+        assert [len(row.repeats) for row in swept.ranking] == [2, 2, 0]
+        folder = Path(swept.uri).parent
+        results = {file: file.stat().st_mtime_ns for file in (folder / "results").iterdir()}
+        assert len(results) == 3 + 1 + 4  # the first rung, the last one, the finalists' repeats
+        assert len(list((folder / "samples").iterdir())) == len(results)
+
+        # The winner stands where train.py looks for it; the trials' own checkpoints are gone.
+        winner = replace(read_recipe(swept.winner_uri), store=wanted.store)
+        assert pipeline_trained(replace(pipeline, recipe=winner), index) == 4
+        assert not list((folder / "runs").rglob("*.safetensors"))
+
+        # One more trial, in a wider space: what is on record is not done again.
+        wider = read_space({**words, "schedule.name": (*words["schedule.name"], "quadratic")})
+        more = pipeline.sweep(replace(sweep, num_trials=4), wider, index, "three")
+        assert len(more.ranking) == 4
+        assert {file: file.stat().st_mtime_ns for file in results} == results
+        told = json.loads(Path(more.uri).read_text())
+        assert (told["state"], len(told["settings"])) == ("finished", 4)
+
+        for space, asked, why in (
+            (
+                wider,
+                replace(sweep, num_images=8),
+                r"was begun with num_images = 16, now it is 8; give this one another",
+            ),
+            (read_space(words), sweep, "expected that, or a wider space"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                pipeline.sweep(asked, space, index, "three")
+
+
+def pipeline_trained(pipeline: Pipeline, index: DatasetIndex) -> int:
+    """The step of the run that training would go on from."""
+    name = run_name(pipeline.recipe, index, None)
+    return CheckpointStore(run_folder(pipeline.recipe.store, name)).steps()[-1]

@@ -145,4 +145,4 @@ def test_a_sweep_is_told_by_the_step_of_its_first_rung(tmp_path: Path, capsys: p
 
 def test_rungs_are_shares_of_the_steps() -> None:
     config = SweepStage(num_rungs=3, reduction_factor=3)
-    assert [config.first_rung(steps) for steps in (640, 9, 1, 0)] == [71, 1, 1, 1]
+    assert [config.rungs(steps) for steps in (640, 9, 1)] == [(71, 213, 640), (1, 3, 9), (1,)]

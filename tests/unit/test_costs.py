@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm_core.training import memory
-from pipelines import train
+from pipelines import progress, train
 from pipelines.cli import costs
 from pipelines.cli.command import run_command
 from pipelines.recipes.config import Recipe
@@ -31,7 +31,7 @@ def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch
         time,
     )
     assert said is not None
-    seconds = float(said[1]) * dict(costs.SPANS)[said[2]]
+    seconds = float(said[1]) * dict(progress.SPANS)[said[2]]
     assert seconds == pytest.approx(10_000 * 33 / float(said[3].replace(",", "")), rel=0.1)
     assert torch.get_num_threads() == threads
     assert not list(tmp_path.iterdir())
@@ -74,7 +74,7 @@ def test_no_speed_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     [(0.4, "0 seconds"), (119, "119 seconds"), (120, "2.0 minutes"), (7_200, "2.0 hours"), (8.64e6, "100 days")],
 )
 def test_a_time_is_said_in_the_largest_unit_of_which_there_are_two(seconds: float, said: str) -> None:
-    assert costs.span(seconds) == said
+    assert progress.span(seconds) == said
 
 
 def test_what_a_program_reads_is_not_kept_waiting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from pipelines.cli.parsing import parse
 from pipelines.naming import trajectory
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
-from pipelines.stages.train import check_form, check_run
 from pipelines.train import TrainArgs
+from pipelines.training.run import check_form, check_run
 
 SMALL = UNetConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,))
 OTHER = UNetForm(

@@ -16,7 +16,7 @@ from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import draw
 from pipelines.recipes.recipes import RECIPES
-from pipelines.stages.train import check_classes
+from pipelines.training.run import check_classes
 
 CONFIG = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0

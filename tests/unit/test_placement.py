@@ -7,7 +7,17 @@ import pytest
 
 from pipelines.cluster import placement
 from pipelines.cluster.demand import Demand
-from pipelines.cluster.placement import Ask, Node, Waiting, check_placement, for_sampling, for_training, for_trials
+from pipelines.cluster.placement import (
+    SHARE,
+    Ask,
+    Node,
+    Waiting,
+    check_placement,
+    for_sampling,
+    for_training,
+    for_trials,
+    for_workers_of_trials,
+)
 from pipelines.recipes.config import SampleStage, SweepStage, TrainStage
 
 ONE = {"CPU": 1.0}
@@ -80,6 +90,17 @@ def test_an_elastic_run_needs_its_fewest_and_a_sweep_all_that_run_together() -> 
     stage = TrainStage(num_workers=4, min_workers=2)
     check_placement(for_training(stage), [node(2)])
     assert for_trials(SweepStage(max_concurrent=3), stage).count == 3
+
+
+def test_a_trial_asks_for_what_its_worker_does_or_leaves_that_to_its_workers() -> None:
+    stage = TrainStage(num_workers=4, threads=2)
+    assert for_trials(SweepStage(), stage).cpus == for_training(stage).cpus
+    several = SweepStage(num_workers=2, max_concurrent=3)
+    assert for_trials(several, stage).cpus == SHARE
+    workers = for_workers_of_trials(several, stage)
+    assert (workers.count, workers.cpus) == (6, for_training(stage).cpus)
+    with pytest.raises(ValueError, match=r"sweep.num-workers is 6; there are 8 CPUs"):
+        check_placement(workers, [node(4), node(4)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Sweeps: the space that is searched, the trials, their figures on record, and how they are ranked."""

@@ -1,0 +1,102 @@
+"""A training run: its name, what each of its workers is given, and whether it may go on."""
+
+from dataclasses import fields
+
+from ddpm_core.artifacts.checkpoint import Checkpoint, Weights
+from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.data.order import lanes_of_worker, local_batch_size
+from ddpm_core.diffusion.losses import check_objective
+from ddpm_core.diffusion.reverse import check_prediction
+from ddpm_core.diffusion.schedule import make_schedule
+from ddpm_core.errors import InputError
+from ddpm_core.model.config import read_model_config
+from ddpm_core.model.form import UNetForm
+from ddpm_core.model.weights import check_weights, weights_to_begin_with
+from ddpm_core.training.checkpointing import Run
+from ddpm_core.training.identity import check_continues, check_steps
+from ddpm_core.training.worker import WorkerSpec
+from pipelines.cluster.session import versions
+from pipelines.naming import code_version, digest, trajectory
+from pipelines.recipes.config import Recipe
+
+
+def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:
+    """The run's name: as given, else the recipe's name and a digest of all that decides its weights."""
+    if recipe.name:
+        return recipe.name
+    decides = {**trajectory(recipe, index, origin(init_from)), "dataset": index.digest}
+    return f"{recipe.recipe}-{digest(decides)}"
+
+
+def origin(init_from: Weights | None) -> str | None:
+    """The sha256 of the weights that a run begins with, if not with the seed's."""
+    return init_from.sha256 if init_from else None
+
+
+def check_run(
+    recipe: Recipe, index: DatasetIndex, init_from: Weights | None, store: CheckpointStore
+) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, once it is certain that it can.
+
+    Raises:
+        InputError: if the run of that name was trained otherwise, further, or on another dataset, or batch and dataset do not
+            fit.
+    """
+    check_objective(recipe.loss, recipe.reverse)
+    check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    check_classes(recipe.unet.num_classes, index)
+    lanes = recipe.train.lanes
+    local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
+    network = read_model_config(trajectory(recipe, index, None)).build_network()
+    if init_from is not None:
+        check_form(recipe.unet.form, read_model_config(init_from.config).unet.form)
+        check_weights(network, weights_to_begin_with(network, init_from.tensors))
+    checkpoint = store.newest()
+    if checkpoint is not None:
+        try:
+            check_continues(checkpoint, trajectory(recipe, index, origin(init_from)), index.digest)
+            check_steps(checkpoint.step, recipe.train.steps)
+        except InputError as error:
+            raise InputError(f"run {run_name(recipe, index, init_from)}: {error}") from None
+    return checkpoint
+
+
+def check_classes(num_classes: int, index: DatasetIndex) -> None:
+    """Refuse a network that is told of other classes than the dataset has.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if num_classes not in (0, len(index.class_names)):
+        raise InputError(
+            f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
+            "expected as many, or 0 to train without labels"
+        )
+
+
+def check_form(wanted: UNetForm, found: UNetForm) -> None:
+    """Refuse to begin with the weights of a network that computes otherwise, which their shapes would not tell.
+
+    Raises:
+        InputError: naming the first difference, with both values.
+    """
+    for field in fields(UNetForm):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if ours != theirs:
+            raise InputError(
+                f"unet.form.{field.name.replace('_', '-')} is {ours}, that of the network whose weights it begins with is "
+                f"{theirs}; expected the same"
+            )
+
+
+def worker_spec(recipe: Recipe, index: DatasetIndex, run_uri: str, init_from: Weights | None) -> WorkerSpec:
+    """What each worker of a recipe's run is given."""
+    run = Run(
+        uri=run_uri,
+        config=trajectory(recipe, index, origin(init_from)),
+        dataset_uri=index.uri,
+        dataset_digest=index.digest,
+        versions={**versions(), "code": code_version(), "threads": str(recipe.train.threads), "recipe": recipe.recipe},
+    )
+    return WorkerSpec(train=recipe.train, run=run, index=index, init=init_from.tensors if init_from else None)

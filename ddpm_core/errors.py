@@ -24,6 +24,12 @@ class TooLargeError(UserError, MemoryError):
     """What was asked for does not fit into memory."""
 
 
+class FailedError(UserError):
+    """All that was asked for was tried, and none of it came to an end; why was told."""
+
+    exit_code = 1
+
+
 class HeldError(UserError):
     """Another job writes what this one would write."""
 

@@ -13,7 +13,7 @@ from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_checkpo
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import Hold
-from ddpm_core.errors import InputError
+from ddpm_core.errors import FailedError, InputError
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_trials, trials_at_once
 from pipelines.measuring.features import real_stats
@@ -28,7 +28,7 @@ from pipelines.sweeping.proposals import tpe
 from pipelines.sweeping.ranking import Ranked, best, rank, verdict
 from pipelines.sweeping.record import SweepRecord, Trial
 from pipelines.sweeping.search import Asha, Batch, Fleet, run_batches
-from pipelines.sweeping.space import Setting, Space, apply, is_wider, read_part, read_space
+from pipelines.sweeping.space import Setting, Space, apply, is_wider, read_part, read_space, unique
 from pipelines.sweeping.trial import METRICS, Bench
 from pipelines.tracking import RunHandle, Tracker
 from pipelines.training.run import run_name
@@ -63,8 +63,11 @@ class _Sweep:
     bench: Bench
     steps: tuple[int, ...]
     """Of the rungs."""
+    hold: Hold
     record: SweepRecord
     settings: list[Setting]
+    facts: dict[str, Any]
+    """What sweep.json says beside settings and ranking."""
     deadline: float | None
 
     @property
@@ -77,6 +80,19 @@ class _Sweep:
 
     def trials(self, settings: Sequence[Setting]) -> list[Trial]:
         return [Trial(setting=each, seed=self.seed) for each in settings]
+
+    def keep(self, state: State) -> list[Ranked]:
+        """Write sweep.json, and return the ranking as it is now."""
+        ranking = rank(self.record.results(), self.settings, self.metric, self.seed)
+        self.hold.change()  # who lost the sweep says so here, and writes nothing
+        outcome = {
+            "settings": self.settings,
+            "state": state,
+            "verdict": verdict(ranking, self.metric),
+            "ranking": [_row(each) for each in ranking],
+        }
+        self.record.write({**self.facts, **outcome})
+        return ranking
 
 
 def run_sweep(
@@ -98,12 +114,39 @@ def run_sweep(
     Raises:
         InputError: if a sweep of that name was begun otherwise, or there is nothing to try.
         HeldError: if another job took the sweep over.
-        RuntimeError: if all trials failed.
+        FailedError: if all trials failed.
     """
-    workers, own = replace(recipe.train, num_workers=config.num_workers, min_workers=None), recipe
+    sweep = _open(recipe, config, space, index, hold, weights)
+    sweep.keep("running")
+    state: State = "failed"
+    try:
+        finished = _search(sweep, tracker, parent)
+        state = "finished" if finished else "out of time"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        ranking = sweep.keep(state)
+    standing = [row for row in ranking if not row.failed]
+    if not standing:
+        why = ranking[0].failed if ranking else "their processes were lost, or there was no time for one"
+        raise FailedError(f"none of {counted(len(sweep.settings), 'trial')} came to a figure; the first: {why}")
+    swept = _write_outcome(sweep, ranking, recipe, state)
+    if finished and weights is None:
+        _adopt(sweep, standing[0])
+        for uri, _ in storage.list_files(storage.join(hold.folder, "runs")):  # what was found of them is on record
+            storage.delete(uri)
+    return swept
+
+
+def _open(
+    recipe: Recipe, config: SweepStage, space: Space, index: DatasetIndex, hold: Hold, weights: Weights | None
+) -> _Sweep:
+    """The sweep as it stands."""
+    workers = replace(recipe.train, num_workers=config.num_workers, min_workers=None)
     recipe, record = replace(recipe, train=workers), SweepRecord(hold.folder)
     identity = _identity(recipe, config, index, weights)
-    known = _known_settings(record, identity, space)
+    known = _known_settings(record, identity, space, recipe.train.seed)
     bench = Bench(
         recipe=recipe,
         index=index,
@@ -113,51 +156,36 @@ def run_sweep(
         reference=real_stats(index, "train", recipe.evaluate, recipe.store),
         weights=weights,
     )
-    sweep = _Sweep(
+    return _Sweep(
         recipe=recipe,
         config=config,
         space=space,
         bench=bench,
         steps=(weights.step,) if weights else config.rungs(recipe.train.steps),
+        hold=hold,
         record=record,
         settings=settings_of(recipe, config, space, (index.image_size, index.channels), known),
+        facts={**identity, "space": _plain(space), "sweep": to_json(config)},
         deadline=None if config.max_hours is None else time.monotonic() + 3600 * config.max_hours,
     )
-    facts = {**identity, "space": _plain(space), "sweep": to_json(config)}
 
-    def keep(state: State) -> list[Ranked]:
-        ranking = rank(record.results(), sweep.settings, sweep.metric, sweep.seed)
-        hold.change()  # who lost the sweep says so here, and writes nothing
-        rows = [_row(each) for each in ranking]
-        said = verdict(ranking, sweep.metric)
-        record.write({**facts, "settings": sweep.settings, "state": state, "verdict": said, "ranking": rows})
-        return ranking
 
-    keep("running")
-    state: State = "failed"
-    try:
-        finished = _search(sweep, tracker, parent)
-        state = "finished" if finished else "out of time"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        raise
-    finally:
-        ranking = keep(state)
-    standing = [row for row in ranking if not row.failed]
-    if not standing:
-        raise RuntimeError(
-            f"all {counted(len(sweep.settings), 'trial')} failed; the first: {ranking[0].failed if ranking else 'lost'}"
-        )
-    winner = recipe_file(apply(own, standing[0].setting), f"The winner of the sweep in {hold.folder}")
-    winner_uri, page_uri = (storage.join(hold.folder, name) for name in ("winner.toml", "sweep.html"))
+def _write_outcome(sweep: _Sweep, ranking: list[Ranked], recipe: Recipe, state: State) -> Swept:
+    """The winner as a recipe, and the page.
+
+    Args:
+        recipe: as it was given, with its own number of workers.
+    """
+    folder, said = sweep.hold.folder, verdict(ranking, sweep.metric)
+    winner = recipe_file(apply(recipe, ranking[0].setting), f"The winner of the sweep in {folder}")
+    winner_uri, page_uri = (storage.join(folder, name) for name in ("winner.toml", "sweep.html"))
     storage.write_bytes(winner_uri, winner.encode())
-    said = verdict(ranking, sweep.metric)
     page = sweep_page(
-        record,
+        sweep.record,
         ranking,
-        recipe,
-        index,
-        space,
+        sweep.recipe,
+        sweep.bench.index,
+        sweep.space,
         sweep.metric,
         state=state,
         verdict=said,
@@ -165,11 +193,14 @@ def run_sweep(
         winner=winner,
     )
     storage.write_bytes(page_uri, page.encode())
-    if finished and weights is None:
-        _adopt(sweep, standing[0])
-        for uri, _ in storage.list_files(storage.join(hold.folder, "runs")):  # what was found of them is on record
-            storage.delete(uri)
-    return Swept(uri=record.uri, page_uri=page_uri, winner_uri=winner_uri, ranking=ranking, verdict=said, state=state)
+    return Swept(
+        uri=sweep.record.uri,
+        page_uri=page_uri,
+        winner_uri=winner_uri,
+        ranking=ranking,
+        verdict=said,
+        state=state,
+    )
 
 
 def _search(sweep: _Sweep, tracker: Tracker, parent: RunHandle) -> bool:
@@ -255,8 +286,8 @@ def _identity(recipe: Recipe, config: SweepStage, index: DatasetIndex, weights: 
     }
 
 
-def _known_settings(record: SweepRecord, identity: Mapping[str, Any], space: Space) -> list[Setting]:
-    """Those that an earlier job of the sweep tried.
+def _known_settings(record: SweepRecord, identity: Mapping[str, Any], space: Space, seed: int) -> list[Setting]:
+    """Those that an earlier job of the sweep tried; of proposals that were not written down before it was killed, by their results.
 
     Raises:
         InputError: if that one was another sweep: naming the first difference.
@@ -277,7 +308,8 @@ def _known_settings(record: SweepRecord, identity: Mapping[str, Any], space: Spa
             "give this one another --name"
         )
     settings: list[Setting] = found["settings"]
-    return settings
+    measured = (each.setting for each in record.results() if each.seed == seed)
+    return [*settings, *(each for each in unique(measured) if each not in settings)]
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

@@ -16,7 +16,7 @@ import math
 import random
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -169,6 +169,11 @@ def key_of(setting: Setting) -> str:
     return digest(setting)
 
 
+def unique(settings: Iterable[Setting]) -> list[Setting]:
+    """Each once."""
+    return list({key_of(each): each for each in settings}.values())
+
+
 def words_of(setting: Mapping[str, Any]) -> str:
     """A setting as a person reads it: cosine, base-channels 32."""
     said = []
@@ -209,12 +214,8 @@ def grid(space: Space, recipe: Recipe, check: Callable[[Recipe], None]) -> list[
                 f"space.{path} is a range; expected values, as a grid tries each: list them, or --sweep.search random"
             )
     values = (domain.values for domain in space.domains.values())
-    found: dict[str, Setting] = {}
-    for each in itertools.product(*values):
-        setting = _valid(recipe, dict(zip(space.domains, each, strict=True)), check)
-        if setting is not None:
-            found.setdefault(key_of(setting), setting)
-    return list(found.values())
+    each = (_valid(recipe, dict(zip(space.domains, drawn, strict=True)), check) for drawn in itertools.product(*values))
+    return unique(setting for setting in each if setting is not None)
 
 
 def draws(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ class Sweep:
     def start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, ROOT / "pipelines/sweep.py", *_SWEEP, "--store", self.store]
         with open(self.log, "ab") as out:
-            return subprocess.Popen(command, env=self.env, stdout=out, stderr=out, start_new_session=True)
+            # A shell has what runs behind it ignore Ctrl-C.
+            heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+            return subprocess.Popen(
+                command, env=self.env, stdout=out, stderr=out, start_new_session=True, preexec_fn=heard
+            )
 
     @property
     def folder(self) -> Path:
@@ -117,7 +122,7 @@ def _disturb(sweep: Sweep, kills: int, longest: float, chance: random.Random) ->
 def _kill(target: str, driver: subprocess.Popen[bytes]) -> bool:
     """Whether there was something to kill."""
     if target == "Ctrl-C":
-        driver.send_signal(signal.SIGINT)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
         return True
     if target == "driver":
         driver.kill()

@@ -447,6 +447,27 @@ def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
                 pipeline.sweep(asked, space, index, "three")
 
 
+def test_a_sweep_by_proposals_and_asha_tells_of_what_failed(
+    made: tuple[Recipe, dict[str, str], dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two learning rates one diverges: its cause is its result, and the other wins."""
+    wanted, _, _ = made
+    sampler = replace(wanted.sample, sampler=SamplerConfig(name="ddim", num_steps=4))
+    train = replace(wanted.train, steps=9, warmup_steps=0, max_skipped=0)
+    wanted = replace(wanted, train=train, sample=sampler, name=None)
+    sweep = SweepStage(num_trials=6, search="tpe", stopping="asha", num_images=16, num_rungs=2, repeats=0)
+    space = read_space({"train.learning-rate": ("0.001", "1e30"), "schedule.name": ("linear", "cosine")})
+    with open_pipeline(wanted) as pipeline:
+        swept = pipeline.sweep(sweep, space, pipeline.shard(), "proposed")
+    standing = [row for row in swept.ranking if not row.failed]
+    assert standing[0].setting["train.learning-rate"] == 0.001
+    assert standing[0].step == 9
+    failed = [row for row in swept.ranking if row.failed]
+    assert failed
+    assert all("diverge" in row.failed or "no number" in row.failed or "finite" in row.failed for row in failed)
+    assert "failed: " in capsys.readouterr().err
+
+
 def pipeline_trained(pipeline: Pipeline, index: DatasetIndex) -> int:
     """The step of the run that training would go on from."""
     name = run_name(pipeline.recipe, index, None)

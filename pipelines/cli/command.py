@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from ddpm_core import storage
 from ddpm_core.data.sources import source_uri
@@ -108,13 +108,22 @@ def _ended_in_a_line(work: Callable[[], Outcome]) -> Outcome:
         sys.exit(_mistake(error))
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED)
+        _end_now(_TERMINATED if isinstance(error, Terminated) else _INTERRUPTED)
     except Exception as error:
         line = last_words(error)
         if line is None:
             raise
         print(f"error: {shown(line)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _end_now(exit_code: int) -> Never:
+    """End the process here. What was broken off in the middle (an import, a start of Ray) would hang or crash Python as it tidies up,
+    and there is nothing left to tidy: whoever holds something gave it back on the way here."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
 
 
 def _check_store(store: str) -> None:

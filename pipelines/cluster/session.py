@@ -47,7 +47,11 @@ def session() -> Iterator[None]:
     else:
         check_folder()
     with nullcontext() if address else _to_itself():
-        _start(address)
+        try:
+            _start(address)
+        except BaseException:
+            ray.shutdown()  # what had started by then
+            raise
         before = signal.signal(signal.SIGTERM, _terminate)  # Ray's own ends the process where it stands
         logs = ray._private.worker._global_node.get_logs_dir_path()
         try:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
@@ -247,15 +248,26 @@ class _Ended(_OfThisProcess, tune.Stopper):  # type: ignore[misc]
 
 
 class _Lost(tune.Callback):  # type: ignore[misc]
-    """Tells of trials that ended by an error again and again."""
+    """Tells of trials that ended by an error: those that are started again, and those that are not any more."""
 
     def __init__(self, events: Queue) -> None:
         self._events = events
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It is started again, from its newest checkpoint."""
+        self._events.put((_as_trial(trial.config), "warned", f"{_last_line(trial)}; it is started again"))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It is not started again."""
-        lines = str(trial.get_error() or "").strip().splitlines() or ["its process was lost"]
-        self._events.put((_as_trial(trial.config), "lost", lines[-1][:300]))
+        self._events.put((_as_trial(trial.config), "lost", _last_line(trial)))
+
+
+def _last_line(trial: Any) -> str:
+    """Of its error."""
+    error = trial.get_error()
+    if error is None or isinstance(error, ray.exceptions.RayActorError):
+        return "its process or node was lost"
+    return str(error).strip().splitlines()[-1][:300]
 
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no files that nobody reads

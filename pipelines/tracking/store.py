@@ -147,15 +147,18 @@ _SOON_S = 1.0
 def import_meanwhile() -> Iterator[None]:
     """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
     quiet_environment()
-    thread = threading.Thread(target=import_module, args=("mlflow",), name="import mlflow")
+    thread = threading.Thread(target=import_module, args=("mlflow",), name="import mlflow", daemon=True)
     thread.start()
     try:
         yield
         thread.join(_SOON_S)
         if thread.is_alive():
             say("importing MLflow")
-    finally:  # of an error that is told in one line, nothing else is
         thread.join()
+    except Exception:
+        thread.join()  # of an error that is told in one line, nothing else is
+        raise
+    # Of Ctrl-C not: it may have broken off an import of this thread's, and left it locked for the other one for ever.
 
 
 def new_client(uri: str) -> Any:

@@ -118,8 +118,11 @@ def _ended_in_a_line(work: Callable[[], Outcome]) -> Outcome:
 
 
 def _end_now(exit_code: int) -> Never:
-    """End the process here. What was broken off in the middle (an import, a start of Ray) would hang or crash Python as it tidies up,
-    and there is nothing left to tidy: whoever holds something gave it back on the way here."""
+    """End the process here.
+
+    What was broken off in the middle (an import, a start of Ray) would hang or crash Python as it tidies up, and there is nothing
+    left to tidy: whoever held something gave it back on the way here.
+    """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

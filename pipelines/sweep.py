@@ -33,6 +33,7 @@ from ddpm_core.evaluation.figures import number
 from ddpm_core.serialization import to_json
 from pipelines.cli.checks import check_data, check_training, data_summary, num_in_split, warn_of_young_average
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed
+from pipelines.cli.costs import sweep_cost
 from pipelines.cli.parsing import parse
 from pipelines.cluster.placement import check_here, for_a_cpu, for_trials, for_workers_of_trials
 from pipelines.naming import digest
@@ -151,6 +152,12 @@ def plan(args: SweepArgs) -> list[str]:
     return [*lines, *(f"trial {place}: {words_of(each)}" for place, each in enumerate(settings[:_SHOWN], 1))]
 
 
+def cost(args: SweepArgs) -> list[str]:
+    """What training the trials takes."""
+    settings = settings_of(args, args.sweep, args.searched, shape_of(args))
+    return sweep_cost(as_recipe(args), args.sweep, len(settings) or args.sweep.num_trials) if args.model is None else []
+
+
 def run(args: SweepArgs) -> Outcome:
     """Shard unless it is done, then sweep."""
     from pipelines.pipeline import open_pipeline
@@ -233,4 +240,4 @@ def _promote(pipeline: "Pipeline", swept: "Swept", index: DatasetIndex) -> dict[
 
 
 if __name__ == "__main__":
-    run_command(SweepArgs, __doc__, check=check, plan=plan, run=run, read=read)
+    run_command(SweepArgs, __doc__, check=check, plan=plan, run=run, read=read, cost=cost)

@@ -14,8 +14,10 @@ from ddpm_core.training.augmentation import NUM_PARAMETERS
 from ddpm_core.types import bytes_words
 from pipelines.cli.checks import num_in_split
 from pipelines.cluster.address import cluster_address
-from pipelines.progress import short, span
-from pipelines.recipes.config import Recipe, SampleStage, TrainStage
+from pipelines.cluster.placement import trials_here
+from pipelines.progress import counted, short, span
+from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
+from pipelines.sweeping.plan import steps_in_all
 from pipelines.tracking.resolve import find_dataset
 
 
@@ -34,6 +36,21 @@ def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
 
 def training_cost(recipe: Recipe) -> list[str]:
     """What training needs of each worker's memory, and how long it takes; two lines."""
+    return _training_cost(recipe, 1)
+
+
+def sweep_cost(recipe: Recipe, sweep: SweepStage, num_trials: int) -> list[str]:
+    """As `training_cost`, of all trials of a sweep and the finalists' repeats; what measuring them takes is not in it."""
+    steps, at_once = steps_in_all(num_trials, sweep, recipe.train.steps), trials_here(sweep, recipe.train)
+    train = replace(recipe.train, steps=steps, num_workers=sweep.num_workers, min_workers=None)
+    together = (
+        f"{counted(at_once, 'trial')} at once{'' if cluster_address() is None else ' (the cluster may hold more)'}"
+    )
+    lines = _training_cost(replace(recipe, train=train), at_once)
+    return [*lines, f"that is {steps:,} steps in all, {together}; measuring the trials comes on top"]
+
+
+def _training_cost(recipe: Recipe, runs_at_once: int) -> list[str]:
     # Not before: each command would begin the later for it.
     from ddpm_core.training.memory import images_at_once, memory_of_worker, step_bytes
 
@@ -54,7 +71,7 @@ def training_cost(recipe: Recipe) -> list[str]:
     elif needed > memory:
         time = f"not tried, as a worker may take {bytes_words(memory)} here: {remedy}"
     else:
-        time = _time(recipe, train, model, device, share)
+        time = _time(recipe, train, model, device, share, train.steps / runs_at_once)
     flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
     return [
         f"training's memory: {bytes_words(needed)} of tensors for each worker, {at_once:,} images at a time",
@@ -62,7 +79,7 @@ def training_cost(recipe: Recipe) -> list[str]:
     ]
 
 
-def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.device, share: int) -> str:
+def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.device, share: int, steps: float) -> str:
     """By a few steps of made-up images, with a worker's threads."""
     from ddpm_core.training.probe import images_per_s
     from ddpm_core.training.step import Objective
@@ -74,7 +91,7 @@ def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.d
         rate, tried = images_per_s(model, objective, train, device, share)
     finally:
         torch.set_num_threads(before)
-    return f"about {span(train.steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
+    return f"about {span(steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
 
 
 def _model(recipe: Recipe) -> ModelConfig:

@@ -94,6 +94,12 @@ def trials_at_once(sweep: SweepStage, stage: TrainStage) -> int:
     return sweep.max_concurrent or max(1, slots(for_workers_of_trials(sweep, stage)) // sweep.num_workers)
 
 
+def trials_here(sweep: SweepStage, stage: TrainStage) -> int:
+    """As many as are asked for, else as many as this machine holds."""
+    held = sum(node.holds(for_workers_of_trials(sweep, stage)) for node in this_machine())
+    return sweep.max_concurrent or max(1, held // sweep.num_workers)
+
+
 def for_sampling(stage: SampleStage) -> Ask:
     """What each task asks for that generates images, or measures their likelihood."""
     return Ask(

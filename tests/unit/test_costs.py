@@ -12,7 +12,7 @@ from ddpm_core.training import memory
 from pipelines import progress, train
 from pipelines.cli import costs
 from pipelines.cli.command import run_command
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 
 
@@ -87,3 +87,16 @@ def test_what_a_program_reads_is_not_kept_waiting(capsys: pytest.CaptureFixture[
         out = capsys.readouterr().out
         assert ("tried" in out.splitlines()) == said
     assert json.loads(out)["recipe"] == "digits"
+
+
+def test_a_sweep_costs_the_steps_of_all_its_trials_side_by_side(tmp_path: Path) -> None:
+    recipe, sweep = digits(tmp_path, steps=90), SweepStage(num_rungs=2, repeats=2, max_concurrent=2)
+    needs, time, in_all = costs.sweep_cost(recipe, sweep, 9)
+    assert needs == costs.training_cost(digits(tmp_path, num_workers=1))[0]
+    steps = 9 * 30 + 3 * 60 + 2 * 2 * 90
+    assert in_all.startswith(f"that is {steps:,} steps in all, 2 trials at once")
+    told = re.search(r"about ([\d.,]+) (\w+) at ([\d,]+) images/s", time)
+    assert told
+    seconds = float(told[1].replace(",", "")) * {"seconds": 1.0, **dict(progress.SPANS)}[told[2]]
+    rate = float(told[3].replace(",", ""))
+    assert seconds == pytest.approx(steps / 2 * recipe.train.batch_size / rate, rel=0.06)

@@ -7,6 +7,7 @@ of validation images, and prints each trial's figure beside the bound of the bes
 Spearman's rank correlation of the two.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,7 +29,9 @@ SCALE = 127.5
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp(prefix="ddpm-planted-"))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of images and store; a temporary one by default")
+    folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="ddpm-planted-"))
     folder.mkdir(parents=True, exist_ok=True)
     mean, covariance = gaussian()
     np.savez(folder / "images.npz", images=drawn(mean, covariance))

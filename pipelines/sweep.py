@@ -41,7 +41,8 @@ from pipelines.progress import counted
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.subject import of_model
 from pipelines.sweeping.plan import settings_of, shape_of, space_of, trials_at
-from pipelines.sweeping.space import Space, flags_of, words_of
+from pipelines.sweeping.setting import flags_of, words_of
+from pipelines.sweeping.space import Space
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline

@@ -4,7 +4,7 @@ The training loss cannot rank settings: its scale changes with the noise schedul
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -13,22 +13,24 @@ from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_checkpo
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import Hold
-from ddpm_core.errors import FailedError, InputError
+from ddpm_core.errors import FailedError
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_trials, trials_at_once
 from pipelines.measuring.features import real_stats
-from pipelines.naming import run_folder, trajectory
+from pipelines.naming import run_folder
 from pipelines.progress import counted, say
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.files import recipe_file
 from pipelines.sweeping.board import Board
+from pipelines.sweeping.identity import identity_of, known_settings, space_words
 from pipelines.sweeping.page import sweep_page
 from pipelines.sweeping.plan import settings_of, steps_in_all
 from pipelines.sweeping.proposals import tpe
 from pipelines.sweeping.ranking import Ranked, best, rank, verdict
 from pipelines.sweeping.record import SweepRecord, Trial
 from pipelines.sweeping.search import Asha, Batch, Fleet, run_batches
-from pipelines.sweeping.space import Setting, Space, apply, is_wider, read_part, read_space, unique
+from pipelines.sweeping.setting import Setting, apply, read_part
+from pipelines.sweeping.space import Space
 from pipelines.sweeping.trial import METRICS, Bench
 from pipelines.tracking import RunHandle, Tracker
 from pipelines.training.run import run_name
@@ -145,8 +147,8 @@ def _open(
     """The sweep as it stands."""
     workers = replace(recipe.train, num_workers=config.num_workers, min_workers=None)
     recipe, record = replace(recipe, train=workers), SweepRecord(hold.folder)
-    identity = _identity(recipe, config, index, weights)
-    known = _known_settings(record, identity, space, recipe.train.seed)
+    identity = identity_of(recipe, config, index, weights)
+    known = known_settings(record, identity, space, recipe.train.seed)
     bench = Bench(
         recipe=recipe,
         index=index,
@@ -165,7 +167,7 @@ def _open(
         hold=hold,
         record=record,
         settings=settings_of(recipe, config, space, (index.image_size, index.channels), known),
-        facts={**identity, "space": _plain(space), "sweep": to_json(config)},
+        facts={**identity, "space": space_words(space), "sweep": to_json(config)},
         deadline=None if config.max_hours is None else time.monotonic() + 3600 * config.max_hours,
     )
 
@@ -229,7 +231,8 @@ def _agenda(sweep: _Sweep) -> Iterator[Batch]:
     if config.search == "tpe":
         yield _proposals(sweep)
     if config.stopping == "asha":
-        yield Batch(phase="asha", trials=_missing(sweep, sweep.trials(sweep.settings), steps[0]), steps=steps)
+        # Those on record, too: by what they tell of it, at once, the others are stopped or not.
+        yield Batch(phase="asha", trials=sweep.trials(sweep.settings), steps=steps)
     else:
         for number, step in enumerate(steps, 1):
             going_on = list(range(len(sweep.settings)))
@@ -267,65 +270,6 @@ def _repeats(sweep: _Sweep) -> list[Trial]:
 
 def _missing(sweep: _Sweep, trials: Sequence[Trial], step: int) -> list[Trial]:
     return [trial for trial in trials if sweep.record.result(trial, step) is None]
-
-
-def _identity(recipe: Recipe, config: SweepStage, index: DatasetIndex, weights: Weights | None) -> dict[str, Any]:
-    """What every figure of the sweep depends on beside its setting: the same name may not mean another."""
-    sample = to_json(recipe.sample)
-    for name in ("num_images", "num_workers", "threads", "node_labels", "block_size", "compile"):
-        sample.pop(name, None)
-    return {
-        "dataset": index.digest,
-        "model": weights.sha256 if weights else None,
-        "recipe": trajectory(recipe, index, None),
-        "sample": sample,
-        "evaluate": {key: value for key, value in to_json(recipe.evaluate).items() if key.startswith("bits_per_dim")},
-        "steps": [weights.step] if weights else list(config.rungs(recipe.train.steps)),
-        "metrics": sorted(config.metrics),
-        "num_images": config.num_images,
-    }
-
-
-def _known_settings(record: SweepRecord, identity: Mapping[str, Any], space: Space, seed: int) -> list[Setting]:
-    """Those that an earlier job of the sweep tried; of proposals that were not written down before it was killed, by their results.
-
-    Raises:
-        InputError: if that one was another sweep: naming the first difference.
-    """
-    found = record.read()
-    if found is None:
-        return []
-    for key, value in identity.items():
-        if found[key] != value:
-            raise InputError(
-                f"the sweep in {record.folder} was begun with {_difference(key, found[key], value)}; "
-                "give this one another --name"
-            )
-    before = read_space(found["space"])
-    if not is_wider(space, before):
-        raise InputError(
-            f"the sweep in {record.folder} searches {_words(found['space'])}; expected that, or a wider space: "
-            "give this one another --name"
-        )
-    settings: list[Setting] = found["settings"]
-    measured = (each.setting for each in record.results() if each.seed == seed)
-    return [*settings, *(each for each in unique(measured) if each not in settings)]
-
-
-def _difference(key: str, before: Any, now: Any) -> str:
-    """The first value that is another one, and both."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        name = next(name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
-        return _difference(f"{key}.{name}", before.get(name), now.get(name))
-    return f"{key} = {before}, now it is {now}"
-
-
-def _plain(space: Space) -> dict[str, list[str]]:
-    return {path: list(domain.words) for path, domain in space.domains.items()}
-
-
-def _words(space: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{path} {' '.join(values)}" for path, values in space.items())
 
 
 def _row(row: Ranked) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ddpm_core.evaluation.figures import number
 from pipelines.progress import say, span
 from pipelines.sweeping.record import Trial, TrialResult
-from pipelines.sweeping.space import Setting, key_of, words_of
+from pipelines.sweeping.setting import Setting, key_of, words_of
 from pipelines.tracking import RunHandle, Tracker
 
 _LINES = 24
@@ -53,6 +53,7 @@ class Board:
         self._numbers = {key_of(each): place for place, each in enumerate(settings, 1)}
         self._rows: dict[str, _Row] = {}
         self._runs: dict[str, RunHandle] = {}
+        self._said: set[tuple[str, int]] = set()
         self._stack = ExitStack()
         self._began = self._told = time.monotonic()
         self._steps_done = 0
@@ -89,7 +90,7 @@ class Board:
             row.step, row.images_per_s = int(what["step"]), what["images_per_s"]
             shown = {key: value for key, value in what.items() if key != "images_seen"}
             self._run(trial).log_metrics([shown])
-        elif kind == "result":
+        elif kind == "result" and (trial.name, what.step) not in self._said:  # asha and proposals come upon what is on record
             self._note(what)
             self._log(what)
             self._say(f"{self._name(trial)}: {_said(what, self._metric)}")
@@ -102,6 +103,7 @@ class Board:
         self._show()
 
     def _note(self, result: TrialResult) -> None:
+        self._said.add((result.trial.name, result.step))
         row = self._row(result.trial)
         row.state = "failed" if result.failed else "measured"
         if result.step >= row.step:

@@ -12,7 +12,8 @@ from pipelines.recipes.config import Recipe
 from pipelines.sweeping.proposals import importance
 from pipelines.sweeping.ranking import Ranked, pareto
 from pipelines.sweeping.record import SweepRecord, Trial
-from pipelines.sweeping.space import Space, apply, shown
+from pipelines.sweeping.setting import apply, shown
+from pipelines.sweeping.space import Space
 
 _SPEED = {"passes": "network passes an image", "sample_s": "seconds an image"}
 

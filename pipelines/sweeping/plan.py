@@ -14,7 +14,8 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.sampling.checks import check_request
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.spaces import SPACES
-from pipelines.sweeping.space import Setting, Space, check_space, draws, grid, read_space
+from pipelines.sweeping.setting import Setting
+from pipelines.sweeping.space import Space, check_space, draws, grid, read_space
 from pipelines.tracking.resolve import find_dataset
 
 Shape = tuple[int | tuple[int, int], int]

@@ -10,7 +10,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.recipes.config import Recipe
 from pipelines.sweeping.record import TrialResult
-from pipelines.sweeping.space import Choice, Range, Setting, Space, is_read
+from pipelines.sweeping.setting import Setting
+from pipelines.sweeping.space import Choice, Range, Space, would_be_read
 
 _NAME = "sweep"
 _ENOUGH = 30
@@ -28,7 +29,7 @@ def tpe(recipe: Recipe, space: Space, known: Sequence[TrialResult], metric: str,
         """A value for each field that those before it leave read."""
         setting: Setting = {}
         for path in order:
-            if is_read(recipe, setting, path, space):
+            if would_be_read(recipe, setting, path, space):
                 setting |= space.decoded({path: _proposed(trial, path, space.domains[path])})
 
     storage = optuna.storages.InMemoryStorage()

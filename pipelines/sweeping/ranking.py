@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ddpm_core.evaluation.figures import number
 from ddpm_core.evaluation.intervals import Interval, difference_over_seeds, of_mean
 from pipelines.sweeping.record import TrialResult
-from pipelines.sweeping.space import Setting, key_of, words_of
+from pipelines.sweeping.setting import Setting, key_of, words_of
 
 
 @dataclass(frozen=True, kw_only=True)

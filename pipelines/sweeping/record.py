@@ -5,7 +5,7 @@
     <store>/sweeps/NAME/samples/KEY-seed0-step00000640.png
     <store>/sweeps/NAME/runs/KEY-seed0/                  the trial's training run, as any other
 
-KEY names a setting (`space.py: key_of`). A figure depends on setting, training seed and step alone, not on who measured it.
+KEY names a setting (`setting.py: key_of`). A figure depends on setting, training seed and step alone, not on who measured it.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.serialization import from_json, to_json
-from pipelines.sweeping.space import Setting, key_of
+from pipelines.sweeping.setting import Setting, key_of
 
 FORMAT_VERSION = 2
 

@@ -9,39 +9,18 @@ A field that the other values leave unread is not part of a setting: cosine has 
 tried twice under two names.
 """
 
-import difflib
 import itertools
-import json
 import math
 import random
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
-from pipelines.naming import digest
 from pipelines.recipes.config import Recipe
+from pipelines.sweeping.fields import field_path, is_read, typed_value
+from pipelines.sweeping.setting import Setting, apply, key_of, read_part, shown, unique
 
-Setting = dict[str, Any]
-"""A value for each field that is searched and read: its dotted path, and the value as JSON has it."""
-
-SEARCHED = ("unet", "schedule", "reverse", "loss", "train", "sample")
-"""The parts of a recipe that may be searched; the data are the same for all."""
-_FIXED = {
-    "train.steps": "trials train to the sweep's rungs",
-    "train.seed": "all settings share it, and the finalists are trained again with others",
-    "train.validate-every": "a sweep measures by itself",
-    "sample.num-images": "sweep.num-images says how many are measured",
-    "sample.first-seed": "all settings are measured on the same seeds",
-    "sample.labels": "all settings are measured on the same classes",
-}
-_CHANGES_NOTHING = {
-    "num_workers", "min_workers", "threads", "use_gpu", "node_labels", "validate_images", "log_every", "checkpoint_every",
-    "keep_checkpoints", "keep_every", "max_skipped", "preview_every", "recompute", "micro_batch_size", "block_size", "compile",
-}  # fmt: skip
 _TRIES = 200
 """Settings that are drawn in search of one that is new, or that a value can stand in."""
 _DIGITS = 4
@@ -126,77 +105,15 @@ def read_space(words: Mapping[str, Sequence[str]]) -> Space:
     """
     if not words:
         raise InputError("the space is empty; expected a field to search: --space.schedule.name linear cosine")
-    return Space({_path(path): _domain(_path(path), list(said)) for path, said in words.items()})
+    return Space({field_path(path): _domain(field_path(path), list(said)) for path, said in words.items()})
 
 
-def apply(recipe: Recipe, setting: Mapping[str, Any]) -> Recipe:
-    """The recipe with a setting's values in it.
-
-    Raises:
-        InputError: if a part of it refuses a value.
-    """
-    tree: dict[str, Any] = {}
-    for path, value in setting.items():
-        *parts, last = path.replace("-", "_").split(".")
-        node = tree
-        for part in parts:
-            node = node.setdefault(part, {})
-        node[last] = tuple(value) if isinstance(value, list) else value
-    return _replaced(recipe, tree)  # type: ignore[no-any-return]
-
-
-def read_part(recipe: Recipe, setting: Mapping[str, Any]) -> Setting:
-    """The setting without what its other values leave unread; as JSON has it.
-
-    Raises:
-        InputError: as `apply`.
-    """
-    changed = apply(recipe, setting)
-    read = {path: value for path, value in setting.items() if _is_read(changed, path)}
-    return typing.cast(Setting, json.loads(json.dumps(read)))
-
-
-def is_read(recipe: Recipe, setting: Mapping[str, Any], path: str, space: Space) -> bool:
+def would_be_read(recipe: Recipe, setting: Mapping[str, Any], path: str, space: Space) -> bool:
     """Whether a field that a setting leaves open would be read."""
     try:
-        return _is_read(apply(recipe, {**setting, path: space.domains[path].values[0]}), path)
+        return is_read(apply(recipe, {**setting, path: space.domains[path].values[0]}), path)
     except InputError:
         return True  # whoever checks the whole setting says why it cannot be
-
-
-def key_of(setting: Setting) -> str:
-    """The name of a setting: by it its figures are found again."""
-    return digest(setting)
-
-
-def unique(settings: Iterable[Setting]) -> list[Setting]:
-    """Each once."""
-    return list({key_of(each): each for each in settings}.values())
-
-
-def words_of(setting: Mapping[str, Any]) -> str:
-    """A setting as a person reads it: cosine, base-channels 32."""
-    said = []
-    for path, value in setting.items():
-        name = path.rpartition(".")[2]
-        said.append(shown(value) if name == "name" else f"{name} {shown(value)}")
-    return ", ".join(said) or "the recipe as it is"
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed: 0.02; 1,2,4."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def flags_of(setting: Mapping[str, Any]) -> list[str]:
-    """The flags that make it of the recipe."""
-    return [
-        word
-        for path, value in setting.items()
-        for word in (f"--{path}", *map(str, value if isinstance(value, list | tuple) else [value]))
-    ]
 
 
 def grid(space: Space, recipe: Recipe, check: Callable[[Recipe], None]) -> list[Setting]:
@@ -292,66 +209,6 @@ def _valid(recipe: Recipe, setting: Setting, check: Callable[[Recipe], None]) ->
     return None if _refusal(recipe, setting, check) else read_part(recipe, setting)
 
 
-def _replaced(config: Any, tree: Mapping[str, Any]) -> Any:
-    changes = {
-        name: _replaced(getattr(config, name), value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-    }
-    return replace(config, **changes)
-
-
-def _is_read(recipe: Recipe, path: str) -> bool:
-    """Whether anything depends on the field, the others being as they are."""
-    sampler, loss, train = recipe.sample.sampler, recipe.loss, recipe.train
-    rules = {
-        "loss.hybrid-weight": loss.objective == "hybrid",
-        "loss.min-snr-gamma": loss.objective == "min_snr",
-        "train.ema-half-life": train.ema_decay is None,
-        "train.ema-warmup": train.ema_decay is None,
-        "train.augment-kinds": train.augment > 0,
-        "train.label-dropout": recipe.unet.num_classes > 0,
-        "sample.guidance": recipe.unet.num_classes > 0,
-        "sample.sampler.eta": sampler.name == "ddim",
-        "sample.sampler.variance": sampler.name == "ancestral",
-        "sample.sampler.spacing": (sampler.num_steps or recipe.schedule.num_timesteps) < recipe.schedule.num_timesteps,
-    }
-    if path in ("schedule.beta-start", "schedule.beta-end"):
-        name, schedule = path.rpartition("-")[2], recipe.schedule
-        other = replace(schedule, **{f"beta_{name}": 0.5 * getattr(schedule, f"beta_{name}")})
-        return not make_schedule(schedule).betas.equal(make_schedule(other).betas)
-    return rules.get(path, True)
-
-
-def _path(said: str) -> str:
-    """The dotted path as flags have it.
-
-    Raises:
-        InputError: if it names no field, with the nearest one; or one that is not to be searched.
-    """
-    path = said.replace("_", "-")
-    if path in _FIXED:
-        raise InputError(f"space.{path} cannot be searched: {_FIXED[path]}")
-    known = _searchable(Recipe)
-    if path not in known:
-        raise InputError(f"space.{path} is no field that can be searched{_nearest(path, list(known))}")
-    return path
-
-
-def _searchable(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """By dotted path, the types of all fields that decide what a trial comes to."""
-    hints = typing.get_type_hints(kind)
-    found: dict[str, Any] = {}
-    for field in fields(kind):
-        path = f"{prefix}{field.name.replace('_', '-')}"
-        if (not prefix and field.name not in SEARCHED) or field.name in _CHANGES_NOTHING or path in _FIXED:
-            continue
-        if is_dataclass(hints[field.name]):
-            found.update(_searchable(hints[field.name], f"{path}."))
-        else:
-            found[path] = hints[field.name]
-    return found
-
-
 def _decoded(domain: Choice | Range, value: Any) -> Any:
     if isinstance(domain, Range):
         return _rounded(value)
@@ -363,7 +220,7 @@ def _domain(path: str, said: list[str]) -> Choice | Range:
         raise InputError(f"space.{path} is empty; expected values, or a range as loguniform:0.001:0.1")
     kind, *numbers = said[0].split(":")
     if kind not in ("uniform", "loguniform", "integers"):
-        values = [_typed(path, word) for word in said]
+        values = [typed_value(path, word) for word in said]
         if len(set(map(shown, values))) < len(values):
             raise InputError(f"space.{path} has {' '.join(said)}; expected each value once")
         return Choice(tuple(values))
@@ -380,70 +237,10 @@ def _domain(path: str, said: list[str]) -> Choice | Range:
         raise InputError(f"space.{path} is {' '.join(said)}; expected {form}, LOW below HIGH{above}")
     if whole:
         stride = int(step[0]) if step else 1
-        return Choice(tuple(_typed(path, str(each)) for each in range(int(low), int(high) + 1, stride)))
+        return Choice(tuple(typed_value(path, str(each)) for each in range(int(low), int(high) + 1, stride)))
     for each in numbers:
-        _typed(path, each, ranges=True)
+        typed_value(path, each, ranges=True)
     return Range(_rounded(float(low)), _rounded(float(high)), kind == "loguniform")
-
-
-def _typed(path: str, word: str, *, ranges: bool = False) -> Any:
-    """A word as the field's value.
-
-    Raises:
-        InputError: if it is none.
-    """
-    kind = _searchable(Recipe)[path]
-    if ranges and float not in (kind, *typing.get_args(kind)):
-        raise InputError(f"space.{path} takes no range; expected values, or integers:LOW:HIGH of whole numbers")
-    for each in typing.get_args(kind) if _is_union(kind) else (kind,):
-        try:
-            return _as(each, word)
-        except ValueError:
-            continue
-    raise InputError(f"space.{path} has {word!r}; expected {_kind_words(kind)}")
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _as(kind: Any, word: str) -> Any:
-    """A word as a value of one type.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if kind is type(None):
-        if word.lower() != "none":
-            raise ValueError
-        return None
-    if kind is bool:
-        if word.lower() not in ("true", "false"):
-            raise ValueError
-        return word.lower() == "true"
-    if typing.get_origin(kind) is typing.Literal:
-        if word not in typing.get_args(kind):
-            raise ValueError
-        return word
-    if typing.get_origin(kind) is tuple:
-        return tuple(_as(typing.get_args(kind)[0], each) for each in word.split(",") if each)
-    return kind(word)
-
-
-def _kind_words(kind: Any) -> str:
-    """What a value may be, in words."""
-    if _is_union(kind):
-        return " or ".join(map(_kind_words, typing.get_args(kind)))
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
-        return f"{_kind_words(typing.get_args(kind)[0])}, several joined by commas"
-    return {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}.get(kind, str(kind))
-
-
-def _nearest(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean space.{close[0]}?" if close else "; expected one as schedule.name or train.learning-rate"
 
 
 def _uniform(seed: int, number: int, path: str) -> float:

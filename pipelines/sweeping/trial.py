@@ -31,7 +31,7 @@ from pipelines.cluster.tasks import give_memory_back
 from pipelines.measuring.model_figures import sample_distance, validation_bound
 from pipelines.recipes.config import Recipe, SweepMetric
 from pipelines.sweeping.record import SweepRecord, Trial, TrialResult
-from pipelines.sweeping.space import apply
+from pipelines.sweeping.setting import apply
 from pipelines.training.run import check_run, worker_spec
 from pipelines.training.trainer import fit
 

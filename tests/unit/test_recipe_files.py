@@ -8,7 +8,7 @@ import pytest
 from ddpm_core.errors import InputError, MissingError
 from pipelines.recipes.files import read_recipe, recipe_file
 from pipelines.recipes.recipes import RECIPES, make
-from pipelines.sweeping.space import apply
+from pipelines.sweeping.setting import apply
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

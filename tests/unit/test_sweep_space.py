@@ -12,20 +12,8 @@ from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 from pipelines.recipes.spaces import SPACES
 from pipelines.sweeping.plan import checker, settings_of, steps_in_all, trials_at
-from pipelines.sweeping.space import (
-    Choice,
-    Range,
-    apply,
-    check_space,
-    draws,
-    flags_of,
-    grid,
-    is_wider,
-    key_of,
-    read_part,
-    read_space,
-    words_of,
-)
+from pipelines.sweeping.setting import apply, flags_of, key_of, read_part, words_of
+from pipelines.sweeping.space import Choice, Range, check_space, draws, grid, is_wider, read_space
 
 DIGITS = make("digits")
 CHECK: Callable[[Recipe], None] = checker((8, 1))

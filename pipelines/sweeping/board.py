@@ -90,7 +90,9 @@ class Board:
             row.step, row.images_per_s = int(what["step"]), what["images_per_s"]
             shown = {key: value for key, value in what.items() if key != "images_seen"}
             self._run(trial).log_metrics([shown])
-        elif kind == "result" and (trial.name, what.step) not in self._said:  # asha and proposals come upon what is on record
+        elif kind == "result" and (trial.name, what.step) in self._said:
+            pass  # asha and proposals come upon what is on record
+        elif kind == "result":
             self._note(what)
             self._log(what)
             self._say(f"{self._name(trial)}: {_said(what, self._metric)}")

@@ -1,5 +1,14 @@
 """Errors that are worded for whoever runs the program: one line, with the remedy. Any other is a mistake of ours."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """`; did you mean NAME?` for the known name that is most like what was given; empty if none is."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
 
 class UserError(Exception):
     """What is said is meant for a person; no traceback is needed to understand it."""

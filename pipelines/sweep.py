@@ -30,7 +30,6 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.figures import number
-from ddpm_core.serialization import to_json
 from pipelines.cli.checks import check_data, check_training, data_summary, num_in_split, warn_of_young_average
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed
 from pipelines.cli.costs import sweep_cost
@@ -40,6 +39,7 @@ from pipelines.naming import digest
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.subject import of_model
+from pipelines.sweeping.identity import identity_of
 from pipelines.sweeping.plan import settings_of, shape_of, space_of, trials_at
 from pipelines.sweeping.setting import flags_of, words_of
 from pipelines.sweeping.space import Space
@@ -103,7 +103,7 @@ def check(args: SweepArgs) -> None:
         raise InputError(
             f"{given} beside {fields}; expected a --model where samplers alone are searched, and none where trials are trained"
         )
-    settings_of(args, args.sweep, args.searched, shape_of(args))
+    settings = settings_of(args, args.sweep, args.searched, shape_of(args))
     if "bits_per_dim" in args.sweep.metrics:
         _check_bound(args)
     if args.train.validate_every:
@@ -113,8 +113,9 @@ def check(args: SweepArgs) -> None:
     check_here(for_trials(args.sweep, args.train))
     check_here(for_workers_of_trials(args.sweep, args.train))
     if args.model is None:
-        one = replace(args.train, num_workers=args.sweep.num_workers, min_workers=None)
-        check_training(replace(as_recipe(args), train=one))
+        runs = (len(settings) or args.sweep.num_trials) + args.sweep.finalists * args.sweep.repeats
+        all_of_them = replace(args.train, num_workers=args.sweep.num_workers, min_workers=None, keep_checkpoints=runs)
+        check_training(replace(as_recipe(args), train=all_of_them))  # each keeps one, until the sweep ends
         first = args.sweep.rungs(args.train.steps)[0]
         warn_of_young_average(args.train, first, f"trials are first ranked after {first:,} steps")
 
@@ -138,15 +139,18 @@ def plan(args: SweepArgs) -> list[str]:
     count = len(settings) or sweep.num_trials
     lines = [
         f"shard: {data_summary(args)}, unless it is there",
-        *(f"search: {path} of {' '.join(domain.words)}" for path, domain in space.domains.items()),
+        *(f"search: {path} of {' '.join(words)}" for path, words in space.words.items()),
     ]
     if args.model is None:
         rungs = ", ".join(
-            f"{trials:,} to step {step:,}" for step, trials in trials_at(count, sweep, args.train.steps).items()
+            f"{trials:,} to step {step:,}"
+            for step, trials in trials_at(count, sweep, sweep.rungs(args.train.steps)).items()
         )
-        lines.append(
-            f"train: {counted(count, 'trial')}: {rungs}; then the best {sweep.finalists}, {sweep.repeats} times each"
+        again = (
+            f"; then the best {sweep.finalists} again, with {sweep.repeats} fresh seeds each" if sweep.repeats else ""
         )
+        hours = f"; for {sweep.max_hours:g} hours at most" if sweep.max_hours else ""
+        lines.append(f"train: {counted(count, 'trial')}: {rungs}{again}{hours}")
     else:
         lines.append(f"sample: {counted(count, 'sampler')} of {args.model}")
     lines.append(f"rank: by {' and '.join(sweep.metrics)} of {sweep.num_images:,} images each; into {args.store}")
@@ -165,8 +169,8 @@ def run(args: SweepArgs) -> Outcome:
 
     asks = (for_a_cpu("shard"), for_trials(args.sweep, args.train), for_workers_of_trials(args.sweep, args.train))
     with open_pipeline(as_recipe(args), *asks, reads_source=True) as pipeline:
-        index = pipeline.shard()
         weights = pipeline.find_weights(args.model) if args.model else None
+        index = pipeline.shard()
         swept = pipeline.sweep(args.sweep, args.searched, index, _name(args, index, weights), weights)
         _show(swept)
         promoted = _promote(pipeline, swept, index) if args.promote and weights is None else {}
@@ -187,16 +191,15 @@ def _name(args: SweepArgs, index: DatasetIndex, weights: Weights | None) -> str:
     """As given; else of all that decides a figure, and of the space: how many trials there are, or who runs them, does not."""
     if args.name:
         return args.name
-    sweep = {key: getattr(args.sweep, key) for key in ("search", "seed", "num_images", "metrics")}
-    words = {path: domain.words for path, domain in args.searched.domains.items()}
-    steps = args.sweep.rungs(args.train.steps)
-    decides = [to_json(as_recipe(args)), sweep, words, steps, index.digest, weights.sha256 if weights else None]
-    return f"{args.recipe}-{digest(decides)}"
+    identity = identity_of(as_recipe(args), args.sweep, index, weights)
+    return f"{args.recipe}-{digest([identity, args.searched.words, args.sweep.search, args.sweep.seed])}"
 
 
 def _show(swept: "Swept") -> None:
+    passes = {row.metrics.get("passes") for row in swept.ranking}
     for place, row in enumerate(swept.ranking[:_SHOWN], 1):
-        print(f"{place:3}  {_figures(row)}  step {row.step:6,}  trial {row.number:3}  {row.words}")
+        cost = f"  {row.metrics['passes']:5,.0f} passes" if len(passes) > 1 and "passes" in row.metrics else ""
+        print(f"{place:3}  {_figures(row)}{cost}  step {row.step:6,}  trial {row.number:3}  {row.words}")
     if len(swept.ranking) > _SHOWN:
         print(f"     and {len(swept.ranking) - _SHOWN:,} more")
     if swept.state == "out of time":

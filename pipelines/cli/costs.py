@@ -41,7 +41,7 @@ def training_cost(recipe: Recipe) -> list[str]:
 
 def sweep_cost(recipe: Recipe, sweep: SweepStage, num_trials: int) -> list[str]:
     """As `training_cost`, of all trials of a sweep and the finalists' repeats; what measuring them takes is not in it."""
-    steps, at_once = steps_in_all(num_trials, sweep, recipe.train.steps), trials_here(sweep, recipe.train)
+    steps, at_once = steps_in_all(num_trials, sweep, sweep.rungs(recipe.train.steps)), trials_here(sweep, recipe.train)
     train = replace(recipe.train, steps=steps, num_workers=sweep.num_workers, min_workers=None)
     together = (
         f"{counted(at_once, 'trial')} at once{'' if cluster_address() is None else ' (the cluster may hold more)'}"

@@ -1,7 +1,6 @@
 """RECIPE and dotted flags to a command's arguments; a misspelt one is one line with the nearest match."""
 
 import contextlib
-import difflib
 import io
 import re
 from dataclasses import fields, replace
@@ -14,7 +13,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import recipe_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, nearest
 from ddpm_core.model.form import UNetForm
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
@@ -47,7 +46,7 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
         recipe = make(_recipe_of_model(argv) or name)
     else:
         expected = f"{', '.join(RECIPES)}, or a file NAME.toml"
-        raise InputError(f"unknown recipe {name!r}; expected one of {expected}{_nearest(name, list(RECIPES))}")
+        raise InputError(f"unknown recipe {name!r}; expected one of {expected}{nearest(name, RECIPES)}")
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
@@ -155,10 +154,5 @@ def _one_line(box: str) -> str:
     if match:
         hint = f"; did you mean {match.group(1)}?" if "Perhaps" in rest else f"; expected {match.group(1)}"
     if choice := re.search(r"invalid choice '(.*?)' .*Expected one of \((.*)\)", said):
-        hint = _nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
+        hint = nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
     return f"{said}{hint} (all flags: --help)"
-
-
-def _nearest(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

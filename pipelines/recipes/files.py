@@ -8,14 +8,13 @@
 Any command takes such a file in place of a recipe's name.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from ddpm_core import storage
-from ddpm_core.errors import InputError, MissingError
+from ddpm_core.errors import InputError, MissingError, nearest
 from ddpm_core.serialization import from_json, to_json
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import RECIPES, make
@@ -32,10 +31,10 @@ def recipe_file(recipe: Recipe, about: str) -> str:
     Args:
         about: a line for whoever reads it.
     """
-    own, changed = _flat(to_json(make(recipe.recipe))), _flat(to_json(recipe))
+    own, changed = (_flat(_complete(each)) for each in (make(recipe.recipe), recipe))
     tables: dict[str, list[str]] = {}
     for path, value in changed.items():
-        if path not in _LEFT_OUT and own.get(path, _NONE) != value:
+        if path not in _LEFT_OUT and own[path] != value:
             table, _, name = path.rpartition(".")
             tables.setdefault(table, []).append(f"{name} = {json.dumps(_NONE if value is None else value)}")
     lines = [f"# {about}.", f"recipe = {json.dumps(recipe.recipe)}", *tables.pop("", [])]
@@ -65,10 +64,7 @@ def read_recipe(path: str) -> Recipe:
     known = _flat(_complete(recipe))
     for field, value in _flat(said).items():
         if field in _LEFT_OUT or field not in known:
-            close = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-            raise InputError(
-                f"{path} has {field}, which is no field of a recipe{f'; did you mean {close[0]}?' if close else ''}"
-            )
+            raise InputError(f"{path} has {field}, which is no field of a recipe{nearest(field, known)}")
         *tables, last = field.split(".")
         node = plain
         for table in tables:

@@ -13,11 +13,12 @@ from rich.table import Table
 from ddpm_core.evaluation.figures import number
 from pipelines.progress import say, span
 from pipelines.sweeping.record import Trial, TrialResult
-from pipelines.sweeping.setting import Setting, key_of, words_of
+from pipelines.sweeping.setting import Setting, words_of
 from pipelines.tracking import RunHandle, Tracker
 
 _LINES = 24
 _PLAIN_EVERY_S = 30.0
+_AT_WORK = "at work"
 
 
 @dataclass
@@ -50,7 +51,6 @@ class Board:
     ) -> None:
         self._settings, self._seed, self._metric, self._steps_in_all = settings, seed, metric, steps_in_all
         self._tracker, self._parent = tracker, parent
-        self._numbers = {key_of(each): place for place, each in enumerate(settings, 1)}
         self._rows: dict[str, _Row] = {}
         self._runs: dict[str, RunHandle] = {}
         self._said: set[tuple[str, int]] = set()
@@ -68,11 +68,15 @@ class Board:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+        for name, run in self._runs.items():
+            if self._rows[name].state in ("failed", "lost"):
+                run.end("FAILED")
 
     def known(self, results: list[TrialResult]) -> None:
-        """What an earlier job of the sweep found."""
+        """What an earlier job of the sweep found; it may have been killed before it told MLflow, or ended its runs."""
         for result in results:
             self._note(result)
+            self._log(result)
 
     def enter(self, phase: str) -> None:
         """What is done from now on, in words; from any thread."""
@@ -83,7 +87,7 @@ class Board:
         row = self._row(trial)
         row.touched = time.monotonic()
         if kind == "started":
-            row.state, row.rung = "trains", what
+            row.state, row.rung = _AT_WORK, what
             self._run(trial)
         elif kind == "logged":
             self._steps_done += int(what["step"]) - row.step
@@ -134,11 +138,7 @@ class Board:
         return f"trial {self._number(trial)}: {words_of(trial.setting)}{again}"
 
     def _number(self, trial: Trial) -> int:
-        key = key_of(trial.setting)
-        if key not in self._numbers:  # it was proposed
-            self._settings.append(trial.setting)
-            self._numbers[key] = len(self._settings)
-        return self._numbers[key]
+        return self._settings.index(trial.setting) + 1
 
     def _row(self, trial: Trial) -> _Row:
         if trial.name not in self._rows:
@@ -157,9 +157,11 @@ class Board:
             self._live.update(self._table(), refresh=True)
         elif now - self._told > _PLAIN_EVERY_S:
             self._told = now
-            training = [row for row in self._rows.values() if row.state == "trains"]
-            under_way = "; ".join(f"trial {row.number} at step {row.step:,} of {row.rung:,}" for row in training)
+            under_way = "; ".join(map(self._where, (row for row in self._rows.values() if row.state == _AT_WORK)))
             say(f"sweep: {self._summary()}{'; ' + under_way if under_way else ''}")
+
+    def _where(self, row: _Row) -> str:
+        return f"trial {row.number}" + (f" at step {row.step:,} of {row.rung:,}" if self._steps_in_all else "")
 
     def _summary(self) -> str:
         measured = sum(row.figure is not None for row in self._rows.values() if row.seed == self._seed)
@@ -182,11 +184,12 @@ class Board:
             ("", "left"),
         ):
             table.add_column(name, justify=justify, no_wrap=name != "setting")  # type: ignore[arg-type]
-        rows = sorted(self._rows.values(), key=lambda row: (row.state == "trains", row.touched))[-_LINES:]
+        rows = sorted(self._rows.values(), key=lambda row: (row.state == _AT_WORK, row.touched))[-_LINES:]
         for row in sorted(rows, key=_place):
-            speed = f"{row.images_per_s:,.0f}" if row.images_per_s and row.state == "trains" else ""
+            speed = f"{row.images_per_s:,.0f}" if row.images_per_s and row.state == _AT_WORK else ""
             figure = "" if row.figure is None else number(row.figure)
-            table.add_row(str(row.number), row.words, str(row.seed), f"{row.step:,}", figure, speed, row.state)
+            step = f"{row.step:,} of {row.rung:,}" if row.state == _AT_WORK and self._steps_in_all else f"{row.step:,}"
+            table.add_row(str(row.number), row.words, str(row.seed), step, figure, speed, row.state)
         return table
 
 

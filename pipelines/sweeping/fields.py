@@ -1,13 +1,12 @@
 """The fields of a recipe that can be searched: their names, the types of their values, and when anything depends on them."""
 
-import difflib
 import types
 import typing
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from ddpm_core.diffusion.schedule import make_schedule
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, nearest
 from pipelines.recipes.config import Recipe
 
 _SEARCHED = ("unet", "schedule", "reverse", "loss", "train", "sample")
@@ -37,7 +36,9 @@ def field_path(said: str) -> str:
         raise InputError(f"space.{path} cannot be searched: {_FIXED[path]}")
     known = _searchable(Recipe)
     if path not in known:
-        raise InputError(f"space.{path} is no field that can be searched{_nearest(path, list(known))}")
+        close = nearest(f"space.{path}", (f"space.{each}" for each in known))
+        expected = close or "; expected one as schedule.name or train.learning-rate"
+        raise InputError(f"space.{path} is no field that can be searched{expected}")
     return path
 
 
@@ -131,8 +132,3 @@ def _kind_words(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return f"{_kind_words(typing.get_args(kind)[0])}, several joined by commas"
     return {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}.get(kind, str(kind))
-
-
-def _nearest(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean space.{close[0]}?" if close else "; expected one as schedule.name or train.learning-rate"

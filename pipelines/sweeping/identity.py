@@ -65,10 +65,5 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return f"{key} = {before}, now it is {now}"
 
 
-def space_words(space: Space) -> dict[str, list[str]]:
-    """As it is typed, and as sweep.json has it."""
-    return {path: list(domain.words) for path, domain in space.domains.items()}
-
-
 def _words(space: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{path} {' '.join(values)}" for path, values in space.items())

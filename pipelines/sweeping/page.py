@@ -52,7 +52,7 @@ def sweep_page(
             state=state,
             dataset=f"{index.digest[:12]}, {counts}",
             measured=measured,
-            searched={path: " ".join(domain.words) for path, domain in space.domains.items()},
+            searched={path: " ".join(words) for path, words in space.words.items()},
             rows=[_row(row, recipe, others) for row in ranking],
             samples=_samples(record, [row for row in ranking if not row.failed], recipe.train.seed),
             importance=importance(record.results(), space, metric),
@@ -84,14 +84,15 @@ def _row(row: Ranked, recipe: Recipe, others: Sequence[str]) -> SweepRow:
 
 
 def _samples(record: SweepRecord, standing: Sequence[Ranked], seed: int) -> list[Shown]:
-    """Of the winner where it ended; of the best, the middle and the worst at the first rung, where they compare."""
+    """Of the winner where it ended; of the best, the middle and the worst at the first rung, where all compare."""
     if not standing:
         return []
     first = min(min(row.course) for row in standing)
     by_first = sorted((row for row in standing if first in row.course), key=lambda row: row.course[first])
     wanted = [("the winner", standing[0], standing[0].step)] if standing[0].step > first else []
     places = {"best": 0, "middle": len(by_first) // 2, "worst": len(by_first) - 1}
-    wanted += [(f"{word} at the first rung", by_first[place], first) for word, place in places.items()]
+    where = " at the first rung" if any(len(row.course) > 1 for row in standing) else ""
+    wanted += [(f"{word}{where}", by_first[place], first) for word, place in places.items()]
     found = []
     for word, row, step in wanted:
         uri = record.samples_uri(Trial(setting=row.setting, seed=seed), step)

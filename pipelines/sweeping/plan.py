@@ -76,18 +76,18 @@ def settings_of(
     return [*known, *islice(draws(space, recipe, sweep.seed, check, known), max(0, sweep.num_trials - len(known)))]
 
 
-def trials_at(count: int, sweep: SweepStage, steps: int) -> dict[int, int]:
+def trials_at(count: int, sweep: SweepStage, rungs: Sequence[int]) -> dict[int, int]:
     """How many of so many trials come to each rung, by its step."""
-    return {step: max(1, count // sweep.reduction_factor**number) for number, step in enumerate(sweep.rungs(steps))}
+    return {step: max(1, count // sweep.reduction_factor**number) for number, step in enumerate(rungs)}
 
 
-def steps_in_all(count: int, sweep: SweepStage, steps: int) -> int:
+def steps_in_all(count: int, sweep: SweepStage, rungs: Sequence[int]) -> int:
     """Training steps of so many trials and the finalists' repeats; of asha about so many."""
     total, before = 0, 0
-    for step, trials in trials_at(count, sweep, steps).items():
+    for step, trials in trials_at(count, sweep, rungs).items():
         total += trials * (step - before)
         before = step
-    return total + min(sweep.finalists, count) * sweep.repeats * steps
+    return total + min(sweep.finalists, count) * sweep.repeats * rungs[-1]
 
 
 @lru_cache(maxsize=4096)

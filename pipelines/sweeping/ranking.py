@@ -90,7 +90,7 @@ def verdict(ranking: Sequence[Ranked], metric: str) -> str:
         return ""
     first, second = standing[:2]
     if len(first.repeats) < 2 or len(second.repeats) < 2:
-        return "no setting was trained again with fresh seeds: what chance did for the winner is not known"
+        return "no setting was tried again with fresh seeds: what chance did for the winner is not known"
     apart = difference_over_seeds(second.repeats, first.repeats)
     reach = f"{number(apart.value)} less (95% interval {number(apart.low)} to {number(apart.high)})"
     over = f"over {min(len(first.repeats), len(second.repeats))} fresh training seeds each"

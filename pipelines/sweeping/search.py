@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.queue import Empty, Queue
@@ -49,8 +50,8 @@ class Batch:
     """In place of trials: so many settings that a search proposes,"""
     search: Searcher | None = None
     """which is told what came of each,"""
-    decoded: Callable[[dict[str, Any]], Trial] | None = None
-    """and whose words are read by this."""
+    proposed: Callable[[dict[str, Any]], Trial] | None = None
+    """and whose words this makes a trial of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def run_batches(fleet: Fleet, batches: Iterator[Batch]) -> None:
             tune.with_resources(trainable, fleet.ask.resources),
             tune_config=tune.TuneConfig(
                 num_samples=-1,
-                search_alg=_Agenda(batches, fleet.entered),
+                search_alg=_FromBatches(batches, fleet.entered),
                 max_concurrent_trials=fleet.ask.count,
                 scheduler=FIFOScheduler()
                 if asha is None
@@ -133,7 +134,7 @@ class _OfThisProcess:
         return {}
 
 
-class _Agenda(_OfThisProcess, Searcher):  # type: ignore[misc]
+class _FromBatches(_OfThisProcess, Searcher):  # type: ignore[misc]
     """Gives Tune the trials of one batch after the other."""
 
     def __init__(self, batches: Iterator[Batch], entered: Callable[[str], None]) -> None:
@@ -160,9 +161,10 @@ class _Agenda(_OfThisProcess, Searcher):  # type: ignore[misc]
         return _as_config(trial, self._batch.steps)
 
     def _next(self, trial_id: str) -> Trial | None:
-        if self._to_propose and self._batch.search is not None and self._batch.decoded is not None:
+        search, proposed = self._batch.search, self._batch.proposed
+        if self._to_propose and search is not None and proposed is not None:
             self._to_propose -= 1
-            return self._batch.decoded(self._batch.search.suggest(trial_id))
+            return proposed(search.suggest(trial_id))
         return self._waiting.popleft() if self._waiting else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -247,11 +249,21 @@ class _Ended(_OfThisProcess, tune.Stopper):  # type: ignore[misc]
         return self.now.is_set()
 
 
-class _Lost(tune.Callback):  # type: ignore[misc]
-    """Tells of trials that ended by an error: those that are started again, and those that are not any more."""
+class _Lost(TrialProgressCallback):  # type: ignore[misc]
+    """Tells of trials that ended by an error: those that are started again, and those that are not any more.
+
+    In place of the callback of Tune's that it inherits from, which prints how trials end however quiet Tune is told to be.
+    """
 
     def __init__(self, events: Queue) -> None:
+        super().__init__()
         self._events = events
+
+    def on_trial_result(self, *told: Any, **info: Any) -> None:
+        """Told by the trial itself."""
+
+    def on_trial_complete(self, *told: Any, **info: Any) -> None:
+        """Told by the trial itself."""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It is started again, from its newest checkpoint."""

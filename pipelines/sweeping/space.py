@@ -23,6 +23,8 @@ from pipelines.sweeping.setting import Setting, apply, key_of, read_part, shown,
 
 _TRIES = 200
 """Settings that are drawn in search of one that is new, or that a value can stand in."""
+_MOST = 10_000
+"""Combinations of a grid."""
 _DIGITS = 4
 """Significant ones of a drawn number: what is printed is what is tried."""
 
@@ -79,9 +81,16 @@ class Space:
     domains: Mapping[str, Choice | Range]
 
     @property
-    def is_finite(self) -> bool:
-        """Whether there are no ranges."""
-        return all(isinstance(domain, Choice) for domain in self.domains.values())
+    def size(self) -> float:
+        """How many combinations there are; infinite where there is a range."""
+        return math.prod(
+            len(domain.values) if isinstance(domain, Choice) else math.inf for domain in self.domains.values()
+        )
+
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """As it is typed, by field."""
+        return {path: list(domain.words) for path, domain in self.domains.items()}
 
     def encoded(self, setting: Mapping[str, Any]) -> dict[str, str | float]:
         """A setting for a search that knows of names and numbers only."""
@@ -123,13 +132,17 @@ def grid(space: Space, recipe: Recipe, check: Callable[[Recipe], None]) -> list[
         check: refuses a recipe that cannot be trained, by InputError.
 
     Raises:
-        InputError: if there is a range in it.
+        InputError: if there is a range in it, or more than 10,000 combinations.
     """
     for path, domain in space.domains.items():
         if isinstance(domain, Range):
             raise InputError(
                 f"space.{path} is a range; expected values, as a grid tries each: list them, or --sweep.search random"
             )
+    if space.size > _MOST:
+        raise InputError(
+            f"the grid has {space.size:,} combinations; expected up to {_MOST:,}: fewer values, or --sweep.search random"
+        )
     values = (domain.values for domain in space.domains.values())
     each = (_valid(recipe, dict(zip(space.domains, drawn, strict=True)), check) for drawn in itertools.product(*values))
     return unique(setting for setting in each if setting is not None)
@@ -157,7 +170,7 @@ def draws(
         missed = 0
         seen.add(key_of(setting))
         yield setting
-    if space.is_finite:  # chance may have left some
+    if space.size <= _MOST:  # chance may have left some
         yield from (each for each in grid(space, recipe, check) if key_of(each) not in seen)
 
 

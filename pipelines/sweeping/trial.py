@@ -3,7 +3,6 @@
 A trial of one worker trains in this process; of several, by Ray Train, whose workers ask for nodes of their own.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,8 +33,6 @@ from pipelines.sweeping.record import SweepRecord, Trial, TrialResult
 from pipelines.sweeping.setting import apply
 from pipelines.training.run import check_run, worker_spec
 from pipelines.training.trainer import fit
-
-logger = logging.getLogger(__name__)
 
 METRICS: dict[SweepMetric, str] = {"distance": NAME, "bits_per_dim": "bits_per_dim"}
 """By the name that asks for it, the figure's own."""

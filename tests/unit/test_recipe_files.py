@@ -10,6 +10,8 @@ from pipelines.recipes.files import read_recipe, recipe_file
 from pipelines.recipes.recipes import RECIPES, make
 from pipelines.sweeping.setting import apply
 
+DIGITS = make("digits")
+
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
@@ -29,6 +31,14 @@ def test_none_is_written_too(tmp_path: Path) -> None:
     recipe = apply(make("cifar10"), {"train.ema-decay": None, "sample.sampler.num-steps": 50})
     (tmp_path / "it.toml").write_text(recipe_file(recipe, "A test's"))
     assert read_recipe(str(tmp_path / "it.toml")).train.ema_decay is None
+
+
+def test_what_is_set_back_to_its_default_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config's JSON leaves some fields out while they have their defaults; the file may not."""
+    monkeypatch.setitem(RECIPES, "digits", lambda: apply(DIGITS, {"train.augment": 0.12}))
+    recipe = apply(make("digits"), {"train.augment": 0.0})
+    (tmp_path / "it.toml").write_text(recipe_file(recipe, "A test's"))
+    assert read_recipe(str(tmp_path / "it.toml")).train.augment == 0.0
 
 
 def test_only_what_differs_is_written() -> None:

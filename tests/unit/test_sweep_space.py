@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,6 +148,16 @@ def test_drawn_numbers_spread_evenly_in_their_logarithm() -> None:
     assert max(rates) > 9.8e-3
 
 
+def test_fields_are_drawn_by_themselves() -> None:
+    """One tells nothing of another, and one more field leaves the others as they are."""
+    two = read_space({"train.learning-rate": ["uniform:0:1"], "train.grad-clip": ["uniform:1:2"]})
+    three = read_space({**two.words, "train.ema-warmup": ["uniform:0:1"]})
+    drawn = [list(itertools.islice(draws(space, DIGITS, 0, CHECK), 400)) for space in (two, three)]
+    rate, clip = (np.array([each[f"train.{name}"] for each in drawn[0]]) for name in ("learning-rate", "grad-clip"))
+    assert abs(np.corrcoef(rate, clip)[0, 1]) < 0.15
+    assert [{path: each[path] for path in two.domains} for each in drawn[1]] == drawn[0]
+
+
 def test_flags_make_the_setting_of_the_recipe() -> None:
     setting = {"schedule.name": "cosine", "unet.channel-multipliers": [1, 2, 2]}
     assert flags_of(setting) == ["--schedule.name", "cosine", "--unet.channel-multipliers", "1", "2", "2"]
@@ -177,10 +188,16 @@ def test_a_grid_wants_values() -> None:
         grid(read_space({"train.learning-rate": ["uniform:1e-4:1e-2"]}), DIGITS, CHECK)
 
 
+def test_a_grid_that_nobody_could_try_is_refused_at_once() -> None:
+    space = read_space({"train.batch-size": ["integers:1:200"], "train.warmup-steps": ["integers:1:200"]})
+    with pytest.raises(InputError, match="the grid has 40,000 combinations; expected up to 10,000"):
+        grid(space, DIGITS, CHECK)
+
+
 def test_rungs_and_what_they_cost() -> None:
     sweep = SweepStage(num_trials=12, num_rungs=3, reduction_factor=3, finalists=2, repeats=4)
     assert sweep.rungs(640) == (71, 213, 640)
-    assert trials_at(12, sweep, 640) == {71: 12, 213: 4, 640: 1}
-    assert steps_in_all(12, sweep, 640) == 12 * 71 + 4 * 142 + 427 + 8 * 640
+    assert trials_at(12, sweep, sweep.rungs(640)) == {71: 12, 213: 4, 640: 1}
+    assert steps_in_all(12, sweep, sweep.rungs(640)) == 12 * 71 + 4 * 142 + 427 + 8 * 640
     assert SweepStage(stopping="none").rungs(640) == (640,)
     assert SweepStage().rungs(3) == (1, 3)

@@ -128,7 +128,7 @@ class SweepStage:
     stopping: Literal["rungs", "asha", "none"] = "rungs"
     """rungs: at each all wait, and the best go on; asha: none waits, so which go on depends on who was first; none: all go on."""
     num_rungs: int = 3
-    """Rungs: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them."""
+    """Rungs: after 1/f^(n-1) of the steps, ..., 1/f of them, all of them; with another batch size as many images."""
     reduction_factor: int = 3
     """f: of so many trials one goes on to the next rung."""
     metrics: tuple[SweepMetric, ...] = ("distance",)

@@ -200,7 +200,7 @@ def _search(sweep: _Sweep, tracker: Tracker, parent: RunHandle) -> bool:
     num_trials = max(len(agenda.settings), config.num_trials)
     total = steps_in_all(num_trials, config, agenda.steps) if agenda.trains else 0
     asha = Asha(metric=agenda.metric, rungs=agenda.steps, factor=config.reduction_factor)
-    with Board(agenda.settings, agenda.seed, agenda.metric, total, tracker, parent) as board:
+    with Board(agenda.settings, train, agenda.metric, total, tracker, parent) as board:
         board.known(agenda.record.results())
         fleet = Fleet(
             bench=sweep.bench,
@@ -244,7 +244,7 @@ def _adopt(sweep: _Sweep, winner: Ranked) -> None:
     recipe = replace(apply(agenda.recipe, winner.setting), name=None)
     uri = run_folder(recipe.store, run_name(recipe, sweep.bench.index, None))
     trial = Trial(setting=winner.setting, seed=agenda.seed)
-    source = checkpoint_uri(agenda.record.run_uri(trial), winner.step)
+    source = checkpoint_uri(agenda.record.run_uri(trial), recipe.train.steps)
     if winner.step == agenda.steps[-1] and storage.exists(storage.join(source, "state.json")):
         with hold_run(uri, say=say, until_free=True) as hold:
             store = CheckpointStore(uri, hold)

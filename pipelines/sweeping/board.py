@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ddpm_core.evaluation.figures import number
+from ddpm_core.training.config import TrainConfig
 from pipelines.progress import say, span
 from pipelines.sweeping.record import Trial, TrialResult
 from pipelines.sweeping.setting import Setting, words_of
@@ -41,15 +42,22 @@ class Board:
 
     Args:
         settings: in the order that gives trials their numbers; it grows where settings are proposed.
-        seed: the sweep's own; trials of other seeds are repeats.
+        train: of the recipe; trials of other seeds are repeats, and of trials of other batch sizes steps are shown as of its own.
         metric: what ranks.
         steps_in_all: that all trials train, by which the time left is told; 0 if nothing is trained.
     """
 
     def __init__(
-        self, settings: list[Setting], seed: int, metric: str, steps_in_all: int, tracker: Tracker, parent: RunHandle
+        self,
+        settings: list[Setting],
+        train: TrainConfig,
+        metric: str,
+        steps_in_all: int,
+        tracker: Tracker,
+        parent: RunHandle,
     ) -> None:
-        self._settings, self._seed, self._metric, self._steps_in_all = settings, seed, metric, steps_in_all
+        self._settings, self._metric, self._steps_in_all = settings, metric, steps_in_all
+        self._seed, self._batch_size = train.seed, train.batch_size
         self._tracker, self._parent = tracker, parent
         self._rows: dict[str, _Row] = {}
         self._runs: dict[str, RunHandle] = {}
@@ -90,10 +98,11 @@ class Board:
             row.state, row.rung = _AT_WORK, what
             self._run(trial)
         elif kind == "logged":
-            self._steps_done += int(what["step"]) - row.step
-            row.step, row.images_per_s = int(what["step"]), what["images_per_s"]
+            step = int(what["images_seen"]) // self._batch_size
+            self._steps_done += step - row.step
+            row.step, row.images_per_s = step, what["images_per_s"]
             shown = {key: value for key, value in what.items() if key != "images_seen"}
-            self._run(trial).log_metrics([shown])
+            self._run(trial).log_metrics([{**shown, "step": step}])
         elif kind == "result" and (trial.name, what.step) in self._said:
             pass  # asha and proposals come upon what is on record
         elif kind == "result":

@@ -1,6 +1,7 @@
 """A setting: a value for each field that is searched and read; what it makes of a recipe, and how it is named and shown."""
 
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ Setting = dict[str, Any]
 
 
 def apply(recipe: Recipe, setting: Mapping[str, Any]) -> Recipe:
-    """The recipe with a setting's values in it.
+    """The recipe with a setting's values in it; with another batch size, of so many steps that it sees as many images.
 
     Raises:
         InputError: if a part of it refuses a value.
@@ -27,7 +28,9 @@ def apply(recipe: Recipe, setting: Mapping[str, Any]) -> Recipe:
         for part in parts:
             node = node.setdefault(part, {})
         node[last] = tuple(value) if isinstance(value, list) else value
-    return _replaced(recipe, tree)  # type: ignore[no-any-return]
+    changed: Recipe = _replaced(recipe, tree)
+    steps = math.ceil(recipe.train.steps * recipe.train.batch_size / changed.train.batch_size)
+    return replace(changed, train=replace(changed.train, steps=steps))
 
 
 def read_part(recipe: Recipe, setting: Mapping[str, Any]) -> Setting:

@@ -58,9 +58,9 @@ class Bench:
     weights: Weights | None = None
     """Of a model that is there: then nothing is trained."""
 
-    def recipe_of(self, trial: Trial) -> Recipe:
-        """The recipe with the trial's setting and seed."""
-        recipe = apply(self.recipe, trial.setting)
+    def recipe_of(self, trial: Trial, step: int) -> Recipe:
+        """The recipe with the trial's setting and seed, to a step: of the recipe's own batch size, whatever the trial's."""
+        recipe = apply(replace(self.recipe, train=replace(self.recipe.train, steps=step)), trial.setting)
         return replace(recipe, train=replace(recipe.train, seed=trial.seed, keep_checkpoints=1), name=None)
 
 
@@ -79,7 +79,7 @@ def run_trial(bench: Bench, trial: Trial, step: int, post: Post) -> TrialResult:
     try:
         weights = bench.weights or _train_to(bench, trial, step, record.run_uri(trial), post)
         train_s = 0.0 if bench.weights else time.perf_counter() - began
-        metrics, samples = _measure(bench, trial, weights)
+        metrics, samples = _measure(bench, bench.recipe_of(trial, step), weights)
         result = TrialResult(**what, metrics=metrics, train_s=train_s)
     except HeldError:
         raise
@@ -92,8 +92,7 @@ def run_trial(bench: Bench, trial: Trial, step: int, post: Post) -> TrialResult:
     return result
 
 
-def _measure(bench: Bench, trial: Trial, weights: Weights) -> tuple[dict[str, float], bytes]:
-    recipe = bench.recipe_of(trial)
+def _measure(bench: Bench, recipe: Recipe, weights: Weights) -> tuple[dict[str, float], bytes]:
     device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
     model = Model.from_weights(weights, device)
     began = time.perf_counter()
@@ -109,8 +108,7 @@ def _measure(bench: Bench, trial: Trial, weights: Weights) -> tuple[dict[str, fl
 
 def _train_to(bench: Bench, trial: Trial, step: int, run_uri: str, post: Post) -> Weights:
     """The averaged weights at a step, trained from wherever the run is."""
-    recipe = bench.recipe_of(trial)
-    recipe = replace(recipe, train=replace(recipe.train, steps=step))
+    recipe = bench.recipe_of(trial, step)
     warned = partial(post, "warned")
     with hold_run(run_uri, say=warned, until_free=True) as hold:  # one that was killed may seem alive for a while
         store = CheckpointStore(run_uri, hold)
@@ -120,7 +118,7 @@ def _train_to(bench: Bench, trial: Trial, step: int, run_uri: str, post: Post) -
             _train_here(what, store, recipe, bench, post)
         else:
             fit(what, hold, recipe.train, partial(_pass_on, post), preview=_nothing)
-    return read_weights(checkpoint_uri(run_uri, step))
+    return read_weights(checkpoint_uri(run_uri, recipe.train.steps))
 
 
 def _train_here(what: WorkerSpec, store: CheckpointStore, recipe: Recipe, bench: Bench, post: Post) -> None:

@@ -411,7 +411,11 @@ def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
     sampler = replace(wanted.sample, sampler=SamplerConfig(name="ddim", num_steps=4))
     wanted = replace(wanted, train=replace(wanted.train, steps=4), sample=sampler, name=None)
     sweep = SweepStage(num_trials=3, num_images=16, num_rungs=2, max_concurrent=2, repeats=2)
-    words = {"schedule.name": ("linear", "cosine", "sigmoid"), "train.learning-rate": ("uniform:0.001:0.002",)}
+    words = {
+        "schedule.name": ("linear", "cosine", "sigmoid"),
+        "train.learning-rate": ("uniform:0.001:0.002",),
+        "train.batch-size": (str(wanted.train.batch_size // 2),),
+    }
     with open_pipeline(wanted) as pipeline:
         index = pipeline.shard()
         swept = pipeline.sweep(sweep, read_space(words), index, "three")
@@ -424,7 +428,7 @@ def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
 
         # The winner stands where train.py looks for it; the trials' own checkpoints are gone.
         winner = replace(read_recipe(swept.winner_uri), store=wanted.store)
-        assert pipeline_trained(replace(pipeline, recipe=winner), index) == 4
+        assert pipeline_trained(replace(pipeline, recipe=winner), index) == winner.train.steps == 8  # of half the size
         assert not list((folder / "runs").rglob("*.safetensors"))
 
         # One more trial, in a wider space: what is on record is not done again.

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,12 @@ def test_flags_make_the_setting_of_the_recipe() -> None:
     assert flags_of(setting) == ["--schedule.name", "cosine", "--unet.channel-multipliers", "1", "2", "2"]
     changed = apply(DIGITS, setting)
     assert (changed.schedule.name, changed.unet.channel_multipliers) == ("cosine", (1, 2, 2))
+
+
+def test_another_batch_size_sees_as_many_images() -> None:
+    recipe = replace(DIGITS, train=replace(DIGITS.train, steps=100, batch_size=64))
+    steps = [apply(recipe, {"train.batch-size": size}).train.steps for size in (16, 48, 64, 128)]
+    assert steps == [400, 134, 100, 50]
 
 
 def test_which_space_is_wider() -> None:

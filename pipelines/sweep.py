@@ -29,7 +29,6 @@ import tyro
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.errors import InputError
-from ddpm_core.evaluation.figures import number
 from pipelines.cli.checks import check_data, check_training, data_summary, num_in_split, warn_of_young_average
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed
 from pipelines.cli.costs import sweep_cost
@@ -196,27 +195,22 @@ def _name(args: SweepArgs, index: DatasetIndex, weights: Weights | None) -> str:
 
 
 def _show(swept: "Swept") -> None:
+    from pipelines.sweeping.table import beside_the_paper
+
     passes = {row.metrics.get("passes") for row in swept.ranking}
     for place, row in enumerate(swept.ranking[:_SHOWN], 1):
         cost = f"  {row.metrics['passes']:5,.0f} passes" if len(passes) > 1 and "passes" in row.metrics else ""
-        print(f"{place:3}  {_figures(row)}{cost}  step {row.step:6,}  trial {row.number:3}  {row.words}")
+        print(f"{place:3}  {row.figures}{cost}  step {row.step:6,}  trial {row.number:3}  {row.words}")
     if len(swept.ranking) > _SHOWN:
         print(f"     and {len(swept.ranking) - _SHOWN:,} more")
+    for line in beside_the_paper(swept.ranking):
+        print(line)
     if swept.state == "out of time":
         print(
             "out of time: not all trials went as far as they were to; the same command with more --sweep.max-hours goes on"
         )
     if swept.verdict:
         print(swept.verdict)
-
-
-def _figures(row: "Ranked") -> str:
-    if row.failed:
-        return f"failed: {row.failed[:60]}"
-    shown = [f"{name} {number(value):>7}" for name, value in row.metrics.items() if name not in ("sample_s", "passes")]
-    if row.interval:
-        shown.append(f"again {number(row.interval.value)} ({number(row.interval.low)} to {number(row.interval.high)})")
-    return "  ".join(shown)
 
 
 def _json(row: "Ranked") -> dict[str, Any]:
@@ -226,6 +220,7 @@ def _json(row: "Ranked") -> dict[str, Any]:
         "step": row.step,
         "metrics": dict(row.metrics),
         "repeats": row.repeats,
+        "train_s": row.train_s,
     }
 
 

@@ -13,6 +13,9 @@ from pipelines.sweeping.search import Batch
 from pipelines.sweeping.setting import Setting, read_part
 from pipelines.sweeping.space import Space
 
+_TRIES = 4
+"""Proposals for each new setting, at most."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Agenda:
@@ -64,10 +67,17 @@ class Agenda:
             before = step
 
     def _proposals(self) -> Batch:
-        """Settings that Optuna proposes, as many as are missing."""
+        """Settings that Optuna proposes, as many as are missing; one that it proposes again is none of them."""
         known = [each for each in self.record.results() if each.step == self.steps[0]]
+        wanted, tries = self.config.num_trials, 0
+
+        def more() -> bool:
+            # Of a small space it may propose the same few for ever.
+            return len(self.settings) < wanted and tries < _TRIES * wanted
 
         def proposed(words: dict[str, Any]) -> Trial:
+            nonlocal tries
+            tries += 1
             setting = read_part(self.recipe, self.space.decoded(words))
             if setting not in self.settings:
                 self.settings.append(setting)
@@ -75,7 +85,7 @@ class Agenda:
 
         return Batch(
             phase="proposals",
-            proposals=max(0, self.config.num_trials - len(self.settings)),
+            more=more,
             search=tpe(self.recipe, self.space, known, self.metric, self.config.seed),
             proposed=proposed,
             steps=self.steps[:1],

@@ -10,12 +10,10 @@ from ddpm_core.evaluation.figures import number
 from ddpm_core.evaluation.sweep_page import Front, Shown, SweepContent, SweepRow, render_sweep
 from pipelines.recipes.config import Recipe
 from pipelines.sweeping.proposals import importance
-from pipelines.sweeping.ranking import Ranked, pareto
+from pipelines.sweeping.ranking import SPEED, Ranked, pareto
 from pipelines.sweeping.record import SweepRecord, Trial
 from pipelines.sweeping.setting import apply, shown
 from pipelines.sweeping.space import Space
-
-_SPEED = {"passes": "network passes an image", "sample_s": "seconds an image"}
 
 
 def sweep_page(
@@ -40,7 +38,7 @@ def sweep_page(
         winner: as a recipe file.
     """
     names = dict.fromkeys(name for row in ranking for name in row.metrics)
-    others = tuple(name for name in names if name not in (metric, *_SPEED))
+    others = tuple(name for name in names if name not in (metric, *SPEED))
     counts = ", ".join(f"{count:,} for {split}" for split, count in index.counts.items() if count)
     return render_sweep(
         SweepContent(
@@ -112,7 +110,7 @@ def _fronts(ranking: Sequence[Ranked], metric: str, names: Mapping[str, None]) -
             continue
         fronts.append(
             Front(
-                x=_SPEED.get(other, other),
+                x=SPEED.get(other, other),
                 y=metric,
                 points={row.words: (row.metrics[other], row.metrics[metric]) for row in furthest},
                 best=tuple(row.words for row in pareto(furthest, (other, metric))),

@@ -12,6 +12,9 @@ from ddpm_core.evaluation.intervals import Interval, difference_over_seeds, of_m
 from pipelines.sweeping.record import TrialResult
 from pipelines.sweeping.setting import Setting, key_of, words_of
 
+SPEED = {"passes": "network passes an image", "sample_s": "seconds an image"}
+"""What is measured beside figures, in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
@@ -28,6 +31,8 @@ class Ranked:
     """The ranking figure at each rung."""
     repeats: tuple[float, ...] = ()
     """The ranking figure of each fresh training seed."""
+    train_s: float = 0.0
+    """Its training took, without repeats."""
     failed: str = ""
     """Why it was given up."""
 
@@ -35,6 +40,18 @@ class Ranked:
     def words(self) -> str:
         """The setting as a person reads it."""
         return words_of(self.setting)
+
+    @property
+    def figures(self) -> str:
+        """Its figures as a person reads them, or why there are none."""
+        if self.failed:
+            return f"failed: {self.failed[:60]}"
+        shown = [f"{name} {number(value):>7}" for name, value in self.metrics.items() if name not in SPEED]
+        if self.interval:
+            shown.append(
+                f"again {number(self.interval.value)} ({number(self.interval.low)} to {number(self.interval.high)})"
+            )
+        return "  ".join(shown)
 
     @property
     def interval(self) -> Interval | None:
@@ -77,6 +94,7 @@ def rank(results: Sequence[TrialResult], settings: Sequence[Setting], metric: st
                 metrics=measured[-1].metrics if measured else {},
                 course={result.step: result.metrics[metric] for result in measured},
                 repeats=tuple(result.metrics[metric] for result in again if not result.failed),
+                train_s=sum(result.train_s for result in mine),
                 failed=mine[-1].failed,
             )
         )

@@ -46,8 +46,8 @@ class Batch:
     trials: Sequence[Trial] = ()
     steps: tuple[int, ...] = ()
     """Measured at each of these, ascending."""
-    proposals: int = 0
-    """In place of trials: so many settings that a search proposes,"""
+    more: Callable[[], bool] = lambda: False
+    """In place of trials: whether one more setting is asked for of a search,"""
     search: Searcher | None = None
     """which is told what came of each,"""
     proposed: Callable[[dict[str, Any]], Trial] | None = None
@@ -142,16 +142,15 @@ class _FromBatches(_OfThisProcess, Searcher):  # type: ignore[misc]
         self._batches, self._entered = batches, entered
         self._batch = Batch(phase="")
         self._waiting: deque[Trial] = deque()
-        self._to_propose = 0
         self._running: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        while not (self._waiting or self._to_propose or self._running):
+        while not (self._waiting or self._batch.more() or self._running):
             batch = next(self._batches, None)
             if batch is None:
                 finished: str = Searcher.FINISHED
                 return finished
-            self._batch, self._to_propose = batch, batch.proposals
+            self._batch = batch
             self._waiting.extend(batch.trials)
             self._entered(batch.phase)
         trial = self._next(trial_id)
@@ -162,8 +161,7 @@ class _FromBatches(_OfThisProcess, Searcher):  # type: ignore[misc]
 
     def _next(self, trial_id: str) -> Trial | None:
         search, proposed = self._batch.search, self._batch.proposed
-        if self._to_propose and search is not None and proposed is not None:
-            self._to_propose -= 1
+        if search is not None and proposed is not None and self._batch.more():
             return proposed(search.suggest(trial_id))
         return self._waiting.popleft() if self._waiting else None
 

@@ -5,8 +5,14 @@ import random
 import numpy as np
 import pytest
 
+from pipelines.recipes.paper import TABLE_2
+from pipelines.recipes.recipes import make
+from pipelines.recipes.spaces import SPACES
+from pipelines.sweeping.plan import checker
 from pipelines.sweeping.ranking import best, pareto, rank, verdict
 from pipelines.sweeping.record import TrialResult
+from pipelines.sweeping.space import grid, read_space
+from pipelines.sweeping.table import beside_the_paper
 
 SETTINGS = [{"schedule.beta-end": value} for value in (0.01, 0.02, 0.03, 0.04)]
 
@@ -82,3 +88,29 @@ def test_the_front_has_those_that_none_beats_in_both() -> None:
     ]
     front = pareto(rank(results, SETTINGS, "m", seed=0), ("passes", "m"))
     assert sorted(row.number for row in front) == [1, 2]
+
+
+def test_the_papers_second_table_stands_beside_its_own_sweep_alone() -> None:
+    cells = grid(read_space(SPACES["paper-table-2"]), make("digits"), checker((8, 1)))
+    found = [TrialResult(setting=each, seed=0, step=9, metrics={"m": 1.0}, train_s=60) for each in reversed(cells)]
+    _title, *lines = beside_the_paper(rank(found, cells, "m", seed=0))
+    assert len(lines) == len(cells) == 6
+    assert [line.split("|")[1].strip() for line in lines] == list(TABLE_2.values())
+    assert lines[-1].split() == [
+        "eps",
+        "simple",
+        "fixed",
+        "m",
+        "1;",
+        "trained",
+        "60",
+        "seconds",
+        "|",
+        "IS",
+        "9.46",
+        "±",
+        "0.11,",
+        "FID",
+        "3.17",
+    ]
+    assert beside_the_paper(rank([result(0, 9, 1.0)], SETTINGS, "m", seed=0)) == []

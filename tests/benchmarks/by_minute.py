@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 from readable import CONFIDENT, classifier, idx, read
 
@@ -28,7 +29,7 @@ from pipelines.recipes.recipes import make
 
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "mnist_minutes.png"
 INK, FAINT, SHARE, DISTANCE = "#3b3832", "#b9b6ae", "#2f6b7e", "#9a5b13"
-SHOWN = 12
+SHOWN = 24
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def minutes_to(history: list[HistoryRow], step: int) -> float:
-    """Of training, to a step: between two rows, the images of the steps at the speed of the later one."""
+    """Of training, to a step, at the speeds that were logged."""
     rows = [row for row in history if row["step"] <= step]
     before, seconds = 0, 0.0
     for row in rows:
@@ -82,6 +83,9 @@ def draw(minutes: list[float], shares: list[float], distances: list[float], show
     right.plot(minutes, distances, "o-", color=DISTANCE, markersize=4.5)
     right.set_title("fd_random_conv to the training images", loc="left", color=INK, fontsize=11)
     right.set_yscale("log")
+    right.yaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_locator(NullLocator())
     for axes in (left, right):
         axes.set_xlim(0)
         axes.set_xlabel("minutes of training, 2 cores", color=INK)

@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from nets import timed
 from roofline import floor_s, operations
 
 from ddpm_core.api.model import Model
@@ -51,7 +52,6 @@ from ddpm_core.training.state import new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
 from pipelines.cluster.session import worker_environment
 from pipelines.recipes.config import Recipe
-from pipelines.recipes.recipes import make
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCHES = (
@@ -254,7 +254,7 @@ class Side:
 
 def be_a_side(args: argparse.Namespace) -> None:
     """A turn for each line that is read; the first one also builds, compiles and allocates."""
-    recipe, batch = of_one_norm(make(args.nets[0])), BATCHES[args.nets[0]]
+    recipe, batch = of_one_norm(timed(args.nets[0])), BATCHES[args.nets[0]]
     torch.manual_seed(0)
     work = PASSES[args.passes[0]](recipe, batch, CHAINS[args.nets[0]], args.precision)[args.side]()
     for _ in range(3):
@@ -305,7 +305,7 @@ def processor() -> str:
 
 
 def measured(net: str, name: str, args: argparse.Namespace) -> dict[str, float]:
-    recipe, batch = of_one_norm(make(net)), BATCHES[net]
+    recipe, batch = of_one_norm(timed(net)), BATCHES[net]
     with ExitStack() as stack:
         sides = {
             side: stack.enter_context(Side(net, name, side, args))

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
+from nets import timed
 
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.model.config import ModelConfig
@@ -34,7 +35,6 @@ from ddpm_core.training.state import new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
 from pipelines.cluster.session import worker_environment
 from pipelines.recipes.config import Recipe
-from pipelines.recipes.recipes import make
 
 BATCHES = {"digits": 64, "mnist": 64, "cifar10": 16}
 PAPERS = ("cifar10", "celebahq256", "lsun_church256", "lsun_cat256", "lsun_bedroom256", "lsun_bedroom256_large")
@@ -106,7 +106,7 @@ def be_a_worker(net: str, words: list[str]) -> None:
     torch.set_num_threads(threads)
     if workers > 1:
         dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=workers)
-    recipe = make(net)
+    recipe = timed(net)
     model, config = model_of(recipe), recipe.train
     network = model.build_network().train()
     init_unet(network, 0)
@@ -188,14 +188,14 @@ def gpu_hours() -> None:
     (few, few_s), (many, many_s) = H100_S.items()
     per_image = (many_s - few_s) / (many - few)
     fixed = few_s - few * per_image
-    known = forward_flops(model_of(make("cifar10")))
+    known = forward_flops(model_of(timed("cifar10")))
     counts = (1, 8, 64, 128, 1024)
     print(
         f"a step: {1e3 * fixed:.0f} ms, {1e3 * per_image:.3f} ms an image of CIFAR-10's network, and the all-reduce\n"
     )
     print(f"| run | steps, batch | {' | '.join(f'{count:,} GPU' for count in counts)} |\n|{'---|' * (2 + len(counts))}")
     for name in PAPERS:
-        recipe = make(name)
+        recipe = timed(name)
         model, train = model_of(recipe), recipe.train
         with torch.device("meta"):
             gradient = 4 * sum(p.numel() for p in model.build_network().parameters())

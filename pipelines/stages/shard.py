@@ -11,6 +11,7 @@ import ray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
+from ddpm_core.artifacts.run_record import hold
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.census import check_rejected, read_said
 from ddpm_core.data.sharding.growth import label_rule, plan_source
@@ -64,7 +65,7 @@ def source_key(config: DataConfig, grows: DatasetIndex | None = None) -> str:
 def run_shard(
     config: DataConfig, store: str, *, name: str, on_progress: Callable[[int, int], None] | None = None
 ) -> DatasetIndex:
-    """Write the dataset, or find it written. Ray must be up.
+    """Write the dataset, or find it written. Ray must be up. A job that finds another one writing it waits for that.
 
     It lies in <store>/datasets/NAME-DIGEST, by its content; <store>/datasets/sources says which content a source had.
 
@@ -85,12 +86,28 @@ def run_shard(
     grows = find_dataset(config.grows, store) if config.grows else None
     folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config, grows)
     index = _known(folder, key, name)
-    if index is not None:
-        num_images = sum(index.counts.values()) + index.num_rejected
-        check_rejected(index.num_rejected, num_images, config.max_rejected_fraction)
-        for line in read_said(index.uri)[:1]:
-            say(f"shard: there already: {line}")
-        return index
+    if index is None:
+        # Two at once would move each other's shards away.
+        with hold(storage.join(folder, _SOURCES, f"{key}.job"), say=say, until_free=True):
+            index = _known(folder, key, name)
+            if index is None:
+                return _write(config, grows, folder, key, name, on_progress)
+    num_images = sum(index.counts.values()) + index.num_rejected
+    check_rejected(index.num_rejected, num_images, config.max_rejected_fraction)
+    for line in read_said(index.uri)[:1]:
+        say(f"shard: there already: {line}")
+    return index
+
+
+def _write(
+    config: DataConfig,
+    grows: DatasetIndex | None,
+    folder: str,
+    key: str,
+    name: str,
+    on_progress: Callable[[int, int], None] | None,
+) -> DatasetIndex:
+    """Write the dataset; what an earlier job wrote of it is not written again."""
     listed, unfinished = plan_source(config, grows), storage.join(folder, _SOURCES, key)
     source, plans, rule = listed.source, listed.plans, label_rule(config, grows)
     planned = planned_census(source, plans, config, listed.growth)

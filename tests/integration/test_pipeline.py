@@ -185,7 +185,8 @@ def test_a_dataset_is_named_by_its_content_and_serves_without_its_source(
     assert run_shard(data, store, name="photos") == index
     assert {path: path.stat().st_mtime_ns for path in Path(index.uri).iterdir()} == before
     left = [path for path in (tmp_path / "store/datasets/sources").rglob("*") if path.is_file()]
-    assert sorted(path.suffix for path in left) == [".json", ".json"]
+    assert sorted(path.name for path in left if path.suffix != ".json" or path.name == "run.json") == ["run.json"] * 2
+    assert len(left) == 4  # what each source had become, and which job wrote it
     for number in (12, 13):
         (tmp_path / f"photos/cat/{number}.png").write_bytes(encode_png(np.full((8, 8, 1), number, np.uint8)))
     more = replace(data, grows=Path(index.uri).name)

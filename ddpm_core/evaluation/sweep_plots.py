@@ -158,12 +158,16 @@ def _colours(values: Sequence[float], dark: bool) -> tuple[Colormap, Normalize]:
     return colormaps["viridis_r" if dark else "viridis"], norm
 
 
+def _word(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def _scale(values: Sequence[float | str]) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
     """A height in [0, 1] for each value, and the heights with their texts."""
     if any(isinstance(value, str) for value in values) or len(set(values)) <= 1:
-        words = sorted(set(map(str, values)))
+        words = sorted(set(map(_word, values)))
         heights = {word: (place + 0.5) / len(words) for place, word in enumerate(words)}
-        return (lambda value: heights[str(value)]), [(heights[word], word) for word in words[:_MOST_NAMES]]
+        return (lambda value: heights[_word(value)]), [(heights[word], word) for word in words[:_MOST_NAMES]]
     numbers = np.array(values, dtype=float)
     low, high = float(numbers.min()), float(numbers.max())
     if low > 0 and high > 3 * low:

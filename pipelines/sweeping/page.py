@@ -67,7 +67,7 @@ def _row(row: Ranked, recipe: Recipe, others: Sequence[str]) -> SweepRow:
         number=row.number,
         words=row.words,
         fields={
-            path.rpartition(".")[2] if path.rpartition(".")[2] != "name" else path: value
+            path.rpartition(".")[2] if path.rpartition(".")[2] != "name" else path: float(value)
             if isinstance(value, int | float) and not isinstance(value, bool)
             else shown(value)
             for path, value in row.setting.items()

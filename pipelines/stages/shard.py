@@ -155,7 +155,7 @@ def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIn
 def _move(file: str, to: str) -> None:
     try:
         storage.move(file, to)
-    except FileNotFoundError:  # another job, of the same source, was quicker
+    except FileNotFoundError:  # this job was paused, and another took the writing over
         if not storage.exists(to):
             raise
 

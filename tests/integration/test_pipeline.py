@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import read_report
+from ddpm_core.artifacts.run_record import hold
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
 from ddpm_core.data.images import decode_png, encode_png
+from ddpm_core.data.sources import source_uri
 from ddpm_core.diffusion.losses import LossConfig
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.sampler_config import SamplerConfig
@@ -33,7 +36,7 @@ from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
 from pipelines.recipes.files import read_recipe
 from pipelines.recipes.recipes import make
 from pipelines.stages.sample import run_sample
-from pipelines.stages.shard import run_shard
+from pipelines.stages.shard import run_shard, source_key
 from pipelines.subject import of_model
 from pipelines.sweeping.space import read_space
 from pipelines.tracking import resolve_model
@@ -194,6 +197,16 @@ def test_a_dataset_is_named_by_its_content_and_serves_without_its_source(
     assert (set(index.shards) < set(grown.shards), sum(grown.counts.values())) == (True, 14)
     assert all(Path(index.uri, shard.name).samefile(Path(grown.uri, shard.name)) for shard in index.shards)
     assert run_shard(more, store, name="photos") == grown
+
+    # Another job that writes the same images is waited for: two would move each other's shards away.
+    other = str(tmp_path / "other")
+    job = f"{other}/datasets/sources/{source_key(replace(data, source=source_uri(data.source)))}.job"
+    with ThreadPoolExecutor(1) as pool:
+        with hold(job, say=print):
+            waiting = pool.submit(run_shard, data, other, name="photos")
+            assert not wait([waiting], timeout=3).done
+            assert not list(Path(other).rglob("*.tar"))
+        assert sum(waiting.result(60).counts.values()) == 14
     shutil.rmtree(tmp_path / "photos")
     named = replace(made[0], store=store, data=data, dataset=Path(index.uri).name)
     with open_pipeline(named) as pipeline:

@@ -193,6 +193,7 @@ class Pipeline:
             weights: whose samplers are tried; then nothing is trained.
         """
         from pipelines.stages.sweep import run_sweep
+        from pipelines.sweeping.table import in_markdown
 
         key = digest(["sweep", self.recipe.store, name])
         with (
@@ -205,6 +206,7 @@ class Pipeline:
                 run.log_text(storage.read_bytes(uri).decode(), uri.rpartition("/")[2])
             run.log_html(storage.read_bytes(swept.page_uri).decode(), "sweep.html")
             run.set_tags({"verdict": swept.verdict, "winner": swept.ranking[0].words, "state": swept.state})
+            run.describe(in_markdown(swept.ranking, swept.verdict))
         return swept
 
     def find_weights(self, model: str | None) -> Weights:

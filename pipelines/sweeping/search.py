@@ -21,6 +21,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.placement import Ask, Waiting
 from pipelines.progress import say
@@ -84,7 +85,10 @@ def run_batches(fleet: Fleet, batches: Iterator[Batch]) -> None:
     Args:
         batches: asked for the next one in a thread of its own, once that before has ended.
     """
-    events, ended, result = Queue(actor_options={"num_cpus": 0}), _Ended(), Future[Any]()
+    # On the driver's own node: on another it could be lost while the driver is not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    ended, result = _Ended(), Future[Any]()
     trainable = tune.with_parameters(_trainable, bench=fleet.bench, events=events)
     asha = fleet.asha
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A sweep over the paper's Table 2, in the paper's order and beside its figures."""
+"""A ranking as text: in Markdown for MLflow, and of the paper's Table 2 in the paper's order, beside its figures."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,15 @@ from pipelines.recipes.paper import TABLE_2
 from pipelines.recipes.spaces import SPACES
 from pipelines.sweeping.ranking import Ranked
 
+_ROWS = 12
 _FIELDS = tuple(SPACES["paper-table-2"])
+
+
+def in_markdown(ranking: Sequence[Ranked], verdict: str) -> str:
+    """What MLflow shows at the top of a sweep's run: the verdict, and the best of the ranking."""
+    rows = [f"| {each.number} | {each.words} | {each.step:,} | {each.figures} |" for each in ranking[:_ROWS]]
+    more = [f"\nand {len(ranking) - _ROWS:,} more: see sweep.html among the artifacts"] if len(ranking) > _ROWS else []
+    return "\n".join([f"{verdict}\n", "| trial | setting | step | figures |", "|---|---|---|---|", *rows, *more])
 
 
 def beside_the_paper(ranking: Sequence[Ranked]) -> list[str]:

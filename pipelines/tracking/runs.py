@@ -68,6 +68,10 @@ class RunHandle:
         """Set facts by which the run is found, replacing those of the same name."""
         self._log(_tags(tags))
 
+    def describe(self, markdown: str) -> None:
+        """What the UI shows at the top of the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
+
     def log_metrics(self, rows: Iterable[Mapping[str, float]], *, model_id: str | None = None) -> None:
         """Log points, each row a `step` (0 if it has none) and values by name; `delivery.write` brings them to MLflow.
 

@@ -39,6 +39,7 @@ from pipelines.stages.sample import run_sample
 from pipelines.stages.shard import run_shard, source_key
 from pipelines.subject import of_model
 from pipelines.sweeping.space import read_space
+from pipelines.sweeping.table import in_markdown
 from pipelines.tracking import resolve_model
 from pipelines.tracking.resolve import dataset_of, find_dataset
 from pipelines.tracking.store import _PLACES
@@ -452,6 +453,11 @@ def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
         assert {file: file.stat().st_mtime_ns for file in results} == results
         told = json.loads(Path(more.uri).read_text())
         assert (told["state"], len(told["settings"])) == ("finished", 4)
+        experiment = pipeline.tracker.experiment_id
+        (run,) = pipeline.tracker.client.search_runs(
+            [experiment], "tags.winner LIKE '%' AND attributes.run_name = 'sweep'"
+        )
+        assert run.data.tags["mlflow.note.content"] == in_markdown(more.ranking, more.verdict)
 
         for space, asked, why in (
             (

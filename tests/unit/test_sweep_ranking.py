@@ -12,7 +12,7 @@ from pipelines.sweeping.plan import checker
 from pipelines.sweeping.ranking import best, pareto, rank, verdict
 from pipelines.sweeping.record import TrialResult
 from pipelines.sweeping.space import grid, read_space
-from pipelines.sweeping.table import beside_the_paper
+from pipelines.sweeping.table import beside_the_paper, in_markdown
 
 SETTINGS = [{"schedule.beta-end": value} for value in (0.01, 0.02, 0.03, 0.04)]
 
@@ -45,6 +45,14 @@ def test_finalists_rank_by_fresh_seeds_not_by_the_one_that_chose_them() -> None:
     ranking = rank([*lucky, *sound, result(2, 10, 0.9)], SETTINGS, "m", seed=0)
     assert [row.number for row in ranking] == [2, 1, 3]
     assert "more than chance explains" in verdict(ranking, "m")
+
+
+def test_in_markdown_stands_the_verdict_above_the_best_and_how_many_more_there_are() -> None:
+    settings = [{"schedule.beta-end": 0.01 + 0.001 * place} for place in range(14)]
+    results = [TrialResult(setting=each, seed=0, step=10, metrics={"m": 1.0}) for each in settings]
+    lines = in_markdown(rank(results, settings, "m", seed=0), "no difference").splitlines()
+    assert (lines[0], len([line for line in lines if line.startswith("| ")])) == ("no difference", 1 + 12)
+    assert lines[-1].startswith("and 2 more")
 
 
 def test_the_order_of_results_changes_nothing() -> None:

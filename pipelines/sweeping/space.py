@@ -185,15 +185,16 @@ def check_space(space: Space, recipe: Recipe, check: Callable[[Recipe], None]) -
     """
     for path, domain in space.domains.items():
         for value in domain.values:
-            why = _refusal(recipe, {path: value}, check)
-            tries = 0
-            while why and tries < _TRIES and len(space.domains) > 1:
-                others = {each: other.draw(_uniform(0, tries, each)) for each, other in space.domains.items()}
-                if _refusal(recipe, {**others, path: value}, check) is None:
-                    why = None
-                tries += 1
-            if why:
-                raise InputError(f"space.{path} has {shown(value)}, which no setting can have: {why}")
+            refusals = (_refusal(recipe, {**others, path: value}, check) for others in _some(space))
+            first = next(refusals)
+            if first and all(refusals):
+                raise InputError(f"space.{path} has {shown(value)}, which no setting can have: {first}")
+
+
+def _some(space: Space) -> Iterator[Mapping[str, Any]]:
+    """A number of draws, whatever can stand together."""
+    for number in range(_TRIES if len(space.domains) > 1 else 1):
+        yield {path: domain.draw(_uniform(0, number, path)) for path, domain in space.domains.items()}
 
 
 def is_wider(space: Space, than: Space) -> bool:

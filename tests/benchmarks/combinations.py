@@ -117,6 +117,9 @@ def known() -> None:
 
 # On digits that were learnt.
 
+AS_IT_WAS = ("--train.steps", "640", "--train.batch-size", "64", "--train.learning-rate", "1e-3")
+"""The recipe before its sweep, so that figures compare with those recorded."""
+
 
 def command(*args: str) -> str:
     run = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -131,7 +134,7 @@ def train(folder: Path) -> None:
 
     def one(pair: tuple[ScheduleName, Prediction]) -> None:
         schedule, prediction = pair
-        flags = ["--schedule.name", schedule, "--reverse.prediction", prediction, "--dry-run", "--json"]
+        flags = ["--schedule.name", schedule, "--reverse.prediction", prediction, *AS_IT_WAS, "--dry-run", "--json"]
         config = folder / f"{schedule}-{prediction}.json"
         config.write_text(command("pipelines/train.py", "digits", *store, *flags).splitlines()[-1])
         command("-m", "ddpm_core.training", dataset, str(folder / "runs" / config.stem), str(config))

@@ -1,4 +1,4 @@
-"""The networks that are timed, by name: those of the recipes, but mnist's as it was when it was first timed."""
+"""The networks that are timed, by name: those of the recipes, as they were when they were first timed."""
 
 from dataclasses import replace
 
@@ -9,9 +9,8 @@ from pipelines.recipes.recipes import make
 
 
 def timed(net: str) -> Recipe:
-    """Its recipe. Of the network that the recipe mnist has by now, speeds could not be held against those recorded before."""
-    recipe = make(net)
+    """Its recipe before a sweep changed it: of another one speeds could not be held against those recorded."""
+    recipe = replace(make(net), schedule=ScheduleConfig(), reverse=ReverseConfig())
     if net != "mnist":
         return recipe
-    unet = replace(recipe.unet, base_channels=16, channel_multipliers=(1, 2, 4))
-    return replace(recipe, unet=unet, schedule=ScheduleConfig(), reverse=ReverseConfig())
+    return replace(recipe, unet=replace(recipe.unet, base_channels=16, channel_multipliers=(1, 2, 4)))

@@ -111,7 +111,7 @@ def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path: Path) -> N
     done = command("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
     assert done.returncode == 0, done.stderr
     assert '"base_channels"' in done.stdout
-    assert "train: 640 steps of 64 images on 2 workers" in done.stdout
+    assert "train: 960 steps of 32 images on 2 workers" in done.stdout
     assert not (tmp_path / "store").exists()
 
 

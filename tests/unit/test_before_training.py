@@ -108,7 +108,7 @@ def test_costs_are_passes_of_the_network() -> None:
     assert sampling_cost(twice, 1000) == "50,000 images, 4,950,000 network passes"
     assert evaluation_cost(papers.evaluate, 1000).endswith("bits/dim of 10,000 images, 10,000,000 network passes")
     guided = replace(make("digits").sample, labels=(1,), guidance=1.5)
-    assert sampling_cost(guided, 1000) == "512 images, 51,200 network passes"
+    assert sampling_cost(guided, 1000) == "512 images, 20,480 network passes"
 
 
 @pytest.mark.parametrize(("command", "args_type"), [(train, train.TrainArgs), (workflow, workflow.WorkflowArgs)])
@@ -119,7 +119,7 @@ def test_a_run_whose_average_will_be_young_is_told_before_it_starts(
     for changes, expected in (
         (
             {"ema_decay": 0.9999},
-            "warning: train.steps is 640: the averaged weights of step 640 are still 93.8% those",
+            "warning: train.steps is 960: the averaged weights of step 960 are still 90.9% those",
         ),
         ({"steps": 0}, "warning: train.steps is 0: the averaged weights of step 0 are still 100% those"),
         ({"ema_decay": 0.99}, ""),
@@ -133,11 +133,11 @@ def test_a_run_whose_average_will_be_young_is_told_before_it_starts(
 
 
 def test_a_sweep_is_told_by_the_step_of_its_first_rung(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """640 steps of 0.99 are enough, the 71 after which trials are first stopped are not."""
+    """960 steps of 0.99 are enough, the 106 after which trials are first stopped are not."""
     sweep.check(sweep.SweepArgs(**vars(digits(tmp_path, train={"ema_decay": 0.99}))))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        "warning: trials are first ranked after 71 steps: the averaged weights of step 71 are still 49.5%"
+        "warning: trials are first ranked after 106 steps: the averaged weights of step 106 are still 34.8%"
     )
     sweep.check(sweep.SweepArgs(**vars(digits(tmp_path))))
     assert capsys.readouterr().err == ""

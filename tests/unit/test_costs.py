@@ -18,7 +18,7 @@ from pipelines.recipes.recipes import make
 
 def digits(store: Path, **changes: object) -> Recipe:
     recipe = make("digits")
-    return replace(recipe, store=str(store), train=replace(recipe.train, **changes))  # type: ignore[arg-type]
+    return replace(recipe, store=str(store), train=replace(recipe.train, batch_size=64, **changes))  # type: ignore[arg-type]
 
 
 def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_what_is_set_back_to_its_default_is_written(tmp_path: Path, monkeypatch:
 
 
 def test_only_what_differs_is_written() -> None:
-    text = recipe_file(apply(make("digits"), {"schedule.name": "cosine"}), "A test's")
-    assert text == '# A test\'s.\nrecipe = "digits"\n\n[schedule]\nname = "cosine"\n'
+    text = recipe_file(apply(make("digits"), {"schedule.name": "linear"}), "A test's")
+    assert text == '# A test\'s.\nrecipe = "digits"\n\n[schedule]\nname = "linear"\n'
 
 
 @pytest.mark.parametrize(

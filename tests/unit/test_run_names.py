@@ -15,10 +15,10 @@ from ddpm_core.training.identity import check_continues, run_config
 from pipelines.recipes.recipes import RECIPES, make
 
 INDEX = make_index("/data", image_size=32, channels=3, class_names=(), shards=(), num_rejected=0)
-# Of version 1 of each recipe, but of mnist, which is another one since: runs of these names exist.
+# Of version 1 of each recipe, but of digits and mnist, which are others since: runs of these names exist.
 # A change here gives every run another name, and refuses old checkpoints.
 NAMES = {
-    "digits": "825b6eea4f0c8aef",
+    "digits": "62ba6f02f84996f6",
     "mnist": "5a2aaa2d40a6d9a4",
     "cifar10": "83a0e7b35037c18d",
     "cifar10_bound": "2aeed64b6fb8035b",

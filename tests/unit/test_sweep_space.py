@@ -79,7 +79,7 @@ def test_what_is_no_space_is_refused_in_a_line(path: str, words: list[str], told
             "space.unet.base-channels has 7, which no setting can have: unet.base-channels",
         ),
         ({"reverse.variance": ["fixed_small", "learned"]}, "has learned, which no setting can have"),
-        ({"schedule.name": ["linear", "jsd"]}, "has jsd, which no setting can have"),
+        ({"schedule.name": ["linear", "jsd"], "reverse.prediction": ["eps"]}, "has jsd, which no setting can have"),
         ({"sample.sampler.num-steps": ["10", "5000"]}, "has 5000, which no setting can have"),
         ({"schedule.beta-end": ["uniform:0.01:1.5"]}, "has 1.5, which no setting can have"),
     ],

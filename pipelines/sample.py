@@ -26,6 +26,7 @@ from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
 from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed
+from pipelines.cli.costs import sampling_time
 from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, default_store
@@ -101,4 +102,4 @@ def run(args: SampleArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(SampleArgs, __doc__, check=check, plan=plan, run=run)
+    run_command(SampleArgs, __doc__, check=check, plan=plan, run=run, cost=lambda args: sampling_time(as_recipe(args)))

@@ -37,7 +37,7 @@ from pipelines.cli.checks import (
     warn_of_young_average,
 )
 from pipelines.cli.command import Outcome, as_recipe, run_command, typed, ui
-from pipelines.cli.costs import evaluation_cost, sampling_cost, training_cost
+from pipelines.cli.costs import evaluation_cost, sampling_cost, sampling_time, training_cost
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
@@ -98,6 +98,11 @@ def plan(args: WorkflowArgs) -> list[str]:
         f"sample: {sampling_cost(args.sample, T)}{again}",
         f"evaluate: {evaluation_cost(args.evaluate, T)}{again}; a report; then promote, all in {args.store}",
     ]
+
+
+def cost(args: WorkflowArgs) -> list[str]:
+    """What training and sampling take, once."""
+    return [*training_cost(args), *sampling_time(args)]
 
 
 def run(args: WorkflowArgs) -> Outcome:
@@ -175,4 +180,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run, cost=training_cost)
+    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run, cost=cost)

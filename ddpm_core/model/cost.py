@@ -1,9 +1,16 @@
-"""What a pass through a network costs, counted before it is made."""
+"""What a pass through a network costs: counted before it is made, or tried."""
+
+import time
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_core.model.config import ModelConfig
+
+_TIMES, _LEAST_S = 2, 0.5
+_FLOPS = {"cpu": 2e11, "cuda": 2e14}
+"""In a second or two, about."""
 
 
 def forward_flops(model: ModelConfig) -> int:
@@ -14,3 +21,18 @@ def forward_flops(model: ModelConfig) -> int:
             torch.empty(1, *model.image_shape), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         )
     return int(counter.get_total_flops())
+
+
+def few_images(flops: int, device: torch.device, most: int) -> int:
+    """So many that what costs this for each takes a second or two with all of them; from 1 to `most`."""
+    return max(1, min(most, int(_FLOPS[device.type] / flops)))
+
+
+def rate_of(work: Callable[[], object], num_images: int) -> float:
+    """Images/s of work on so many, which waits for its device: of twice or more, after a first time."""
+    work()
+    began, times = time.perf_counter(), 0
+    while times < _TIMES or time.perf_counter() - began < _LEAST_S:
+        work()
+        times += 1
+    return times * num_images / (time.perf_counter() - began)

@@ -1,12 +1,11 @@
 """How fast a run would train on a device, tried on a few steps of made-up images."""
 
 import math
-import time
 
 import torch
 
 from ddpm_core.model.config import ModelConfig
-from ddpm_core.model.cost import forward_flops
+from ddpm_core.model.cost import few_images, forward_flops, rate_of
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import recompute_activations
 from ddpm_core.precision import whole_float32
@@ -14,10 +13,6 @@ from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.loop import autocast_for
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import Objective, advance, backward, draw
-
-_STEPS, _LEAST_S = 2, 0.5
-_FLOPS = {"cpu": 2e11, "cuda": 2e14}
-"""Of a step that is tried, about; a second or two."""
 
 
 @whole_float32()
@@ -30,7 +25,7 @@ def images_per_s(
         train: with its precision said, and no more than these images at a time.
         most: images of a worker's batch, of which fewer are tried where one costs much.
     """
-    count = max(1, min(most, int(_FLOPS[device.type] / (3 * forward_flops(model)))))
+    count = few_images(3 * forward_flops(model), device, most)
     network = model.build_network().train()
     init_unet(network, train.seed)
     if train.recompute:
@@ -57,9 +52,4 @@ def images_per_s(
         )
         advance(state, train, update=found.is_finite)
 
-    step()
-    began, steps = time.perf_counter(), 0
-    while steps < _STEPS or time.perf_counter() - began < _LEAST_S:
-        step()  # and it waits for the device: whether the gradient is finite is asked
-        steps += 1
-    return steps * count / (time.perf_counter() - began), count
+    return rate_of(step, count), count  # a step waits for the device: whether the gradient is finite is asked

@@ -1,5 +1,7 @@
 """What a command would cost, in words, before anything is spent."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -9,22 +11,29 @@ from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.config import ModelConfig
-from ddpm_core.model.cost import forward_flops
+from ddpm_core.model.cost import few_images, forward_flops, rate_of
 from ddpm_core.training.augmentation import NUM_PARAMETERS
 from ddpm_core.types import bytes_words
 from pipelines.cli.checks import num_in_split
 from pipelines.cluster.address import cluster_address
-from pipelines.cluster.placement import trials_here
+from pipelines.cluster.placement import for_sampling, num_here, trials_here
 from pipelines.progress import counted, short, span
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
 from pipelines.sweeping.plan import steps_in_all
 from pipelines.tracking.resolve import find_dataset
 
+_STEPS_TRIED = 5
+"""Of a sampler."""
+
 
 def sampling_cost(sample: SampleStage, num_timesteps: int) -> str:
     """What a request costs, in words."""
-    passes = sample.num_images * network_passes(sample.sampler, num_timesteps) * (2 if sample.guidance else 1)
-    return f"{sample.num_images:,} images, {passes:,} network passes"
+    return f"{sample.num_images:,} images, {sample.num_images * _passes(sample, num_timesteps):,} network passes"
+
+
+def _passes(sample: SampleStage, num_timesteps: int) -> int:
+    """Of an image."""
+    return network_passes(sample.sampler, num_timesteps) * (2 if sample.guidance else 1)
 
 
 def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
@@ -32,6 +41,38 @@ def evaluation_cost(evaluate: EvaluateConfig, num_timesteps: int) -> str:
     steps = min(evaluate.bits_per_dim_steps or num_timesteps, num_timesteps)
     bound = f"; bits/dim of {evaluate.bits_per_dim_images:,} images, {evaluate.bits_per_dim_images * steps:,} network passes"
     return f"{evaluate.features} of {evaluate.num_images:,} images" + (bound if evaluate.bits_per_dim_images else "")
+
+
+def sampling_time(recipe: Recipe) -> list[str]:
+    """How long the recipe's images take on this machine, by its own network with weights that say nothing; a line."""
+    sample = recipe.sample
+    at_once = min(sample.num_workers or sample.num_images, num_here(for_sampling(sample)))
+    at_once = max(1, min(at_once, -(-sample.num_images // sample.block_size)))
+    if sample.use_gpu and not torch.cuda.is_available():
+        return ["sampling's time: not tried, as this machine has no GPU"]
+    rate, tried = _passes_per_s(_model(recipe), sample)
+    passes = sample.num_images * _passes(sample, recipe.schedule.num_timesteps)
+    return [
+        f"sampling's time: about {span(passes / at_once / rate)} at {short(rate)} passes/s a task, tried here with the recipe's "
+        f"network and {counted(tried, 'image')} at once; {counted(at_once, 'task')} at once"
+        f"{'' if cluster_address() is None else ' (the cluster may hold more)'}"
+    ]
+
+
+def _passes_per_s(model: ModelConfig, sample: SampleStage) -> tuple[float, int]:
+    """Of the sampler in few steps, and how many images each had; with a task's threads, not compiled."""
+    from ddpm_core.api.model import Model
+    from ddpm_core.model.init import init_unet
+
+    device = torch.device("cuda" if sample.use_gpu else "cpu")
+    few = replace(sample, sampler=replace(sample.sampler, num_steps=min(_STEPS_TRIED, model.schedule.num_timesteps)))
+    passes = _passes(few, model.schedule.num_timesteps)
+    tried = few_images(passes * forward_flops(model), device, sample.batch_size)
+    network = model.build_network().eval().requires_grad_(False)
+    init_unet(network, 0)
+    drawing, seeds = Model(config=model, network=network.to(device)), torch.arange(tried)
+    with _threads(sample.threads):
+        return passes * rate_of(lambda: drawing.generate(seeds, few).cpu(), tried), tried
 
 
 def training_cost(recipe: Recipe) -> list[str]:
@@ -85,13 +126,20 @@ def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.d
     from ddpm_core.training.step import Objective
 
     objective = Objective(schedule=make_schedule(recipe.schedule).to(device), reverse=recipe.reverse, loss=recipe.loss)
-    before = torch.get_num_threads()
-    torch.set_num_threads(train.threads)
-    try:
+    with _threads(train.threads):
         rate, tried = images_per_s(model, objective, train, device, share)
+    return f"about {span(steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many as a worker or a task has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return f"about {span(steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
 
 
 def _model(recipe: Recipe) -> ModelConfig:

@@ -96,8 +96,7 @@ def trials_at_once(sweep: SweepStage, stage: TrainStage) -> int:
 
 def trials_here(sweep: SweepStage, stage: TrainStage) -> int:
     """As many as are asked for, else as many as this machine holds."""
-    held = sum(node.holds(for_workers_of_trials(sweep, stage)) for node in this_machine())
-    return sweep.max_concurrent or max(1, held // sweep.num_workers)
+    return sweep.max_concurrent or max(1, num_here(for_workers_of_trials(sweep, stage)) // sweep.num_workers)
 
 
 def for_sampling(stage: SampleStage) -> Ask:
@@ -125,6 +124,11 @@ def this_machine() -> list[Node]:
 
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     return [Node("this machine", resources)]
+
+
+def num_here(ask: Ask) -> int:
+    """How many of these this machine holds at once."""
+    return sum(node.holds(ask) for node in this_machine())
 
 
 def cluster_nodes() -> list[Node]:

@@ -1,6 +1,7 @@
 """What --dry-run says a training costs: two lines, from a few steps of made-up images."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,35 @@ def test_no_speed_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:
         pytest.skip("there is one")
     lines = costs.training_cost(digits(tmp_path, use_gpu=True, micro_batch_size="auto"))
     assert lines[1].startswith("training's time: not tried, as this machine has no GPU; ")
+
+
+@pytest.mark.parametrize(("num_workers", "block_size", "at_once"), [(None, 64, 3), (2, 64, 2), (None, 4_096, 1)])
+def test_the_time_of_sampling_follows_from_the_passes_and_from_how_many_tasks_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int | None, block_size: int, at_once: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    recipe = digits(tmp_path)
+    sample = replace(recipe.sample, num_images=4_096, num_workers=num_workers, block_size=block_size)
+    threads = torch.get_num_threads()
+    (line,) = costs.sampling_time(replace(recipe, sample=sample))
+    said = re.match(
+        r"sampling's time: about ([\d.]+) (\w+) at ([\d,]+) passes/s a task, .* 64 images at once; (\d) task", line
+    )
+    assert said is not None, line
+    seconds = float(said[1]) * {"seconds": 1.0, **dict(progress.SPANS)}[said[2]]
+    passes_per_s = float(said[3].replace(",", ""))
+    assert int(said[4]) == at_once
+    assert seconds == pytest.approx(4_096 * 20 / at_once / passes_per_s, rel=0.1)
+    assert torch.get_num_threads() == threads
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_speed_of_sampling_is_said_of_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    recipe = digits(tmp_path)
+    (line,) = costs.sampling_time(replace(recipe, sample=replace(recipe.sample, use_gpu=True)))
+    assert line == "sampling's time: not tried, as this machine has no GPU"
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,26 @@
-"""Sample again and again, on a calendar: every tick is started at least once and has exactly one output.
+"""Sample again and again, on a calendar: a tick is started at least once, and what it makes, it makes once.
 
-Run as many of these as you like, on one machine or several: they share the work by claims in the store, and when one
-dies another takes over what it had claimed. A job runs on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names,
-else here. When a signal ends the scheduler, its local job ends too; a job on a cluster goes on, and the next one finds it.
+A schedule is a record in the store: any machine that reaches the store does what is due, by `run` (a loop), or by a `tick` a minute
+from cron, systemd or Kubernetes; as many as you like, at once. One does a tick, the others leave it alone; whatever dies, the
+next one goes on with what was begun. Jobs run on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else here.
+
+  add NAME [--cron ...] -- COMMAND   a new schedule
+  list                               all of them: when they are due, and how they ended last
+  show NAME                          one, and its last ticks
+  pause NAME, resume NAME            no ticks from now on; again from now on
+  remove NAME                        forget it; what it made stays
+  run-now NAME                       do it now, whenever it is due
+  tick [NAME]                        do what is due now, once; exit code 1 if something failed
+  run [NAME]                         do what is due, until Ctrl-C
+  units                              a crontab line and systemd units that call `tick` each minute
 
 A tick names its images: --sample.first-seed is the tick's Unix minute times 1,000,000 unless the command gives it, and
-models:/NAME@ALIAS is the version that the alias points at when the tick is claimed.
+models:/NAME@ALIAS is the version that the alias points at when the tick is begun.
 
 examples:
-  python pipelines/schedule.py --cron "0 3 * * *" --dry-run
-  python pipelines/schedule.py --timezone Europe/Berlin -- python pipelines/sample.py digits --num-images 256
-  python pipelines/schedule.py --cron "*/5 * * * *" --ticks 3 -- python pipelines/sample.py --model models:/NAME@champion
+  python pipelines/schedule.py add nightly --cron "0 3 * * *" -- python pipelines/sample.py digits --num-images 256
+  python pipelines/schedule.py run
+  python pipelines/schedule.py show nightly
 """
 
 import sys
@@ -23,146 +33,355 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
     first_word()
 
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+import shlex
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from typing import Any, Literal
 
 import platformdirs
 import tyro
 
-from ddpm_core.errors import InputError
-from pipelines.cli.command import Outcome, run_command
+from ddpm_core.errors import InputError, UserError, nearest
+from pipelines.cli.command import Outcome, run_command, typed
 from pipelines.cli.parsing import parse_flags
-from pipelines.naming import digest
 from pipelines.progress import shown
 from pipelines.recipes.config import check_name, default_store
-from pipelines.scheduling.calendar import Calendar, interruptible_sleep, local_timezone, tick_name
-from pipelines.scheduling.claims import schedule_folder
+from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick
+from pipelines.scheduling.history import log_ticks
 from pipelines.scheduling.jobs import open_launcher, ray_address
-from pipelines.scheduling.loop import Scheduler, run_scheduler, utc_now
-from pipelines.scheduling.resolve import (
-    DEFAULT_COMMAND,
-    check_command,
-    model_resolver,
-    pin_command,
-    recipe_of,
-    rehearse,
-)
-from pipelines.scheduling.ticks import TickRunner
+from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
+from pipelines.scheduling.resolve import DEFAULT_COMMAND, check_command, pin, rehearse
+from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
+from pipelines.scheduling.units import units
+
+_WAKE_S = 30.0
+"""The longest sleep between two looks: schedules may be added, and the clock may be set."""
+_AT_ONCE = 64
+"""Schedules that have a job under way."""
+_Passed = tuple[list[Tick], bool]
+"""The ticks that ended, and whether something else went wrong."""
+_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleArgs:
-    """When, and by which claims."""
+    """Whose schedules."""
+
+    name: tyro.conf.Suppress[str] = ""
+    store: str = field(default_factory=default_store)
+    """Where schedules and images lie: a folder or s3://bucket/prefix."""
+
+    @property
+    def schedules(self) -> Schedules:
+        """Of the store."""
+        return Schedules(self.store)
+
+    @property
+    def names(self) -> list[str]:
+        """The one that was named, or all."""
+        return [self.name] if self.name else self.schedules.names()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddArgs(ScheduleArgs):
+    """When, and what."""
 
     cron: str = "0 3 * * *"
     """Five fields: minute hour day-of-month month day-of-week."""
-    timezone: str = field(default_factory=local_timezone)
+    time_zone: str = field(default_factory=local_time_zone)
     """In which the cron expression is read, as Europe/Berlin. Default: this machine's."""
-    store: str = field(default_factory=default_store)
-    """Where claims and images go: a folder or s3://bucket/prefix."""
-    name: str | None = None
-    """Schedulers of one name share its ticks. Default: the recipe and a digest of cron, time zone and command."""
-    lease_s: float = 600.0
-    """How long a tick of a scheduler that died waits for another; renewed while one lives."""
-    catch_up_s: float = 0.0
-    """How old the most recent missed tick may be and still be done."""
+    missed: Literal["last", "skip"] = "last"
+    """Of ticks at which nobody was there: the last one is done, however late; or none."""
+    overlap: Literal["wait", "skip"] = "wait"
+    """A tick at which the one before is still at work waits, the last of several alone; or is left out."""
     retries: int = 2
     """How often a failed job is started again."""
-    ticks: int | None = None
-    """End after so many ticks. Default: never."""
     command: tyro.conf.Suppress[tuple[str, ...]] = DEFAULT_COMMAND
 
     def __post_init__(self) -> None:
-        for flag, least in (("lease_s", 5), ("catch_up_s", 0), ("retries", 0), ("ticks", 1)):
-            value = getattr(self, flag)
-            if value is not None and not least <= value < float("inf"):
-                raise InputError(f"{flag.replace('_', '-')} is {value}; expected {least} or more")
-        if self.name is not None:
-            check_name(self.name)
-        Calendar(cron=self.cron, timezone=self.timezone)
+        if self.retries < 0:
+            raise InputError(f"retries is {self.retries}; expected 0 or more")
+        self.calendar  # noqa: B018, refuses what is none
         object.__setattr__(self, "command", check_command(self.command))
 
     @property
     def calendar(self) -> Calendar:
         """When."""
-        return Calendar(cron=self.cron, timezone=self.timezone)
-
-    @property
-    def schedule_name(self) -> str:
-        """The name, given or made."""
-        made = f"{recipe_of(self.command)}-{digest([self.cron.split(), self.timezone, self.command], 8)}"
-        return self.name or made
-
-    @property
-    def folder(self) -> str:
-        """Where the claims lie."""
-        return schedule_folder(self.store, self.schedule_name)
+        return Calendar(cron=self.cron, time_zone=self.time_zone)
 
 
-def check(args: ScheduleArgs) -> None:
-    """Nothing more than the flags themselves say; `run` rehearses the command before it waits."""
-
-
-def plan(args: ScheduleArgs) -> list[str]:
+def plan_add(args: AddArgs) -> list[str]:
     """The next five ticks; nothing is touched."""
-    ticks = islice(args.calendar.after(utc_now()), 5)
-    return [f"claims: {args.folder}"] + [f"tick: {_local(args, tick)}  =  {tick:%Y-%m-%d %H:%M} UTC" for tick in ticks]
+    ticks = islice(args.calendar.after(_now()), 5)
+    return [f"schedule: {args.name} in {args.store}"] + [f"tick: {_local(args.calendar, tick)}" for tick in ticks]
+
+
+def add(args: AddArgs) -> Outcome:
+    """Try the command with --dry-run, and write the record."""
+    if args.calendar.warning:
+        print(f"warning: {args.calendar.warning}", file=sys.stderr)
+    rehearse(pin(args.store, args.command, _now()), ray_address())
+    told = {f.name: getattr(args, f.name) for f in fields(Schedule) if hasattr(args, f.name)}
+    args.schedules.create(args.name, Schedule(**told, since=said(_now())))
+    print(
+        f"first tick {_local(args.calendar, next(args.calendar.after(_now())))}, if `run` or `tick` is there to do it"
+    )
+    return Outcome(made={"schedule": args.name}, next=typed("schedule.py", "run", store=args.store))
+
+
+def listing(args: ScheduleArgs) -> Outcome:
+    """A line a schedule."""
+    rows = {name: _row(args, name) for name in args.names}
+    width = max(map(len, rows), default=0)
+    for name, row in rows.items():
+        print(f"{name:{width}}  {row['cron']:13} {row['time_zone']:16} next {row['next'] or 'paused':23} {row['last']}")
+    if not rows:
+        print(f"no schedule in {args.store}")
+    return Outcome(made={}, metrics={"schedules": rows})
+
+
+def show(args: ScheduleArgs) -> Outcome:
+    """What it says, where it stands, and its last ticks."""
+    schedule, ticks = args.schedules.read(args.name), args.schedules.history(args.name, _SHOWN)
+    standing, _ = args.schedules.standing(args.name, Standing(handled=schedule.since))
+    row = _row(args, args.name)
+    print(f"{args.name}  {schedule.cron}, {schedule.time_zone}; missed: {schedule.missed}, overlap: {schedule.overlap}")
+    print(f"command  {shlex.join(schedule.command)}")
+    print(f"next     {row['next'] or 'none: it is paused'}")
+    for tick in (*([standing.current] if standing.current else []), *ticks):
+        took = "" if tick.seconds is None else f"{tick.seconds:.0f} s, "
+        attempts = f"attempt {tick.attempt}, " if tick.attempt > 1 else ""
+        code = "" if tick.exit_code in (None, 0) else f"exit code {tick.exit_code}, "
+        what = tick.made.get("samples") or tick.message
+        print(
+            f"{tick.due}  {tick.status:9}  {took}{attempts}{code}{what or tick.by}{f'; {tick.log}' if tick.log else ''}"
+        )
+    return Outcome(made={}, metrics={"schedule": vars(schedule), "ticks": [vars(tick) for tick in ticks]})
+
+
+def pause(args: ScheduleArgs) -> Outcome:
+    """No ticks from now on."""
+    args.schedules.change(args.name, paused=True)
+    return Outcome(made={"paused": args.name})
+
+
+def resume(args: ScheduleArgs) -> Outcome:
+    """Ticks from now on; those in between are not missed ones."""
+    schedule = args.schedules.read(args.name)
+    if schedule.paused:
+        args.schedules.change(args.name, paused=False, since=said(_now()))
+    return Outcome(made={"resumed": args.name})
+
+
+def remove(args: ScheduleArgs) -> Outcome:
+    """Forget it."""
+    args.schedules.remove(args.name)
+    return Outcome(made={"removed": args.name})
+
+
+def run_now(args: ScheduleArgs) -> Outcome:
+    """Do it now."""
+    return _once([args.name], args, do_now)
+
+
+def tick(args: ScheduleArgs) -> Outcome:
+    """Do what is due, once."""
+    return _once(args.names, args, do_due)
 
 
 def run(args: ScheduleArgs) -> Outcome:
-    """Check store, model, command and cluster; then wait for ticks and do them."""
-    resolve = model_resolver(args.store, recipe_of(args.command))
-    pin = partial(pin_command, args.command, store=args.store, resolve=resolve)
-    address, logs = ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules" / args.schedule_name
-    launcher = open_launcher(address, logs, args.store)
-    rehearse(pin(utc_now()), address)
-    runner = TickRunner(
-        name=args.schedule_name,
-        folder=args.folder,
-        lease=timedelta(seconds=args.lease_s),
-        retries=args.retries,
-        launcher=launcher,
-        pin=pin,
-        now=utc_now,
+    """Do what is due, until told to stop."""
+    where, at_work, counts = ray_address(), dict[str, Future[_Passed]](), Counter[str]()
+
+    def collect(futures: Iterable[Future[_Passed]]) -> None:
+        counts.update(tick.status for future in futures for tick in future.result()[0])
+
+    with _until_told() as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+        pass_over = _passing(args, told, do_due)
+        print(f"doing what is due in {args.store}, on {_on(where)}", flush=True)
+        while not told.is_set():
+            try:
+                for name in args.names:
+                    if name not in at_work or at_work[name].done():
+                        collect([at_work.pop(name)] if name in at_work else [])
+                        at_work[name] = pool.submit(pass_over, name)
+                told.wait(_until_next(args))
+            except (UserError, OSError) as error:  # the store may come back
+                print(error, flush=True)
+                told.wait(_WAKE_S)
+        collect(at_work.values())
+    print(f"stopped: {counts.total()} ticks ended, {counts['failed']} of them failed", flush=True)
+    return Outcome(made={}, metrics={"ticks": dict(counts)})
+
+
+def print_units(args: ScheduleArgs) -> Outcome:
+    """What calls `tick` each minute."""
+    print(units(args.store))
+    return Outcome(made={})
+
+
+def _passing(
+    args: ScheduleArgs, told: threading.Event, do: Callable[[Ticker, str], list[Tick]]
+) -> Callable[[str], _Passed]:
+    """What passes over a schedule; what goes wrong is said."""
+    ticker = Ticker(
+        schedules=args.schedules,
+        launcher=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", args.store),
+        pin=partial(pin, args.store),
+        now=_now,
+        wait=told.wait,
         say=partial(print, flush=True),
     )
-    catch_up = timedelta(seconds=args.catch_up_s)
-    scheduler = Scheduler(runner=runner, calendar=args.calendar, catch_up=catch_up, ticks=args.ticks)
-    with interruptible_sleep() as sleep:
-        first = next(args.calendar.after(utc_now()))
-        where = f"Ray at {shown(address)}" if address else "this machine"
-        runner.say(f"schedule {args.schedule_name} on {where}; next tick {tick_name(first)} ({_local(args, first)})")
-        told = run_scheduler(scheduler, sleep)
-    return _outcome(args, scheduler, told)
+
+    def pass_over(name: str) -> _Passed:
+        try:
+            ended = do(ticker, name)
+            if ended:
+                log_ticks(args.store, name, args.schedules)
+            return ended, False
+        except Stopped:
+            ticker.say(f"{name}  let go of; the next pass goes on")
+            return [], False
+        except (UserError, OSError) as error:  # a store, registry or cluster that is away may come back
+            ticker.say(f"{name}  {error}")
+            return [], True
+
+    return pass_over
 
 
-def _outcome(args: ScheduleArgs, scheduler: Scheduler, told: str | None) -> Outcome:
-    failed = sum(ended.status == "failed" for ended in scheduler.done)
-    said = f"{len(scheduler.done)} ticks ended, {failed} of them failed"
-    print(f"stopped by {told}: {said}" if told else said, flush=True)
-    ticks = [{"tick": e.tick, "status": e.status, "samples": e.samples, "attempt": e.attempt} for e in scheduler.done]
-    return Outcome(
-        made={"schedule": args.folder},
-        metrics={"ticks": ticks, "stopped_by": told},
-        exit_code=1 if failed and not told else 0,
-    )
+def _once(names: Sequence[str], args: ScheduleArgs, do: Callable[[Ticker, str], list[Tick]]) -> Outcome:
+    with _until_told() as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+        done = list(pool.map(_passing(args, told, do), names)) if names else []
+    ended = [each for found, _ in done for each in found]
+    wrong = told.is_set() or any(wrong for _, wrong in done) or any(each.status == "failed" for each in ended)
+    return Outcome(made={}, metrics={"ticks": [vars(each) for each in ended]}, exit_code=1 if wrong else 0)
+
+
+def _on(address: str | None) -> str:
+    return f"Ray at {shown(address)}" if address else "this machine"
+
+
+def _until_next(args: ScheduleArgs) -> float:
+    """Seconds to the next tick of any schedule."""
+    now = _now()
+    calendars = (args.schedules.read(name).calendar for name in args.names)
+    nexts = [next(calendar.after(now)) for calendar in calendars]
+    return max(0.1, min([(each - now).total_seconds() for each in nexts] + [_WAKE_S]))
+
+
+@contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """Set by SIGTERM and SIGINT, so that no write to the store is ever cut in two; a second signal acts as usual."""
+    told = threading.Event()
+
+    def note(number: int, _: object) -> None:
+        told.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _row(args: ScheduleArgs, name: str) -> dict[str, str]:
+    schedule = args.schedules.read(name)
+    coming = None if schedule.paused else next(schedule.calendar.after(_now()))
+    latest = args.schedules.standing(name, Standing(handled=schedule.since))[0].last
+    return {
+        "cron": schedule.cron,
+        "time_zone": schedule.time_zone,
+        "next": _local(schedule.calendar, coming) if coming else "",
+        "last": f"last {_local(schedule.calendar, parse_tick(latest.due))} {latest.status}"
+        if latest
+        else "no tick yet",
+    }
+
+
+def _local(calendar: Calendar, moment: datetime) -> str:
+    return f"{moment.astimezone(calendar.zone):%a %Y-%m-%d %H:%M %Z}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    about: str
+    do: Callable[[Any], Outcome]
+    name: Literal["needed", "possible", "none"] = "needed"
+    args: type[ScheduleArgs] = ScheduleArgs
+    plan: Callable[[Any], list[str]] = lambda args: []
+
+
+COMMANDS = {
+    "add": _Command(about="A new schedule: what follows -- is its command.", do=add, args=AddArgs, plan=plan_add),
+    "list": _Command(about="All schedules of a store.", do=listing, name="none"),
+    "show": _Command(about="A schedule, and its last ticks.", do=show),
+    "pause": _Command(about="No ticks from now on.", do=pause),
+    "resume": _Command(about="Ticks again, from now on.", do=resume),
+    "remove": _Command(about="Forget a schedule; what it made stays.", do=remove),
+    "run-now": _Command(about="Do it now, whenever it is due.", do=run_now),
+    "tick": _Command(about="Do what is due now, once; exit code 1 if something failed.", do=tick, name="possible"),
+    "run": _Command(about="Do what is due, until Ctrl-C.", do=run, name="possible"),
+    "units": _Command(
+        about="A crontab line and systemd units that call `tick` each minute.", do=print_units, name="none"
+    ),
+}
 
 
 def main(argv: list[str]) -> None:
-    """Run the command; what follows -- is the command."""
-    place = argv.index("--") if "--" in argv else len(argv)
-    command = tuple(argv[place + 1 :]) or DEFAULT_COMMAND
+    """Run a command of a schedule."""
+    word = argv[0] if argv and not argv[0].startswith("-") else ""
+    if word in COMMANDS:
+        _run(COMMANDS[word], word, argv[1:])
+        return
+    if not word and {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return
+    known = f"expected {', '.join(COMMANDS)}{nearest(word, COMMANDS)} (--help says what each does)"
+    print(f"error: schedule.py has no command {word!r}; {known}", file=sys.stderr)
+    sys.exit(2)
 
-    def read(args_type: type[ScheduleArgs], flags: list[str], program: str, about: str) -> ScheduleArgs:
-        return parse_flags(args_type, flags, args_type(command=command), f"{program} [flags] -- COMMAND", about)
 
-    run_command(ScheduleArgs, __doc__, check=check, plan=plan, run=run, read=read, argv=argv[:place])
+def _run(command: _Command, word: str, argv: list[str]) -> None:
+    place = argv.index("--") if "--" in argv and word == "add" else len(argv)
+    scheduled = tuple(argv[place + 1 :])
 
+    def read(args_type: type[Any], flags: list[str], program: str, about: str) -> Any:
+        name = flags.pop(0) if command.name != "none" and flags and not flags[0].startswith("-") else ""
+        if command.name == "needed" and not name and not {"-h", "--help"} & set(flags):
+            raise InputError(f"{word} has no name; expected `schedule.py {word} NAME`")
+        if name:
+            check_name(name)
+        default = args_type(name=name, **({"command": scheduled} if scheduled else {}))
+        rest = {"add": " NAME [flags] -- COMMAND", "needed": " NAME [flags]", "possible": " [NAME] [flags]"}
+        usage = rest.get(word) or rest.get(command.name, " [flags]")
+        return parse_flags(args_type, flags, default, f"{program} {word}{usage}", about)
 
-def _local(args: ScheduleArgs, tick: datetime) -> str:
-    return f"{tick.astimezone(args.calendar.zone):%a %Y-%m-%d %H:%M %Z}"
+    run_command(
+        command.args,
+        command.about,
+        check=lambda args: None,
+        plan=command.plan,
+        run=command.do,
+        read=read,
+        argv=argv[:place],
+    )
 
 
 if __name__ == "__main__":

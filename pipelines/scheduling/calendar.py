@@ -1,14 +1,13 @@
-"""When a schedule is due: a cron expression in a time zone, and the wait for its next tick."""
+"""When a schedule is due: a cron expression in a time zone."""
 
-import contextlib
 import difflib
 import os
-import select
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, available_timezones
+from functools import cache
+from pathlib import Path
+from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
@@ -16,6 +15,8 @@ from ddpm_core.errors import InputError
 
 _NAME = "%Y%m%dT%H%M%SZ"
 _FIELDS = "five fields: minute hour day-of-month month day-of-week, as in '0 3 * * *'"
+_LOCALTIME = Path("/etc/localtime")
+_LIMITS = {"minute": 59, "hour": 23, "day-of-month": 31, "month": 12, "day-of-week": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,12 @@ class Calendar:
     """
 
     cron: str
-    timezone: str
+    time_zone: str
 
     def __post_init__(self) -> None:
-        zones = available_timezones()
-        if self.timezone not in zones:
-            near = difflib.get_close_matches(self.timezone, sorted(zones), n=1, cutoff=0.0)[0]
-            raise InputError(f"timezone is {self.timezone!r}; expected a name as Europe/Berlin; did you mean {near}?")
+        if self.time_zone not in _zones():
+            near = difflib.get_close_matches(self.time_zone, sorted(_zones()), n=1, cutoff=0.0)[0]
+            raise InputError(f"time-zone is {self.time_zone!r}; expected a name as Europe/Berlin; did you mean {near}?")
         if len(self.cron.split()) != 5:  # the parser would take a sixth, for seconds
             raise InputError(f"cron is {self.cron!r}; expected {_FIELDS}")
         try:
@@ -46,7 +46,16 @@ class Calendar:
     @property
     def zone(self) -> ZoneInfo:
         """The time zone in which the expression is read."""
-        return ZoneInfo(self.timezone)
+        return ZoneInfo(self.time_zone)
+
+    @property
+    def warning(self) -> str:
+        """What may not be meant, in a line; empty if there is nothing."""
+        for (name, limit), words in zip(_LIMITS.items(), self.cron.split(), strict=True):
+            steps = [part.partition("/")[2] for part in words.split(",")]
+            if any(step.isdecimal() and int(step) > limit for step in steps):
+                return f"cron has {words} for the {name}: a step beyond {limit} comes to the first {name} alone"
+        return ""
 
     def after(self, moment: datetime) -> Iterator[datetime]:
         """The ticks after a moment, in UTC, each later than the one before."""
@@ -59,12 +68,25 @@ class Calendar:
 
     def last(self, moment: datetime, window: timedelta) -> datetime | None:
         """The most recent tick in (moment - window, moment]."""
+        reach = timedelta(hours=1)
+        while reach < window:  # else each minute of a year would be looked at
+            if found := self._last(moment, reach):
+                return found
+            reach *= 24
+        return self._last(moment, window)
+
+    def _last(self, moment: datetime, window: timedelta) -> datetime | None:
         found = None
         for tick in self.after(moment - window):
             if tick > moment:
                 break
             found = tick
         return found
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 def tick_name(tick: datetime) -> str:
@@ -81,44 +103,19 @@ def parse_tick(name: str) -> datetime:
     return datetime.strptime(name, _NAME).replace(tzinfo=UTC)
 
 
-def local_timezone() -> str:
-    """This machine's zone by name: TZ, else what /etc/localtime points at, else UTC."""
-    given = os.environ.get("TZ", "").removeprefix(":")
-    linked = os.path.realpath("/etc/localtime").rpartition("/zoneinfo/")[2]
-    known = available_timezones()
-    return next((name for name in (given, linked) if name in known), "UTC")
+def local_time_zone() -> str:
+    """This machine's zone by name: TZ, else what /etc/localtime points at or is a copy of, else UTC."""
+    given, known = os.environ.get("TZ", "").removeprefix(":"), _zones()
+    linked = os.path.realpath(_LOCALTIME).rpartition("/zoneinfo/")[2]
+    return next((name for name in (given, linked) if name in known), None) or _copied(known) or "UTC"
 
 
-@contextlib.contextmanager
-def interruptible_sleep() -> Iterator[Callable[[float], str | None]]:
-    """A sleep that SIGTERM and SIGINT end: it returns the signal's name, else None. A second signal acts as usual.
-
-    The handlers do nothing but wake the sleep, so that no write to the store is ever cut in two.
-    """
-    told: list[str] = []
-    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def note(number: int, _: object) -> None:
-        told.append(signal.Signals(number).name)
-        for each in before:
-            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-
-    def sleep(seconds: float) -> str | None:
-        if not told:
-            select.select([reading], [], [], max(0.0, seconds))
-            with contextlib.suppress(BlockingIOError):
-                os.read(reading, 4096)  # other signals, as a child's end, wake it too
-        return told[0] if told else None
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    waker = signal.set_wakeup_fd(writing)
-    for number in before:
-        signal.signal(number, note)
+def _copied(known: frozenset[str]) -> str | None:
+    """The zone of which /etc/localtime is a copy, as in many images of containers; of equal ones that with a place's name."""
     try:
-        yield sleep
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(waker)
-        os.close(reading)
-        os.close(writing)
+        rules = _LOCALTIME.read_bytes()
+    except OSError:
+        return None
+    files = ((name, Path(folder) / name) for folder in TZPATH for name in known)
+    equal = [name for name, path in files if path.is_file() and path.read_bytes() == rules]
+    return min(equal, key=lambda name: ("/" not in name, name), default=None)

@@ -1,5 +1,6 @@
 """How a scheduled job is started and followed: by Ray's Jobs API where there is a cluster, else as a process here."""
 
+import fcntl
 import json
 import logging
 import os
@@ -67,7 +68,7 @@ class Job(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts jobs, and finds those that another scheduler started."""
+    """Starts jobs, and finds those that others started."""
 
     def find(self, submission_id: str) -> Job | None:
         """A job that runs or has succeeded."""
@@ -99,20 +100,25 @@ def local_environment() -> dict[str, str]:
 
 
 class LocalJobs:
-    """Processes of this machine. They end with their scheduler, unless that is killed outright."""
+    """Processes of this machine. They end with whoever started them, unless that is killed outright.
+
+    A process has its log locked for as long as it lives: so one that outlived its starter is found.
+    """
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
 
     def find(self, submission_id: str) -> Job | None:
-        """None: a process is known to its scheduler alone."""
-        return None
+        """One that outlived its starter, on this machine."""
+        orphan = _Orphan(self._log(submission_id))
+        return orphan if orphan.lives() else None
 
     def start(self, submission_id: str, command: Sequence[str]) -> Job:
         """Start a process, its output in a log of its own."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        log = self._logs / f"{submission_id}.log"
+        log = self._log(submission_id)
         with open(log, "ab") as output:
+            fcntl.flock(output, fcntl.LOCK_EX)  # it stays with the process, whose output this is
             process = subprocess.Popen(
                 local_arguments(command),
                 cwd=project_root(),
@@ -120,9 +126,37 @@ class LocalJobs:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the scheduler, which then ends it
+                start_new_session=True,  # Ctrl-C is for its starter, which then ends it
             )
         return _Process(process, log)
+
+    def _log(self, submission_id: str) -> Path:
+        return self._logs / f"{submission_id}.log"
+
+
+class _Orphan:
+    def __init__(self, path: Path) -> None:
+        self._path, self.log = path, str(path)
+
+    def lives(self) -> bool:
+        try:
+            with open(self._path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def poll(self) -> JobResult | None:
+        """Its exit code nobody knows: whether it said what it made is taken for that."""
+        if self.lives():
+            return None
+        said = JobResult(exit_code=None, output=_tail(self._path))
+        return JobResult(exit_code=0, output=said.output) if said.made else said
+
+    def leave(self) -> None:
+        """Nothing: it goes on, and is found again."""
 
 
 class _Process:
@@ -131,11 +165,7 @@ class _Process:
 
     def poll(self) -> JobResult | None:
         code = self._process.poll()
-        if code is None:
-            return None
-        with open(self._path, "rb") as file:
-            file.seek(max(0, os.path.getsize(self._path) - _TAIL))
-            return JobResult(exit_code=code, output=file.read().decode(errors="replace"))
+        return None if code is None else JobResult(exit_code=code, output=_tail(self._path))
 
     def leave(self) -> None:
         """End it and whatever it started: asked first, then killed."""
@@ -153,8 +183,14 @@ class _Process:
             return  # all of it has ended
 
 
+def _tail(path: Path) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _TAIL))
+        return file.read().decode(errors="replace")
+
+
 class RayJobs:
-    """Jobs of a Ray cluster. They outlive their scheduler, and the next one finds them by their id."""
+    """Jobs of a Ray cluster. They outlive whoever started them, and the next one finds them by their id."""
 
     def __init__(self, client: Any) -> None:
         self._client = client

@@ -63,6 +63,11 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
     return (*start, *_without(arguments, _JSON, takes_value=False), "--json")
 
 
+def pin(store: str, command: Sequence[str], tick: datetime) -> tuple[str, ...]:
+    """The command of a tick in a store, its model resolved by MLflow and the store."""
+    return pin_command(command, tick, store, model_resolver(store, recipe_of(command)))
+
+
 def first_seed(tick: datetime) -> int:
     """The Unix minute of a tick times SEEDS_PER_TICK."""
     return int(tick.timestamp()) // 60 * SEEDS_PER_TICK

@@ -126,7 +126,12 @@ def _find(client: Any, uri: str, name: str, alias: str | None, number: str | Non
 
 
 def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
-    digest = version.tags["weights_sha256"]
+    digest = version.tags.get("weights_sha256")
+    if digest is None:
+        raise InputError(
+            f"models:/{version.name}/{version.version} was registered by something else: it has no tag weights_sha256; "
+            "expected a version that train.py or workflow.py registered"
+        )
     folder = _files(tracker, f"{source}/artifacts", digest)
     weights = folder / WEIGHTS
     if _sha256(weights) != digest:

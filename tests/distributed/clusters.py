@@ -250,9 +250,11 @@ def side_by_side(where: Bench) -> None:
         f"sampling {seed}": where.start("sample", "digits", *model, "--sample.first-seed", str(seed), *OF_SAMPLING)
         for seed in (1000, 2000)
     }
-    tick = ["--cron", "* * * * *", "--ticks", "1", "--store", store, "--", "python", "pipelines/sample.py", "digits"]
     beside = replace(where, env={**where.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}"})
-    commands["a scheduled tick"] = beside.start("schedule", *tick, *model[2:], "--num-images", "32")
+    scheduled = ["--", "python", "pipelines/sample.py", "digits", *model[2:], "--num-images", "32"]
+    added = beside.script("schedule", "add", "tick", "--store", store, *scheduled)
+    must(added.code == 0, "a schedule is added", added)
+    commands["a scheduled tick"] = beside.start("schedule", "run-now", "tick", "--store", store)
     for what, process in commands.items():
         done = ended(process, began, 300)
         must(done.code == 0, f"{what}, beside a training on every CPU, has ended after {done.seconds:.0f} s", done)

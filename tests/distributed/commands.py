@@ -52,7 +52,7 @@ FIRST = {
     "docs/cluster.md": [INSTALL],
 }
 """What a reader has done before he comes to a page."""
-STOPPED = {"pipelines/schedule.py": 40.0}
+STOPPED = {"pipelines/schedule.py run": 40.0}
 """Seconds after which a command that never ends is stopped as by Ctrl-C."""
 MARK = "__ended__"
 

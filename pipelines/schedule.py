@@ -34,40 +34,28 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     first_word()
 
 import shlex
-import signal
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
-from functools import partial
+from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
-import platformdirs
 import tyro
 
-from ddpm_core.errors import InputError, UserError, nearest
+from ddpm_core.errors import InputError, nearest
 from pipelines.cli.command import Outcome, run_command, typed
 from pipelines.cli.parsing import parse_flags
 from pipelines.progress import shown
 from pipelines.recipes.config import check_name, default_store
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick
-from pipelines.scheduling.history import log_ticks
-from pipelines.scheduling.jobs import open_launcher, ray_address
+from pipelines.scheduling.jobs import ray_address
+from pipelines.scheduling.loop import AT_ONCE, keep_passing, passing, until_told, utc_now
 from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
 from pipelines.scheduling.resolve import DEFAULT_COMMAND, check_command, pin, rehearse
-from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
+from pipelines.scheduling.tick import Ticker, do_due, do_now
 from pipelines.scheduling.units import units
 
-_WAKE_S = 30.0
-"""The longest sleep between two looks: schedules may be added, and the clock may be set."""
-_AT_ONCE = 64
-"""Schedules that have a job under way."""
-_Passed = tuple[list[Tick], bool]
-"""The ticks that ended, and whether something else went wrong."""
 _SHOWN = 20
 
 
@@ -120,7 +108,7 @@ class AddArgs(ScheduleArgs):
 
 def plan_add(args: AddArgs) -> list[str]:
     """The next five ticks; nothing is touched."""
-    ticks = islice(args.calendar.after(_now()), 5)
+    ticks = islice(args.calendar.after(utc_now()), 5)
     return [f"schedule: {args.name} in {args.store}"] + [f"tick: {_local(args.calendar, tick)}" for tick in ticks]
 
 
@@ -128,11 +116,11 @@ def add(args: AddArgs) -> Outcome:
     """Try the command with --dry-run, and write the record."""
     if args.calendar.warning:
         print(f"warning: {args.calendar.warning}", file=sys.stderr)
-    rehearse(pin(args.store, args.command, _now()), ray_address())
+    rehearse(pin(args.store, args.command, utc_now()), ray_address())
     told = {f.name: getattr(args, f.name) for f in fields(Schedule) if hasattr(args, f.name)}
-    args.schedules.create(args.name, Schedule(**told, since=said(_now())))
+    args.schedules.create(args.name, Schedule(**told, since=said(utc_now())))
     print(
-        f"first tick {_local(args.calendar, next(args.calendar.after(_now())))}, if `run` or `tick` is there to do it"
+        f"first tick {_local(args.calendar, next(args.calendar.after(utc_now())))}, if `run` or `tick` is there to do it"
     )
     return Outcome(made={"schedule": args.name}, next=typed("schedule.py", "run", store=args.store))
 
@@ -177,7 +165,7 @@ def resume(args: ScheduleArgs) -> Outcome:
     """Ticks from now on; those in between are not missed ones."""
     schedule = args.schedules.read(args.name)
     if schedule.paused:
-        args.schedules.change(args.name, paused=False, since=said(_now()))
+        args.schedules.change(args.name, paused=False, since=said(utc_now()))
     return Outcome(made={"resumed": args.name})
 
 
@@ -199,25 +187,10 @@ def tick(args: ScheduleArgs) -> Outcome:
 
 def run(args: ScheduleArgs) -> Outcome:
     """Do what is due, until told to stop."""
-    where, at_work, counts = ray_address(), dict[str, Future[_Passed]](), Counter[str]()
-
-    def collect(futures: Iterable[Future[_Passed]]) -> None:
-        counts.update(tick.status for future in futures for tick in future.result()[0])
-
-    with _until_told() as told, ThreadPoolExecutor(_AT_ONCE) as pool:
-        pass_over = _passing(args, told, do_due)
-        print(f"doing what is due in {args.store}, on {_on(where)}", flush=True)
-        while not told.is_set():
-            try:
-                for name in args.names:
-                    if name not in at_work or at_work[name].done():
-                        collect([at_work.pop(name)] if name in at_work else [])
-                        at_work[name] = pool.submit(pass_over, name)
-                told.wait(_until_next(args))
-            except (UserError, OSError) as error:  # the store may come back
-                print(error, flush=True)
-                told.wait(_WAKE_S)
-        collect(at_work.values())
+    with until_told() as told:
+        pass_over = passing(args.schedules, told, do_due)
+        print(f"doing what is due in {args.store}, on {_on(ray_address())}", flush=True)
+        counts = keep_passing(pass_over, lambda: args.names, args.schedules, told)
     print(f"stopped: {counts.total()} ticks ended, {counts['failed']} of them failed", flush=True)
     return Outcome(made={}, metrics={"ticks": dict(counts)})
 
@@ -228,40 +201,11 @@ def print_units(args: ScheduleArgs) -> Outcome:
     return Outcome(made={})
 
 
-def _passing(
-    args: ScheduleArgs, told: threading.Event, do: Callable[[Ticker, str], list[Tick]]
-) -> Callable[[str], _Passed]:
-    """What passes over a schedule; what goes wrong is said."""
-    ticker = Ticker(
-        schedules=args.schedules,
-        launcher=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", args.store),
-        pin=partial(pin, args.store),
-        now=_now,
-        wait=told.wait,
-        say=partial(print, flush=True),
-    )
-
-    def pass_over(name: str) -> _Passed:
-        try:
-            ended = do(ticker, name)
-            if ended:
-                log_ticks(args.store, name, args.schedules)
-            return ended, False
-        except Stopped:
-            ticker.say(f"{name}  let go of; the next pass goes on")
-            return [], False
-        except (UserError, OSError) as error:  # a store, registry or cluster that is away may come back
-            ticker.say(f"{name}  {error}")
-            return [], True
-
-    return pass_over
-
-
 def _once(names: Sequence[str], args: ScheduleArgs, do: Callable[[Ticker, str], list[Tick]]) -> Outcome:
-    with _until_told() as told, ThreadPoolExecutor(_AT_ONCE) as pool:
-        done = list(pool.map(_passing(args, told, do), names)) if names else []
-    ended = [each for found, _ in done for each in found]
-    wrong = told.is_set() or any(wrong for _, wrong in done) or any(each.status == "failed" for each in ended)
+    with until_told() as told, ThreadPoolExecutor(AT_ONCE) as pool:
+        done = list(pool.map(passing(args.schedules, told, do), names)) if names else []
+    ended = [each for passed in done for each in passed.ended]
+    wrong = told.is_set() or any(passed.wrong for passed in done) or any(each.status == "failed" for each in ended)
     return Outcome(made={}, metrics={"ticks": [vars(each) for each in ended]}, exit_code=1 if wrong else 0)
 
 
@@ -269,37 +213,9 @@ def _on(address: str | None) -> str:
     return f"Ray at {shown(address)}" if address else "this machine"
 
 
-def _until_next(args: ScheduleArgs) -> float:
-    """Seconds to the next tick of any schedule."""
-    now = _now()
-    calendars = (args.schedules.read(name).calendar for name in args.names)
-    nexts = [next(calendar.after(now)) for calendar in calendars]
-    return max(0.1, min([(each - now).total_seconds() for each in nexts] + [_WAKE_S]))
-
-
-@contextmanager
-def _until_told() -> Iterator[threading.Event]:
-    """Set by SIGTERM and SIGINT, so that no write to the store is ever cut in two; a second signal acts as usual."""
-    told = threading.Event()
-
-    def note(number: int, _: object) -> None:
-        told.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _row(args: ScheduleArgs, name: str) -> dict[str, str]:
     schedule = args.schedules.read(name)
-    coming = None if schedule.paused else next(schedule.calendar.after(_now()))
+    coming = None if schedule.paused else next(schedule.calendar.after(utc_now()))
     latest = args.schedules.standing(name, Standing(handled=schedule.since))[0].last
     return {
         "cron": schedule.cron,
@@ -313,10 +229,6 @@ def _row(args: ScheduleArgs, name: str) -> dict[str, str]:
 
 def _local(calendar: Calendar, moment: datetime) -> str:
     return f"{moment.astimezone(calendar.zone):%a %Y-%m-%d %H:%M %Z}"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -285,10 +285,14 @@ def _run(command: _Command, word: str, argv: list[str]) -> None:
         usage = rest.get(word) or rest.get(command.name, " [flags]")
         return parse_flags(args_type, flags, default, f"{program} {word}{usage}", about)
 
+    def check(args: ScheduleArgs) -> None:
+        if args.name and word != "add":
+            args.schedules.read(args.name)
+
     run_command(
         command.args,
         command.about,
-        check=lambda args: None,
+        check=check,
         plan=command.plan,
         run=command.do,
         read=read,

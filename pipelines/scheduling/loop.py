@@ -47,13 +47,22 @@ def passing(
     Raises:
         InputError: if no cluster answers there.
     """
+    latest: dict[str, str] = {}
+
+    def say(line: str) -> None:
+        """Once: of a store that is away, or a schedule that another is at, the same is said at each pass."""
+        name = line.partition("  ")[0]
+        if latest.get(name) != line:
+            print(line, flush=True)
+        latest[name] = line
+
     ticker = Ticker(
         schedules=schedules,
         launcher=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", schedules.store),
         pin=partial(pin, schedules.store),
         now=utc_now,
         wait=told.wait,
-        say=partial(print, flush=True),
+        say=say,
     )
 
     def pass_over(name: str) -> Passed:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from ddpm_core.artifacts.run_record import hold
+from ddpm_core.artifacts.run_record import hold, read_record
 from ddpm_core.errors import HeldError
 from pipelines.scheduling.calendar import parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, Launcher
@@ -85,7 +85,8 @@ def _held(by: Ticker, name: str, work: Callable[[Any], list[Tick]]) -> list[Tick
         with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
             return work(held)
     except HeldError as error:
-        by.say(f"{name}  left alone: {error}")
+        record = read_record(by.schedules.folder(name))
+        by.say(f"{name}  left alone: {f'{record.holder} is at it' if record and record.holder else error}")
         return []
 
 

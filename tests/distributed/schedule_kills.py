@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/distributed/schedule_kills.py --kills 10
 
-A model of a few steps is trained first, in a store on this machine. At the end images are held against those that their tick's command
-makes in another store. Exit code 1 if anything differs.
+A model of a few steps is trained first, in a store on this machine. At the end images are held against those that their tick's
+command makes in another store. Exit code 1 if anything differs.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
+from pipelines.scheduling.loop import Passed, passing
 from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
 from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
 from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
@@ -867,6 +869,7 @@ def test_dry_run_shows_five_ticks_and_touches_nothing(tmp_path: Path, capsys: py
         (["add", "a", "--misssed", "last"], "did you mean --missed?"),
         (["add", "a", "--", "python", "pipelines/train.py"], "expected python pipelines/sample.py"),
         (["show", "a"], "no schedule a in"),
+        (["tick", "a"], "no schedule a in"),
         (["adds"], "did you mean add?"),
         ([], "expected add, list, show"),
     ],
@@ -908,6 +911,14 @@ def test_list_show_pause_resume_and_remove(tmp_path: Path, capsys: pytest.Captur
     assert "next paused" not in told("list")[0]
     told("remove", "hourly")
     assert len(told("list")) == 1
+
+
+def test_what_is_said_at_each_pass_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(["a  is away", "b  is away", "a  is away", "a  done", "a  is away"])
+    pass_over = passing(Schedules(str(tmp_path)), threading.Event(), lambda by, name: by.say(next(lines)) or [])
+    for name in "abaaa":
+        assert pass_over(name) == Passed([], wrong=False)
+    assert capsys.readouterr().out.splitlines() == ["a  is away", "b  is away", "a  done", "a  is away"]
 
 
 def test_the_units_call_tick_each_minute(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

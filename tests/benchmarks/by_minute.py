@@ -3,7 +3,8 @@
     python pipelines/train.py mnist --data.source MNIST_FOLDER --train.steps STEPS --train.keep-every 1000
     python tests/benchmarks/by_minute.py MNIST_FOLDER RUN
 
-RUN is the training run's folder. Minutes are those of its steps, by the speed that it logged; what else it does comes on top.
+RUN is the training run's folder. Minutes are those of its steps, by the speed that it logged, or by --images-per-s where other work
+ran beside it; what else it does comes on top.
 Samples are drawn as the recipe says, the same seeds at each checkpoint; read by the classifier of readable.py, and held against
 all 60,000 training images by random_conv. A table on stdout, and docs/pictures/mnist_minutes.png.
 """
@@ -37,19 +38,24 @@ def main() -> None:
     parser.add_argument("mnist", type=Path)
     parser.add_argument("run")
     parser.add_argument("--num-images", type=int, default=512)
+    parser.add_argument("--images-per-s", type=float)
+    parser.add_argument(
+        "--every", type=int, default=1, help="only checkpoints at multiples of so many steps, and the last"
+    )
     args = parser.parse_args()
     training, request = idx(args.mnist, "train-images"), make("mnist").sample
     network = classifier(training, idx(args.mnist, "train-labels"), epochs=3)
     batches = torch.from_numpy(training)[:, None].split(500)
     reference = merge_all([FeatureStats.from_features(extract(batch)) for batch in batches])
-    steps = CheckpointStore(args.run).steps()
+    kept = CheckpointStore(args.run).steps()
+    steps = [step for step in kept if step % args.every == 0 or step == kept[-1]]
     history = read_checkpoint(checkpoint_uri(args.run, steps[-1])).history
     minutes, shares, distances, shown = [], [], [], []
     for step in steps:
         model = Model.from_weights(read_weights(checkpoint_uri(args.run, step)))
         distance, images = sample_distance(model, args.num_images, request, reference, args.num_images)
         digits = images[:, 0].numpy()
-        minutes.append(minutes_to(history, step))
+        minutes.append(minutes_to(history, step, args.images_per_s))
         shares.append(float(read(network, digits)[0].mean()))
         distances.append(distance)
         shown.append(digits[:SHOWN])
@@ -59,12 +65,12 @@ def main() -> None:
     draw(minutes, shares, distances, shown)
 
 
-def minutes_to(history: list[HistoryRow], step: int) -> float:
-    """Of training, to a step, at the speeds that were logged."""
+def minutes_to(history: list[HistoryRow], step: int, images_per_s: float | None) -> float:
+    """Of training, to a step, at this speed, or at those that were logged."""
     rows = [row for row in history if row["step"] <= step]
     before, seconds = 0, 0.0
     for row in rows:
-        seconds += (row["images_seen"] - before) / row["images_per_s"]
+        seconds += (row["images_seen"] - before) / (images_per_s or row["images_per_s"])
         before = int(row["images_seen"])
     return seconds / 60
 

@@ -1,8 +1,8 @@
 """Sample again and again, on a calendar: a tick is started at least once, and what it makes, it makes once.
 
 A schedule is a record in the store: any machine that reaches the store does what is due, by `run` (a loop), or by a `tick` a minute
-from cron, systemd or Kubernetes; as many as you like, at once. One does a tick, the others leave it alone; whatever dies, the
-next one goes on with what was begun. Jobs run on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else here.
+from cron or systemd; as many as you like, at once. One does a tick, the others leave it alone; whatever dies, the next one goes
+on with what was begun. Jobs run on the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, else here.
 
   add NAME [--cron ...] -- COMMAND   a new schedule
   list                               all of them: when they are due, and how they ended last

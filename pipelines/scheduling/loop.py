@@ -66,17 +66,17 @@ def passing(
     )
 
     def pass_over(name: str) -> Passed:
+        ended: list[Tick] = []
         try:
             ended = do(ticker, name)
             if ended:
                 log_ticks(schedules.store, name, schedules)
-            return Passed(ended, wrong=False)
         except Stopped:
             ticker.say(f"{name}  let go of; the next pass goes on")
-            return Passed([], wrong=False)
         except (UserError, OSError) as error:  # a store, registry or cluster that is away may come back
             ticker.say(f"{name}  {error}")
-            return Passed([], wrong=True)
+            return Passed(ended, wrong=True)
+        return Passed(ended, wrong=False)
 
     return pass_over
 

@@ -1,4 +1,4 @@
-"""A scheduled command: checked when the schedule starts, pinned when a tick is claimed, which decides its output."""
+"""A scheduled command: checked when the schedule is added, pinned when a tick is begun, which decides its output."""
 
 import re
 import subprocess

@@ -63,31 +63,29 @@ def do_due(by: Ticker, name: str) -> list[Tick]:
     nothing = standing.current is None and not _set_back(standing, now) and _due(schedule, standing, now) is None
     if schedule.paused or nothing:
         return []
-    return _held(by, name, lambda held: _next_due(by, name, schedule, held))
+    try:
+        with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
+            return _next_due(by, name, schedule, held)
+    except HeldError as error:
+        record = read_record(by.schedules.folder(name))
+        by.say(f"{name}  left alone: {f'{record.holder} is at it' if record and record.holder else error}")
+        return []
 
 
 def do_now(by: Ticker, name: str) -> list[Tick]:
-    """Do it now, whenever it is due; first what was begun and has not ended."""
-    schedule = by.schedules.read(name)
+    """Do it now, whenever it is due; first what was begun and has not ended.
 
-    def work(held: Any) -> list[Tick]:
+    Raises:
+        HeldError: if somebody is at it.
+        OSError, InputError: as do_due.
+    """
+    schedule = by.schedules.read(name)
+    with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
         standing, _ = _standing(by, name, schedule)
         ended = [] if standing.current is None else [_see_through(by, name, schedule, held)]
         standing, stands = _standing(by, name, schedule)
         _begin(by, name, schedule, by.now(), standing, stands)
         return [*ended, _see_through(by, name, schedule, held)]
-
-    return _held(by, name, work)
-
-
-def _held(by: Ticker, name: str, work: Callable[[Any], list[Tick]]) -> list[Tick]:
-    try:
-        with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
-            return work(held)
-    except HeldError as error:
-        record = read_record(by.schedules.folder(name))
-        by.say(f"{name}  left alone: {f'{record.holder} is at it' if record and record.holder else error}")
-        return []
 
 
 def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick]:

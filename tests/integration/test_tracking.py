@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -49,6 +50,8 @@ from pipelines.cli.command import run_command
 from pipelines.progress import shown
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
+from pipelines.scheduling.history import log_ticks
+from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick
 from pipelines.stages.evaluate import Evaluated
 from pipelines.stages.sample import Sampled
 from pipelines.stages.train import Trained
@@ -571,6 +574,42 @@ def test_an_unknown_model_is_one_line(tracker: tracking.Tracker, tmp_path: Path,
         tracking.resolve_model(tracker, uri)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_version_that_something_else_registered_is_one_line(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    _register(tracker, tmp_path)
+    foreign = tracker.client.create_model_version("digits", str(tmp_path), None)
+    tracker.client.set_registered_model_alias("digits", "candidate", foreign.version)
+    with pytest.raises(
+        ValueError, match=r"^models:/digits/2 was registered by something else: it has no tag weights_sha256"
+    ):
+        tracking.resolve_model(tracker, "models:/digits@candidate")
+
+
+def test_a_schedule_is_a_run_with_its_last_ticks(store: str) -> None:
+    schedules, command = Schedules(store), ("python", "pipelines/sample.py", "digits")
+    since = "2026-11-22T20:00:00+00:00"
+    schedules.create("nightly", Schedule(cron="0 3 * * *", time_zone="UTC", command=command, since=since))
+    schedules.stand("nightly", Standing(handled="2026-11-24T03:00:00+00:00"), None)
+    tracker = tracking.open_tracking(store, "ddpm-digits")
+    for day, status, made in ((23, "succeeded", {"samples": "/store/set.json"}), (24, "failed", {})):
+        times = {"started_at": f"2026-11-{day}T03:00:00+00:00", "ended_at": f"2026-11-{day}T03:01:30+00:00"}
+        schedules.end(
+            "nightly", Tick(due=f"202611{day}T030000Z", status=status, made=made, message="no memory", **times)
+        )
+        log_ticks(store, "nightly", schedules)
+        (run,) = tracker.client.search_runs([tracker.experiment_id])
+        assert (run.info.run_name, run.info.status) == (
+            "schedule nightly",
+            "FAILED" if status == "failed" else "FINISHED",
+        )
+    minute = int(datetime(2026, 11, 23, 3, tzinfo=UTC).timestamp()) // 60
+    assert _steps(tracker, run.info.run_id, "failed") == [(minute, 0.0), (minute + 24 * 60, 1.0)]
+    assert [value for _, value in _steps(tracker, run.info.run_id, "seconds")] == [90.0, 90.0]
+    assert run.data.tags["mlflow.note.content"].splitlines()[2:] == [
+        "| 20261124T030000Z | failed | 90 s | no memory |",
+        "| 20261123T030000Z | succeeded | 90 s | /store/set.json |",
+    ]
 
 
 def test_changed_weights_are_refused(tracker: tracking.Tracker, tmp_path: Path) -> None:

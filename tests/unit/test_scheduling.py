@@ -26,12 +26,14 @@ from ddpm_core.errors import HeldError
 from pipelines import schedule
 from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
+from pipelines.scheduling import loop
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
 from pipelines.scheduling.loop import Passed, passing
 from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
 from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
 from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
+from pipelines.tracking import TrackingError
 
 COMMAND = ("python", "pipelines/sample.py", "digits", "--model", "models:/ddpm-digits@champion", "--num-images", "256")
 NIGHTLY = Calendar(cron="0 3 * * *", time_zone="UTC")
@@ -566,6 +568,12 @@ def test_now_is_a_tick_of_its_own_and_takes_none_from_the_calendar(here: World) 
     assert [tick.due for tick in here.do()] == [TICK]
 
 
+def test_now_is_refused_while_another_is_at_it(here: World) -> None:
+    with here.holds(here.schedules.folder("nightly"), say=print), pytest.raises(HeldError):
+        do_now(here.ticker(), "nightly")
+    assert here.cluster.jobs == {}
+
+
 def test_paused_it_does_nothing_and_resumed_what_comes_then(here: World) -> None:
     here.schedules.change("nightly", paused=True)
     assert here.at(NIGHT).do() == []
@@ -919,6 +927,16 @@ def test_what_is_said_at_each_pass_is_printed_once(tmp_path: Path, capsys: pytes
     for name in "abaaa":
         assert pass_over(name) == Passed([], wrong=False)
     assert capsys.readouterr().out.splitlines() == ["a  is away", "b  is away", "a  done", "a  is away"]
+
+
+def test_what_ended_counts_where_mlflow_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: Any) -> None:
+        raise TrackingError("MLflow is away")
+
+    monkeypatch.setattr(loop, "log_ticks", away)
+    ended = [Tick(due=TICK, status="succeeded")]
+    pass_over = passing(Schedules(str(tmp_path)), threading.Event(), lambda by, name: ended)
+    assert pass_over("a") == Passed(ended, wrong=True)
 
 
 def test_the_units_call_tick_each_minute(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -39,4 +39,4 @@ def _table(ticks: list[Tick]) -> str:
         f"{tick.made.get('samples') or tick.message} |"
         for tick in ticks
     ]
-    return "\n".join(["| tick | | | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| tick | status | took | made, or why not |", "|---|---|---|---|", *rows])

@@ -12,7 +12,7 @@ _FIELDS = tuple(SPACES["paper-table-2"])
 
 
 def in_markdown(ranking: Sequence[Ranked], verdict: str) -> str:
-    """What MLflow shows at the top of a sweep's run: the verdict, and the best of the ranking."""
+    """What MLflow shows as description of a sweep's run: the verdict, and the best of the ranking."""
     rows = [f"| {each.number} | {each.words} | {each.step:,} | {each.figures} |" for each in ranking[:_ROWS]]
     more = [f"\nand {len(ranking) - _ROWS:,} more: see sweep.html among the artifacts"] if len(ranking) > _ROWS else []
     return "\n".join([f"{verdict}\n", "| trial | setting | step | figures |", "|---|---|---|---|", *rows, *more])

@@ -69,7 +69,7 @@ class RunHandle:
         self._log(_tags(tags))
 
     def describe(self, markdown: str) -> None:
-        """What the UI shows at the top of the run's page."""
+        """What the UI shows as the run's description."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def log_metrics(self, rows: Iterable[Mapping[str, float]], *, model_id: str | None = None) -> None:

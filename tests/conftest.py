@@ -1,7 +1,9 @@
-"""What tests of all rooms share: how this process is pointed at an S3 server of its own."""
+"""What tests of all rooms share: an S3 server of their own, and nothing of a Ray that this machine has or had."""
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,6 +15,17 @@ _SETTINGS = {
     "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_other_ray() -> Iterator[None]:
+    """A cluster that was started on this machine, or died on it, has left its address in Ray's folder."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

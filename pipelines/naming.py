@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import ddpm_core
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.serialization import to_json
+from ddpm_core.training.config import MAY_CHANGE, TrainConfig
 from ddpm_core.training.identity import run_config
 from pipelines.recipes.config import Recipe
 
@@ -26,6 +28,30 @@ def trajectory(recipe: Recipe, index: DatasetIndex, init_from: str | None) -> di
         train=train,
         init_from=init_from,
     )
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe that decides its models, but for the dataset and how long they are trained, as JSON."""
+    train = {field.name for field in fields(TrainConfig)} - MAY_CHANGE
+    parts = {name: to_json(getattr(recipe, name)) for name in ("unet", "schedule", "reverse", "loss")}
+    return {**parts, "train": {key: value for key, value in to_json(recipe.train).items() if key in train}}
+
+
+_ALWAYS = {
+    "schedule": {"name"},
+    "reverse": {"prediction"},
+    "loss": {"objective"},
+    "train": {"batch_size", "learning_rate", "seed"},
+}
+
+
+def told(recipe: Recipe) -> dict[str, Any]:
+    """The settings by which a person compares models: the few that are not the defaults, which are the paper's, and some always."""
+    usual, shown = settings(Recipe()), {}
+    for part, each in settings(recipe).items():
+        always = _ALWAYS.get(part, ())
+        shown[part] = {key: value for key, value in each.items() if key in always or value != usual[part].get(key)}
+    return {part: each for part, each in shown.items() if each}
 
 
 def digest(plain: Any, length: int = 12) -> str:

@@ -6,13 +6,12 @@ command needs nothing.
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import hold
@@ -23,7 +22,7 @@ from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
 from pipelines.feature_weights import find_features
-from pipelines.naming import code_version, digest, run_folder, sweep_folder
+from pipelines.naming import code_version, digest, run_folder, settings, sweep_folder, told
 from pipelines.progress import Progress, say
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage
 from pipelines.subject import Subject
@@ -39,6 +38,7 @@ from pipelines.tracking import (
     promote,
     register_model,
 )
+from pipelines.tracking.registry import alone
 from pipelines.tracking.resolve import find_dataset, find_weights
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from pipelines.sweeping.space import Space
 
 logger = logging.getLogger(__name__)
+# In MLflow's descriptions: it puts the ids of the run and its experiment in.
+_GRID = "![samples](get-artifact?path=samples.png&run_uuid={run_id})"
+_REPORT = "[report](#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html)"
 _REPEATS = "its samples repeat training images more often than unseen real images do; the report shows which"
 
 
@@ -59,6 +62,8 @@ class Pipeline:
     recipe: Recipe
     tracker: Tracker
     parent: RunHandle
+    main_seed: int
+    """Of training: what comes of it stands in the parent, too."""
 
     @property
     def model_name(self) -> str:
@@ -73,7 +78,7 @@ class Pipeline:
             return find_dataset(self.recipe.dataset, self.recipe.store)
         data = self.recipe.data
         key = digest(["shard", self.recipe.store, to_json(data)])
-        with self.tracker.run("shard", parent=self.parent, key=key, params={"data": to_json(data)}) as run:
+        with self._stage("shard", key, {"data": to_json(data)}) as run:
             shown: list[Progress] = []
 
             def tell(done: int, total: int) -> None:
@@ -97,12 +102,11 @@ class Pipeline:
         from pipelines.training.run import run_name
 
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
-        params = {
-            name: to_json(getattr(self.recipe, name)) for name in ("unet", "schedule", "reverse", "loss", "train")
-        }
-        with self.tracker.run("train", parent=self.parent, key=key, params=params) as run:
+        params = {**told(self.recipe), **({"init_from": init_from.uri} if init_from else {})}
+        with self._stage("train", key, params, shown_above=self._is_main) as run:
             self._log_dataset(run, index)
             trained = run_train(self.recipe, index, run, init_from)
+            self._describe(f"{trained.step:,} steps of {self.recipe.train.batch_size} images")
             weights = read_weights(trained.checkpoint_uri)
             try:
                 return replace(trained, version=self._register(run, weights))
@@ -116,10 +120,14 @@ class Pipeline:
 
         config = self.recipe.sample
         key = digest(["sample", self.recipe.store, weights.sha256, to_json(config)])
-        params = {"sample": to_json(config), "weights_sha256": weights.sha256, "checkpoint": weights.uri}
-        with self.tracker.run("sample", parent=self.parent, key=key, params=params) as run:
+        sampler = {**to_json(config.sampler), "seeds": f"{config.first_seed} and {config.num_images - 1:,} after it"}
+        params = {"sample": sampler, "weights_sha256": weights.sha256, "checkpoint": weights.uri}
+        with self._stage("sample", key, params) as run:
             sampled = run_sample(weights, config, self.recipe.store)
-            run.log_picture(storage.read_bytes(sampled.grid_uri), "samples/grid", step=weights.step)
+            run.log_picture(sampled.grid_uri, "samples/grid", step=weights.step)
+            if self._is_main:
+                self.parent.log_picture(sampled.grid_uri, "samples")
+                self._describe(f"{sampled.samples.num_images:,} images of step {weights.step:,}", _GRID)
             if sampled.num_new:
                 run.log_metrics([{"step": weights.step, "images_per_s": sampled.images_per_s}])
         return sampled
@@ -140,11 +148,16 @@ class Pipeline:
         config = {**to_json(replace(self.recipe.evaluate, weights=None)), "digest": features.digest}
         key = digest(["evaluate", subject.where, subject.identity, index.digest, config])
         params = {"evaluate": config, "images": subject.where, "weights_sha256": subject.weights_sha256}
-        with self.tracker.run("evaluate", parent=self.parent, key=key, params=params) as run:
+        with self._stage("evaluate", key, params) as run:
             self._log_dataset(run, index)
             evaluated = run_evaluate(subject, index, self.recipe, features)
             run.log_metrics([{"step": subject.step, **evaluated.metrics, **evaluated.intervals}])
-            run.log_html(storage.read_bytes(evaluated.page_uri).decode())
+            run.log_file(evaluated.page_uri)
+            if self._is_main:
+                self.parent.log_figures(evaluated.metrics, subject.step)
+                self.parent.log_file(evaluated.page_uri)
+                made_by = f", step {subject.step:,}" if subject.model else ""
+                self._describe(f"{evaluated.summary}{made_by}; {_REPORT}", *([_GRID] if subject.model else []))
         return evaluated
 
     def promote(
@@ -159,7 +172,7 @@ class Pipeline:
             TrackingError: if MLflow is away; all that was made before is there, and the same command goes on here.
         """
         key = digest(["promote", weights.sha256, evaluated.report_uri])
-        with self.tracker.run("promote", parent=self.parent, key=key) as run:
+        with self._stage("promote", key, {}) as run:
             try:
                 version = self._register(run, weights)
                 with self._alone(version):
@@ -175,14 +188,16 @@ class Pipeline:
                     )
             except TrackingError as error:
                 raise TrackingError(f"{error}; the report is made, the same command again promotes") from error
-            run.set_tags({"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason})
+            facts = {"version": str(version), "promoted": str(promotion.promoted), "reason": promotion.reason}
+            run.set_tags(facts)
+            self.parent.set_tags(facts)
         return version, promotion
 
     def _alone(self, version: int) -> AbstractContextManager[object]:
         """No other promotion of this model in this store meanwhile: two at once could crown the worse."""
         if is_champion(self.tracker, self.model_name, version):
             return nullcontext()  # nothing to crown
-        return hold(storage.join(self.recipe.store, "registry", self.model_name), say=say, until_free=True)
+        return alone(self.recipe.store, self.model_name)
 
     def sweep(
         self, config: SweepStage, space: "Space", index: DatasetIndex, name: str, weights: Weights | None = None
@@ -197,16 +212,18 @@ class Pipeline:
 
         key = digest(["sweep", self.recipe.store, name])
         with (
-            self.tracker.run("sweep", parent=self.parent, key=key, params={"sweep": to_json(config)}) as run,
+            self._stage("sweep", key, {"sweep": to_json(config)}) as run,
             hold(sweep_folder(self.recipe.store, name), say=say) as held,
         ):
             self._log_dataset(run, index)
             swept = run_sweep(self.recipe, config, space, index, held, self.tracker, run, weights)
             for uri in (swept.uri, swept.winner_uri):
-                run.log_text(storage.read_bytes(uri).decode(), uri.rpartition("/")[2])
-            run.log_html(storage.read_bytes(swept.page_uri).decode(), "sweep.html")
+                run.log_file(uri)
+            run.log_file(swept.page_uri)
             run.set_tags({"verdict": swept.verdict, "winner": swept.ranking[0].words, "state": swept.state})
-            run.describe(in_markdown(swept.ranking, swept.verdict))
+            table = in_markdown(swept.ranking, swept.verdict)
+            run.describe(table)
+            self._describe(table)
         return swept
 
     def find_weights(self, model: str | None) -> Weights:
@@ -218,6 +235,21 @@ class Pipeline:
         if warning := young_weights(weights.config, weights.step):
             say(f"{weights.uri}: {warning}")
         return weights
+
+    def _stage(
+        self, name: str, key: str, params: Mapping[str, Any], *, shown_above: bool = False
+    ) -> AbstractContextManager[RunHandle]:
+        return self.tracker.run(
+            f"{name} {self.recipe.recipe}", key=key, parent=self.parent, shown_above=shown_above, params=params
+        )
+
+    @property
+    def _is_main(self) -> bool:
+        return self.recipe.train.seed == self.main_seed
+
+    def _describe(self, *said: str) -> None:
+        if self._is_main:
+            self.parent.describe("\n\n".join(said))
 
     def _register(self, run: RunHandle, weights: Weights) -> int:
         weights.check()
@@ -237,7 +269,11 @@ class Pipeline:
                 name=self.model_name,
                 weights=path,
                 config={**weights.config, "training": training},
-                facts={**training, "code_version": code_version()},
+                facts={
+                    **training,
+                    "seed": weights.config.get("train", {}).get("seed", ""),
+                    "code_version": code_version(),
+                },
             )
 
     def _log_dataset(self, run: RunHandle, index: DatasetIndex) -> None:
@@ -248,8 +284,8 @@ class Pipeline:
             "own_splits": list(index.own_splits),
             "source": self.recipe.dataset or self.recipe.data.source,
         }
-        name = self.recipe.recipe
-        run.log_dataset(name, index.digest, index.uri, index.counts, facts)
+        for each in (run, self.parent):
+            each.log_dataset(self.recipe.recipe, index.digest, index.uri, index.counts, facts)
 
 
 @contextmanager
@@ -271,10 +307,8 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
                 check_cluster(ask)
             check_reach(recipe.store, recipe.data.source if reads_source and recipe.dataset is None else None)
         tracker = open_tracking(recipe.store, f"ddpm-{recipe.recipe}")
-        plain = to_json(recipe)
-        decides = [plain[part] for part in ("data", "unet", "schedule", "reverse", "loss")]
-        decides += [recipe.dataset] if recipe.dataset else []
-        key = digest(["line", recipe.store, recipe.name, *decides])
-        name = recipe.name or f"{recipe.recipe}-{key}"
-        with tracker.run(name, key=key, tags={"recipe": recipe.recipe, "store": recipe.store}) as parent:
-            yield Pipeline(recipe, tracker, parent)
+        decides, data = settings(recipe), to_json(recipe.data)
+        key = digest(["pipeline", recipe.store, recipe.name, recipe.dataset, data, decides])
+        tags = {"recipe": recipe.recipe, "store": recipe.store}
+        with tracker.run(recipe.name or f"{recipe.recipe}-{key}", key=key, tags=tags, params=told(recipe)) as parent:
+            yield Pipeline(recipe, tracker, parent, recipe.train.seed)

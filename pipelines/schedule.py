@@ -39,13 +39,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
-from ddpm_core.errors import InputError, nearest
-from pipelines.cli.command import Outcome, run_command, typed
-from pipelines.cli.parsing import parse_flags
+from ddpm_core.errors import InputError
+from pipelines.cli.command import Outcome, typed
+from pipelines.cli.subcommands import Subcommand, run_subcommand
 from pipelines.progress import shown
 from pipelines.recipes.config import check_name, default_store
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick
@@ -231,74 +231,45 @@ def _local(calendar: Calendar, moment: datetime) -> str:
     return f"{moment.astimezone(calendar.zone):%a %Y-%m-%d %H:%M %Z}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Command:
-    about: str
-    do: Callable[[Any], Outcome]
-    name: Literal["needed", "possible", "none"] = "needed"
-    args: type[ScheduleArgs] = ScheduleArgs
-    plan: Callable[[Any], list[str]] = lambda args: []
+def check(args: ScheduleArgs) -> None:
+    """Refuse a name that is none, or of no schedule."""
+    if args.name:
+        check_name(args.name)
+        args.schedules.read(args.name)
+
+
+def check_add(args: AddArgs) -> None:
+    """Refuse a name that is none."""
+    check_name(args.name)
+
+
+def _of_one(about: str, do: Callable[[ScheduleArgs], Outcome], optional: bool = False) -> Subcommand:
+    return Subcommand(about=about, args=ScheduleArgs, do=do, words=("name",), optional=optional, check=check)
 
 
 COMMANDS = {
-    "add": _Command(about="A new schedule: what follows -- is its command.", do=add, args=AddArgs, plan=plan_add),
-    "list": _Command(about="All schedules of a store.", do=listing, name="none"),
-    "show": _Command(about="A schedule, and its last ticks.", do=show),
-    "pause": _Command(about="No ticks from now on.", do=pause),
-    "resume": _Command(about="Ticks again, from now on.", do=resume),
-    "remove": _Command(about="Forget a schedule; what it made stays.", do=remove),
-    "run-now": _Command(about="Do it now, whenever it is due.", do=run_now),
-    "tick": _Command(about="Do what is due now, once; exit code 1 if something failed.", do=tick, name="possible"),
-    "run": _Command(about="Do what is due, until Ctrl-C.", do=run, name="possible"),
-    "units": _Command(
-        about="A crontab line and systemd units that call `tick` each minute.", do=print_units, name="none"
+    "add": Subcommand(
+        about="A new schedule: what follows -- is its command.",
+        args=AddArgs,
+        do=add,
+        words=("name",),
+        rest="command",
+        check=check_add,
+        plan=plan_add,
+    ),
+    "list": Subcommand(about="All schedules of a store.", args=ScheduleArgs, do=listing),
+    "show": _of_one("A schedule, and its last ticks.", show),
+    "pause": _of_one("No ticks from now on.", pause),
+    "resume": _of_one("Ticks again, from now on.", resume),
+    "remove": _of_one("Forget a schedule; what it made stays.", remove),
+    "run-now": _of_one("Do it now, whenever it is due.", run_now),
+    "tick": _of_one("Do what is due now, once; exit code 1 if something failed.", tick, optional=True),
+    "run": _of_one("Do what is due, until Ctrl-C.", run, optional=True),
+    "units": Subcommand(
+        about="A crontab line and systemd units that call `tick` each minute.", args=ScheduleArgs, do=print_units
     ),
 }
 
 
-def main(argv: list[str]) -> None:
-    """Run a command of a schedule."""
-    word = argv[0] if argv and not argv[0].startswith("-") else ""
-    if word in COMMANDS:
-        _run(COMMANDS[word], word, argv[1:])
-        return
-    if not word and {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return
-    known = f"expected {', '.join(COMMANDS)}{nearest(word, COMMANDS)} (--help says what each does)"
-    print(f"error: schedule.py has no command {word!r}; {known}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _run(command: _Command, word: str, argv: list[str]) -> None:
-    place = argv.index("--") if "--" in argv and word == "add" else len(argv)
-    scheduled = tuple(argv[place + 1 :])
-
-    def read(args_type: type[Any], flags: list[str], program: str, about: str) -> Any:
-        name = flags.pop(0) if command.name != "none" and flags and not flags[0].startswith("-") else ""
-        if command.name == "needed" and not name and not {"-h", "--help"} & set(flags):
-            raise InputError(f"{word} has no name; expected `schedule.py {word} NAME`")
-        if name:
-            check_name(name)
-        default = args_type(name=name, **({"command": scheduled} if scheduled else {}))
-        rest = {"add": " NAME [flags] -- COMMAND", "needed": " NAME [flags]", "possible": " [NAME] [flags]"}
-        usage = rest.get(word) or rest.get(command.name, " [flags]")
-        return parse_flags(args_type, flags, default, f"{program} {word}{usage}", about)
-
-    def check(args: ScheduleArgs) -> None:
-        if args.name and word != "add":
-            args.schedules.read(args.name)
-
-    run_command(
-        command.args,
-        command.about,
-        check=check,
-        plan=command.plan,
-        run=command.do,
-        read=read,
-        argv=argv[:place],
-    )
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_subcommand("schedule.py", __doc__ or "", COMMANDS, sys.argv[1:])

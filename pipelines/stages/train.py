@@ -27,7 +27,7 @@ from ddpm_core.types import Tensor
 from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
-from pipelines.tracking import RunHandle
+from pipelines.tracking import Machine, RunHandle
 from pipelines.training.run import check_run, run_name, worker_spec
 from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator, averaged_model
@@ -105,14 +105,16 @@ class _ProgressReporter:
     def __init__(self, run: RunHandle, shown: Progress, validator: Validator, train: TrainConfig) -> None:
         self._run, self._shown, self._validator, self._train = run, shown, validator, train
         self._warned = False
+        self._step, self._machine = 0, Machine()
 
     def tell(self, events: list[tuple[str, Any]]) -> None:
         """What the workers posted."""
         rows = [what for kind, what in events if kind == "logged"]
         if rows:
             latest = rows[-1]
+            self._step = int(latest["step"])
             self._shown.set(
-                int(latest["step"]),
+                self._step,
                 loss=f"{latest['loss']:.4f}",
                 grad=f"{latest['grad_norm']:.2f}",
                 speed=f"{latest['images_per_s']:.0f} images/s",
@@ -121,7 +123,7 @@ class _ProgressReporter:
         for kind, what in events:
             if kind == "preview":
                 self._warn_once(what["step"])
-                self._run.log_picture(storage.read_bytes(what["uri"]), "samples/ema", step=what["step"])
+                self._run.log_picture(what["uri"], "samples/ema", step=what["step"])
             elif kind == "saved":
                 self._validator.saved(what)
             elif kind == "validated":
@@ -129,6 +131,9 @@ class _ProgressReporter:
             elif kind == "warned":
                 self._shown.say(what)
         self.note(self._validator.found())
+        if self._step and (machine := self._machine.read()):
+            self._run.log_metrics([{"step": self._step, **machine}])
+        self._run.keep_up()
 
     def note(self, metrics: list[dict[str, float]]) -> None:
         """What validation found."""

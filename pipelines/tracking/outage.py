@@ -1,18 +1,10 @@
-"""What to do when the tracking server is away: the work goes on, and one line says so."""
+"""What is an outage of the tracking server, and what somebody's mistake; and either in one line."""
 
-import logging
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ddpm_core.errors import InputError, UserError
 from pipelines.progress import shown
-
-logger = logging.getLogger(__name__)
-
-# After a failure the server is left alone for so long: a call to a dead one can take seconds to fail.
-RETRY_AFTER_S = 60.0
 
 # Errors of these packages come from the server, its database or its artifacts. By name: most are not imported here.
 _OUTSIDE = {"mlflow", "requests", "urllib3", "botocore", "boto3", "s3transfer", "sqlalchemy"}
@@ -54,44 +46,3 @@ def refused(doing: str) -> Iterator[None]:
         if isinstance(error, TrackingError) or not is_outage(error):
             raise
         raise TrackingError(f"{doing}: {one_line(error)}") from error
-
-
-class Outages:
-    """Keeps a failing tracking server from stopping a stage."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._retry_at = 0.0
-        self._told = False
-        self._lost: Counter[str] = Counter()
-
-    def attempt(self, call: Callable[[], object], what: str | None = None) -> None:
-        """call(); if the server fails, or failed a moment ago, the work goes on, and one `what` is counted as lost."""
-        if time.monotonic() >= self._retry_at:
-            try:
-                call()
-                return
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                self.failed(f"MLflow at {self._uri} fails ({one_line(error)})")
-        if what is not None:
-            self._lost[what] += 1
-
-    def failed(self, said: str) -> None:
-        """Leave the server alone for a while. A person is told the first time; in the end, if anything is missing."""
-        self._retry_at = time.monotonic() + RETRY_AFTER_S
-        if not self._told:
-            self._told = True
-            logger.warning("%s; the work goes on, and the run's figures are kept for it on this machine", said)
-
-    def retry_now(self) -> None:
-        """Let the next attempt reach for the server, however short ago it failed."""
-        self._retry_at = 0.0
-
-    def settle(self) -> None:
-        """Say what was lost since the last time, if anything was."""
-        if self._lost:
-            told = ", ".join(f"{what} ({count})" for what, count in sorted(self._lost.items()))
-            logger.warning("MLflow misses: %s; they lie in the store", told)
-            self._lost.clear()

@@ -5,17 +5,22 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import platformdirs
 
+from ddpm_core import storage
+from ddpm_core.artifacts.run_record import hold
 from ddpm_core.errors import InputError
 from ddpm_core.interop.model_folder import CONFIG, WEIGHTS
+from pipelines.progress import say
 from pipelines.tracking.outage import TrackingError, refused
 from pipelines.tracking.packaging import log_model
 from pipelines.tracking.runs import RunHandle
+from pipelines.tracking.store import Server
 from pipelines.tracking.tracker import Tracker
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -60,40 +65,56 @@ def register_model(
     """
     client, digest = tracker.client, _sha256(weights)
     with refused(f"registering {name}"):
-        found = client.search_model_versions(f"name = '{_quotable(name)}' and tags.`weights_sha256` = '{digest}'")
-        if found:
-            version = min(int(each.version) for each in found)
-            if CANDIDATE not in client.get_registered_model(name).aliases:
-                client.set_registered_model_alias(name, CANDIDATE, str(version))
-            return version
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description="Denoising diffusion model; see each version's tags.")
-        model = log_model(tracker, run.open(), name=name, weights=weights, config=config)
-        tags = {
-            "weights_sha256": digest,
-            "model_id": model.model_id,
-            **{key: str(value) for key, value in facts.items()},
-        }
-        created = client.create_model_version(name, model.source, run.open(), tags, model_id=model.model_id)
-        # By this tag MLflow's pages link a logged model to its versions.
-        versions = json.dumps([{"name": name, "version": created.version}])
-        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
-        client.set_registered_model_alias(name, CANDIDATE, created.version)
-        return int(created.version)
+        version = _version_of(client, name, digest)
+        if version is None:
+            with alone(tracker.store, name):
+                version = _version_of(client, name, digest)
+                if version is None:
+                    return _create_version(tracker, run, name, weights, config, {"weights_sha256": digest, **facts})
+        if CANDIDATE not in client.get_registered_model(name).aliases:
+            client.set_registered_model_alias(name, CANDIDATE, str(version))
+        return version
 
 
-def resolve_model(tracker: Tracker, uri: str) -> ResolvedModel:
+def _version_of(client: Any, name: str, weights_sha256: str) -> int | None:
+    found = client.search_model_versions(f"name = '{_quotable(name)}' and tags.`weights_sha256` = '{weights_sha256}'")
+    return min((int(each.version) for each in found), default=None)
+
+
+def _create_version(
+    tracker: Tracker, run: RunHandle, name: str, weights: Path, config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> int:
+    client = tracker.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Denoising diffusion model; see each version's tags.")
+    model = log_model(tracker, run.open(), name=name, weights=weights, config=config)
+    tags = {"model_id": model.model_id, **{key: str(value) for key, value in facts.items()}}
+    created = client.create_model_version(name, model.source, run.open(), tags, model_id=model.model_id)
+    # By this tag MLflow's pages link a logged model to its versions.
+    versions = json.dumps([{"name": name, "version": created.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
+    client.set_registered_model_alias(name, CANDIDATE, created.version)
+    return int(created.version)
+
+
+def model_name(uri: str) -> str:
+    """Of models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    return _parts(uri)["name"]
+
+
+def resolve_model(tracker: Server, uri: str) -> ResolvedModel:
     """A registered version by models:/NAME@ALIAS or models:/NAME/VERSION, its files fetched once and checked.
 
     Raises:
         InputError: one line, naming the nearest that there is.
         TrackingError: if MLflow or the artifact store fails, or the weights are not those that were registered.
     """
-    match = _MODEL_URI.fullmatch(uri)
-    if match is None:
-        raise InputError(f"{uri} names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION")
     with refused(uri):
-        version = _find(tracker.client, uri, match["name"], match["alias"], match["version"])
+        version = find_version(tracker.client, uri)
         source = tracker.client.get_model_version_download_uri(version.name, version.version)
         return _fetch(tracker, version, source)
 
@@ -110,22 +131,81 @@ def default_model(tracker: Tracker, name: str) -> str:
     return f"models:/{name}@{CANDIDATE if CANDIDATE in aliases and CHAMPION not in aliases else CHAMPION}"
 
 
-def _find(client: Any, uri: str, name: str, alias: str | None, number: str | None) -> Any:
-    models = {model.name: model for model in client.search_registered_models(max_results=1000)}
-    if name not in models:
-        near = difflib.get_close_matches(name, models, n=1, cutoff=0.0)
-        hint = f"the nearest is {near[0]!r}" if near else "train one first"
-        raise InputError(f"{uri}: no model {name!r} is registered; {hint}")
-    aliases = dict(models[name].aliases)
-    versions = {int(each.version): each for each in client.search_model_versions(f"name = '{_quotable(name)}'")}
+def alone(store: str, name: str) -> AbstractContextManager[object]:
+    """Nobody else registers or promotes this model in this store meanwhile: two at once could crown the worse."""
+    return hold(storage.join(store, "registry", name), say=say, until_free=True)
+
+
+def models(server: Server) -> list[Any]:
+    """All registered models, by name."""
+    return sorted(_every(server.client.search_registered_models), key=lambda model: str(model.name))
+
+
+def registered(client: Any, name: str, uri: str = "") -> Any:
+    """A registered model.
+
+    Raises:
+        InputError: in one line, naming the nearest, if there is none.
+    """
+    found = client.search_registered_models(f"name = '{_quotable(name)}'")
+    if found:
+        return found[0]
+    names = [model.name for model in _every(client.search_registered_models)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    hint = f"the nearest is {near[0]!r}" if near else "train one first"
+    raise InputError(f"{uri or f'models:/{name}'}: no model {name!r} is registered; {hint}")
+
+
+def aliases_of(model: Any) -> dict[int, list[str]]:
+    """A registered model's aliases, by version."""
+    found: dict[int, list[str]] = {}
+    for alias, version in sorted(dict(model.aliases).items()):
+        found.setdefault(int(version), []).append(alias)
+    return found
+
+
+def versions(server: Server, name: str) -> list[Any]:
+    """Of a model, the newest first."""
+    found = _every(server.client.search_model_versions, f"name = '{_quotable(name)}'")
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def find_version(client: Any, uri: str) -> Any:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names.
+
+    Raises:
+        InputError: in one line, saying which there are, if there is none.
+    """
+    name, alias, number = _parts(uri).group("name", "alias", "version")
+    aliases = dict(registered(client, name, uri).aliases)
+    found = {int(each.version): each for each in _every(client.search_model_versions, f"name = '{_quotable(name)}'")}
     wanted = aliases.get(alias) if alias else number
-    if wanted is not None and int(wanted) in versions:
-        return versions[int(wanted)]
-    there = [f"{name}@{each}" for each in aliases] + [f"{name}/{each}" for each in sorted(versions)]
+    if wanted is not None and int(wanted) in found:
+        return found[int(wanted)]
+    there = [f"{name}@{each}" for each, version in aliases.items() if int(version) in found]
+    there += [f"{name}/{each}" for each in sorted(found)]
     raise InputError(f"{uri}: no such version; there are {', '.join(there) or 'none'}")
 
 
-def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
+def _parts(uri: str) -> re.Match[str]:
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise InputError(f"{uri} names no model; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return match
+
+
+def _every(search: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    """All pages of what MLflow finds."""
+    token = None
+    while True:
+        page = search(*args, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _fetch(tracker: Server, version: Any, source: str) -> ResolvedModel:
     digest = version.tags.get("weights_sha256")
     if digest is None:
         raise InputError(
@@ -147,7 +227,7 @@ def _fetch(tracker: Tracker, version: Any, source: str) -> ResolvedModel:
     )
 
 
-def _files(tracker: Tracker, uri: str, digest: str) -> Path:
+def _files(tracker: Server, uri: str, digest: str) -> Path:
     """The folder of a model's files: a local store's own, else a cache of this user."""
     from mlflow.artifacts import download_artifacts
 

@@ -1,22 +1,19 @@
-"""One stage's MLflow run: continued by its key, written in batches, never twice."""
+"""One stage's run: what it logs goes into the store's record of it, and from there to MLflow, never twice."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_core import storage
-from ddpm_core.errors import InputError, MissingError
-from pipelines.tracking.delivery import KnownSteps, write
-from pipelines.tracking.journal import Entry, Journal, Lineage
+from ddpm_core.errors import InputError
 from pipelines.tracking.outage import is_refusal, one_line
+from pipelines.tracking.projection import DESCRIPTION, project
+from pipelines.tracking.record import Entry, Lineage, Recorded
 from pipelines.tracking.store import lock
 
 if TYPE_CHECKING:
@@ -32,33 +29,37 @@ _NAME = re.compile(r"[\w\-. :/@]+")
 
 
 class RunHandle:
-    """Writes to one run, by way of a journal on disk: what is logged is there before MLflow is asked to take it.
+    """Logs to one run. So a server that is away neither stops the caller nor costs a figure or a picture, whoever is killed
+    meanwhile; errors that are no outage raise."""
 
-    So a server that is away neither stops the caller nor costs a figure, whoever is killed meanwhile. What the run has
-    is left out at delivery, as by (metric, step): an answer may have been lost, or a resumed run computes steps anew.
-    Pictures and files are no part of it, as they lie in the store. Errors that are no outage raise.
-    """
-
-    def __init__(self, tracker: Tracker, name: str, *, key: str, parent: RunHandle | None) -> None:
+    def __init__(self, tracker: Tracker, name: str, *, key: str, parent: RunHandle | None, shown_above: bool) -> None:
         if not key or "'" in key or "`" in key:
             raise InputError(f"a run's key is {key!r}; expected a text without quotes")
         self._tracker, self.name, self._key, self._parent = tracker, name, key, parent
+        self._above = parent if shown_above else None
         self.lineage: Lineage = [[name, key], *(parent.lineage if parent else [])]
-        self._journal = Journal(tracker.uri, tracker.experiment, self.lineage)
-        self._started = _now()
+        self._record = tracker.records.new(self.lineage)
+        self._points: set[tuple[str, int]] = set()
+        self._waiting: list[Entry] = []
+        self._ended = False
+        self._marks: set[str] = set()
+        self._own_mark = ""
+        self._began = _now()
         self.run_id: str | None = None
         """MLflow's id of the run; None as long as the server could not be reached."""
-        self._steps: KnownSteps = defaultdict(set)
-        self._pictures: set[tuple[str, int]] | None = None
 
     def start(self, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         """Find or make the run, and mark it as running."""
-        self._log([["status", "RUNNING", self._started], *_tags(tags), *_params(params)])
-        self._tracker.outages.attempt(self.open)  # another process may have delivered for it
+        self._tracker.records.tidy(self.lineage)
+        self._points = {
+            (entry[1], entry[3]) for entry in self._tracker.records.read(self.lineage) if entry[0] == "metric"
+        }
+        self._log([["status", "RUNNING", self._began], *_tags(tags), *_params(params)], at_once=True)
 
     def end(self, status: str) -> None:
         """Give the run its final status: FINISHED, FAILED or KILLED."""
-        self._log([["status", status, _now()]])
+        self._ended = True
+        self._log([["status", status, _now()]], at_once=True)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log config values, nested names joined by dots. A param that the run already has keeps its value."""
@@ -69,27 +70,32 @@ class RunHandle:
         self._log(_tags(tags))
 
     def describe(self, markdown: str) -> None:
-        """What the UI shows as the run's description."""
-        self.set_tags({"mlflow.note.content": markdown})
+        """What the UI shows as the run's description; {run_id} and {experiment_id} in it become MLflow's."""
+        self.set_tags({DESCRIPTION: markdown})
 
-    def log_metrics(self, rows: Iterable[Mapping[str, float]], *, model_id: str | None = None) -> None:
-        """Log points, each row a `step` (0 if it has none) and values by name; `delivery.write` brings them to MLflow.
+    def log_metrics(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Log points, each row a `step` (0 if it has none) and values by name, in any order.
 
-        A metric has one point a step: the first that was logged.
-
-        Args:
-            rows: in any order.
-            model_id: MLflow's id of the logged model that the figures belong to.
+        A metric has one point a step: the first that was logged. A resumed run computes some anew.
         """
+        rows = list(rows)
+        if self._above:
+            self._above.log_metrics(
+                {name: value for name, value in row.items() if not name.startswith("system/")} for row in rows
+            )
+        now, fresh = _now(), []
+        for row in sorted(rows, key=lambda row: row.get("step", 0)):
+            step = int(row.get("step", 0))
+            for name, value in row.items():
+                if name != "step" and (point := (tracked_name(name), step)) not in self._points:
+                    self._points.add(point)
+                    fresh.append(["metric", point[0], float(value), step, now])
+        self._log(fresh)
+
+    def log_figures(self, figures: Mapping[str, float], step: int) -> None:
+        """Log what something came to, in the end: it replaces what was found before."""
         now = _now()
-        self._log(
-            [
-                ["metric", tracked_name(name), float(value), int(row.get("step", 0)), now, model_id]
-                for row in sorted(rows, key=lambda row: row.get("step", 0))
-                for name, value in row.items()
-                if name != "step"
-            ]
-        )
+        self._log([["figure", tracked_name(name), float(value), step, now] for name, value in figures.items()])
 
     def log_dataset(
         self,
@@ -115,35 +121,19 @@ class RunHandle:
         }
         self._log([["dataset", dataset, context]])
 
-    def log_picture(self, png: bytes, name: str, step: int | None = None) -> None:
-        """Log a PNG: with a step, in the UI's image grid, once a step; without, as the artifact <name>.png."""
-        image = _decode(png)
+    def log_picture(self, uri: str, name: str, step: int | None = None) -> None:
+        """Show a PNG of the store: with a step, in the UI's image grid, once a step; without, as the artifact <name>.png."""
+        if self._above:
+            self._above.log_picture(uri, name, step)
+        self._log([["picture", self._tracker.records.place(uri), name, step]])
 
-        def write() -> None:
-            if step is None:
-                self._client.log_image(self.open(), image, f"{name}.png")
-            else:
-                self._write_picture(image, name, step)
+    def log_file(self, uri: str, name: str | None = None) -> None:
+        """Show a text of the store (a page, JSON), as the artifact of that name."""
+        self._log([["file", self._tracker.records.place(uri), name or uri.rpartition("/")[2]]])
 
-        self._tracker.outages.attempt(write, "pictures")
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Log a local file as an artifact, in a folder of the run's artifacts."""
-        if not path.is_file():
-            raise MissingError(f"no file at {path}")
-        self._tracker.outages.attempt(lambda: self._client.log_artifact(self.open(), str(path), folder), "files")
-
-    def log_dict(self, data: Mapping[str, Any], name: str) -> None:
-        """Log JSON as the artifact `name`."""
-        self.log_text(json.dumps(data, indent=2), name)
-
-    def log_html(self, html: str, name: str = "report.html") -> None:
-        """Log a page, which the UI shows."""
-        self.log_text(html, name)
-
-    def log_text(self, text: str, name: str) -> None:
-        """Log a text as the artifact `name`."""
-        self._tracker.outages.attempt(lambda: self._client.log_text(self.open(), text, name), "files")
+    def keep_up(self) -> None:
+        """Bring what was logged to the store and to MLflow, if the last time is long enough ago."""
+        self._tracker.keep_up()
 
     def open(self) -> str:
         """The run's id; the first call finds the run of this key or makes one. Raises if the server is away."""
@@ -152,58 +142,79 @@ class RunHandle:
             with lock(self._tracker.uri):
                 experiment, same_key = self._tracker.experiment_id, f"tags.`{KEY_TAG}` = '{self._key}'"
                 found = self._client.search_runs([experiment], same_key, order_by=["attributes.start_time"])
-                tags = {KEY_TAG: self._key, **parent}
-                run = found[0] if found else self._client.create_run(experiment, self._started, tags, self.name)
+                if not found:
+                    self.flush()
+                    # A new one gets all of it.
+                    self._waiting = self._tracker.records.read(self.lineage) or self._waiting
+                    began = min([self._began, *(entry[2] for entry in self._waiting if entry[0] == "status")])
+                    tags = {KEY_TAG: self._key, **parent}
+                    found = [self._client.create_run(experiment, began, tags, self.name)]
+            run = found[0]
             if parent and _PARENT_TAG not in run.data.tags:
                 self._client.set_tag(run.info.run_id, _PARENT_TAG, parent[_PARENT_TAG])
             self.run_id = run.info.run_id
         return self.run_id
 
+    # --- for the tracker
+
     @property
     def waits(self) -> bool:
         """Whether something is still to be delivered."""
-        return self._journal.waits
+        return bool(self._waiting)
+
+    def adopt(self, recorded: Recorded) -> None:
+        """Take over what a process that is gone has recorded: all of it, as nobody knows what was delivered."""
+        self._waiting += recorded.entries
+        self._marks |= set(recorded.marks)
+        self._ended = next((entry[1] for entry in reversed(recorded.entries) if entry[0] == "status"), "") != "RUNNING"
+
+    def take_over(self, other: RunHandle) -> None:
+        """Deliver what another handle of the same run has to."""
+        self._waiting, self._marks = other._waiting + self._waiting, other._marks | self._marks
+        other._waiting, other._marks = [], set()
+
+    def flush(self) -> None:
+        """Have what was logged stand in the store, and that MLflow may miss it."""
+        if self._waiting and not self._own_mark:
+            self._own_mark = self._tracker.records.mark(self._record)
+            self._marks.add(self._own_mark)
+        self._record.flush()
+
+    def settle(self) -> None:
+        """Once it has ended, and MLflow knows all of it, have the store say so."""
+        if self._ended and not self._waiting:
+            while self._marks:
+                storage.delete(self._marks.pop())
+            self._own_mark = ""
 
     def deliver(self) -> None:
-        """Write to MLflow what waits in the journal. Raises if the server is away; nothing is lost then."""
+        """Write to MLflow what waits. Raises if the server is away; nothing is lost then."""
+        if not self._waiting:
+            return
+        run = self._client.get_run(self.open())
+        if run.info.lifecycle_stage == "deleted":  # in the UI, meanwhile
+            self.run_id = None
+            run = self._client.get_run(self.open())
+        waiting, self._waiting = self._waiting, []
         try:
-            self._journal.deliver(self._write)
-        except Exception as error:
-            if not is_refusal(error):
+            project(self._client, run, waiting, self._tracker.records.uri)
+        except BaseException as error:  # Ctrl-C, too
+            if not (isinstance(error, Exception) and is_refusal(error)):
+                self._waiting = waiting + self._waiting
                 raise
-            kept = self._journal.set_aside()
             logger.warning(
-                "MLflow refuses figures of run %s (%s), they are kept in %s", self.name, one_line(error), kept
+                "MLflow refuses figures of run %s (%s); they stay in the store's record", self.name, one_line(error)
             )
 
     @property
     def _client(self) -> Any:
         return self._tracker.client
 
-    def _log(self, entries: list[Entry]) -> None:
+    def _log(self, entries: list[Entry], *, at_once: bool = False) -> None:
         if entries:
-            self._journal.append(entries)
-            self._tracker.deliver()
-
-    def _write(self, entries: list[Entry]) -> None:
-        """Write entries to the run as the server has it now."""
-        self._started = min([self._started, *(entry[2] for entry in entries if entry[0] == "status")])
-        run = self._client.get_run(self.open())
-        if run.info.lifecycle_stage == "deleted":  # in the UI, meanwhile; the rest goes to a new one
-            self.run_id = None
-            run = self._client.get_run(self.open())
-        write(self._client, run, entries, self._steps)
-
-    def _write_picture(self, image: Any, name: str, step: int) -> None:
-        run_id = self.open()
-        if self._pictures is None:
-            # MLflow's own naming; the compressed copy is the last thing that log_image writes.
-            written = re.compile(r"images/(.+)\+step\+(\d+)\+.*\+compressed\.webp")
-            there = (written.fullmatch(each.path) for each in self._client.list_artifacts(run_id, "images"))
-            self._pictures = {(found[1].replace("~", "/"), int(found[2])) for found in there if found}
-        if (name, step) not in self._pictures:
-            self._client.log_image(run_id, image, key=name, step=step)
-            self._pictures.add((name, step))
+            self._record.append(entries)
+            self._waiting += entries
+            self._tracker.keep_up(at_once=at_once)
 
 
 def _now() -> int:
@@ -211,7 +222,7 @@ def _now() -> int:
 
 
 def tracked_name(name: str) -> str:
-    """The name as MLflow takes it, `fid at 2048` for `fid@2048`: what it would refuse must not reach the journal."""
+    """The name as MLflow takes it, `fid at 2048` for `fid@2048`: what it would refuse must not reach the record."""
     if not _NAME.fullmatch(name):
         raise InputError(f"the name of a metric, param or tag is {name!r}; expected letters, digits and _-. :/")
     return name.replace("@", " at ")
@@ -240,11 +251,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = json.dumps(value) if isinstance(value, list | tuple | Mapping) else str(value)
             flat[f"{prefix}{name}"] = _utf8(text)[:MAX_VALUE]
     return flat
-
-
-def _decode(png: bytes) -> Any:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(png))
-    image.load()
-    return image

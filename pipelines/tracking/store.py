@@ -1,6 +1,7 @@
 """Where MLflow keeps its records, and how they are opened."""
 
 import fcntl
+import logging
 import os
 import re
 import sqlite3
@@ -8,9 +9,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import platformdirs
@@ -18,11 +20,13 @@ import platformdirs
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.progress import say, shown
-from pipelines.tracking.outage import one_line
+from pipelines.tracking.outage import is_outage, one_line
+
+logger = logging.getLogger(__name__)
 
 # Set before MLflow is imported, unless the user set them: no telemetry, only warnings, no progress bars, no links, a dead server
 # noticed in seconds (MLflow's own defaults retry for minutes, and would make a run twice where the first answer was
-# lost; what fails is tried again from the journal). A uv.lock in the working directory is not our model's.
+# lost; what fails is tried again from the record). A uv.lock in the working directory is not our model's.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -36,6 +40,10 @@ _ENVIRONMENT = {
     "AWS_MAX_ATTEMPTS": "6",
 }
 _SQLITE = "sqlite:///"
+_KINDS = (_SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
+"""What MLflow keeps runs in; it reads no more those that it kept in folders."""
+_DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Packages, by what they are imported as."""
 _PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -44,6 +52,10 @@ _PLACES = (
     ("model_versions", "storage_location"),
 )
 """Of its SQLite, what says where artifacts lie."""
+
+
+class AwayError(InputError):
+    """A server does not answer, or not as one should."""
 
 
 def tracking_uri(store: str) -> str:
@@ -161,6 +173,34 @@ def import_meanwhile() -> Iterator[None]:
     # Of Ctrl-C not: it may have broken off an import of this thread's, and left it locked for the other one for ever.
 
 
+class Server(Protocol):
+    """An MLflow that is opened."""
+
+    client: Any
+    uri: str
+
+
+@dataclass
+class _Opened:
+    client: Any
+    uri: str
+
+
+def open_server(store: str) -> Server:
+    """The MLflow of a store, without an experiment.
+
+    Raises:
+        InputError: one line, if it does not open.
+    """
+    check_place(store)
+    uri = tracking_uri(store)
+    client = open_client(uri)
+    follow_move(store, uri)
+    if risk := registry_at_risk(store):
+        logger.warning(risk)
+    return _Opened(client, uri)
+
+
 def new_client(uri: str) -> Any:
     """An MlflowClient; of a server nothing is asked yet."""
     quiet_environment()
@@ -175,6 +215,11 @@ def open_client(uri: str) -> Any:
     Raises:
         InputError: one line, if the store cannot be opened.
     """
+    if not uri.startswith(_KINDS):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI is {shown(uri)}; expected a server's http://HOST:PORT, or a database's sqlite:///PATH or "
+            "postgresql://USER@HOST/NAME, or unset it"
+        )
     quiet_environment()
     from mlflow.exceptions import MlflowException
 
@@ -183,10 +228,27 @@ def open_client(uri: str) -> Any:
             client = new_client(uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
-    except (MlflowException, OSError) as error:
-        remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
-        raise InputError(f"MLflow at {shown(uri)} cannot be opened ({one_line(error)}); check {remedy}") from error
+    except Exception as error:
+        if not (is_outage(error) or isinstance(error, MlflowException | ImportError)):
+            raise
+        refused = re.search("error code 40[13]", str(error))
+        kind = AwayError if is_server(uri) and not refused else InputError
+        raise kind(f"MLflow at {shown(uri)} cannot be opened{_why(uri, error)}") from error
     return client
+
+
+def _why(uri: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        package = _DRIVERS.get(error.name or "", error.name)
+        return f": the Python package {error.name} is missing; pip install {package}"
+    if "out-of-date database schema" in str(error):
+        return f": it was made by another version of MLflow; after a backup of it, mlflow db upgrade '{shown(uri)}'"
+    if re.search("error code 40[13]", str(error)):
+        return ": it asks for another user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if "is locked" in str(error):
+        return ": another program holds it; try again once that has ended"
+    remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
+    return f" ({one_line(error)}); check {remedy}"
 
 
 @contextmanager

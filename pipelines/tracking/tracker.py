@@ -1,17 +1,20 @@
-"""An opened tracking store and experiment: every stage is a run in it. A stage logs to `runs.py`, `delivery.py` sends it."""
+"""An opened tracking store and experiment: every stage is a run in it. What runs log is brought to the store, then to MLflow."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ddpm_core import storage
 from ddpm_core.errors import HeldError, InputError
+from pipelines.naming import digest
 from pipelines.progress import shown
-from pipelines.tracking.journal import digest, journal_folder, waiting
-from pipelines.tracking.outage import Outages, refused
+from pipelines.tracking.outage import is_outage, one_line, refused
+from pipelines.tracking.record import Recorded, Records, experiments
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
+    AwayError,
     artifact_location,
     check_place,
     follow_move,
@@ -25,17 +28,25 @@ from pipelines.tracking.store import (
 
 logger = logging.getLogger(__name__)
 
+EVERY_S = 10.0
+"""What was logged reaches the store and MLflow after so long at most: what a kill costs."""
+RETRY_AFTER_S = 60.0
+"""After a failure the server is left alone for so long: a call to a dead one can take seconds to fail."""
+
 
 class Tracker:
     """Holds the client, the experiment, and the runs that have something to tell."""
 
-    def __init__(self, client: Any, uri: str, experiment: str, experiment_id: str) -> None:
+    def __init__(self, client: Any, uri: str, store: str, experiment: str, experiment_id: str) -> None:
         self.client = client
         self.uri = uri
+        self.store = store
         self.experiment = experiment
         self.experiment_id = experiment_id
-        self.outages = Outages(shown(uri))
+        self.records = Records(store, experiment, uri)
         self._runs: dict[str, RunHandle] = {}
+        self._kept_up = self._retry_at = 0.0
+        self._told: set[str] = set()
 
     @property
     def shown_uri(self) -> str:
@@ -49,6 +60,7 @@ class Tracker:
         *,
         key: str,
         parent: RunHandle | None = None,
+        shown_above: bool = False,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Iterator[RunHandle]:
@@ -61,10 +73,13 @@ class Tracker:
             name: what a person reads.
             key: what the stage makes, as a stable identity (an artifact's fingerprint); stored as the tag `ddpm.key`.
             parent: the run in which it is shown.
+            shown_above: whether its points and pictures are the parent's, too.
             tags: facts to find it by.
             params: config, nested as it may be; what the run already has is left as it is.
         """
-        handle = RunHandle(self, name, key=key, parent=parent)
+        handle = RunHandle(self, name, key=key, parent=parent, shown_above=shown_above)
+        if key in self._runs:
+            handle.take_over(self._runs[key])
         self._runs[key] = handle
         handle.start(tags or {}, params or {})
         status: str | None = "FINISHED"
@@ -78,43 +93,86 @@ class Tracker:
             raise
         finally:
             if parent is None:
-                self.outages.retry_now()
+                self._retry_at = 0.0
             if status:
                 handle.end(status)
             if parent is None:
                 self._settle()
 
-    def deliver(self) -> None:
-        """Write what waits, of all runs, unless the server failed a moment ago."""
-        self.outages.attempt(self._deliver)
+    def keep_up(self, *, at_once: bool = False) -> None:
+        """Bring what was logged to the store and to MLflow, if the last time is long enough ago."""
+        if at_once or time.monotonic() - self._kept_up >= EVERY_S:
+            self._kept_up = time.monotonic()
+            runs = list(self._runs.values())
+            self._in_store([run.flush for run in runs])
+            self._deliver()
+            self._in_store([run.settle for run in runs])
 
-    def adopt_waiting(self) -> None:
-        """Take over what processes that are gone could not deliver; it goes out with the next that is logged."""
-        for lineage in waiting(self.uri, self.experiment):
+    def failed(self, said: str) -> None:
+        """Leave the server alone for a while. A person is told the first time; in the end, if anything is missing."""
+        self._retry_at = time.monotonic() + RETRY_AFTER_S
+        self._tell(f"{said}; the work goes on, and the store keeps what MLflow misses", "server")
+
+    def adopt(self, runs: Iterable[Recorded]) -> int:
+        """Take over what is on record; it goes to MLflow with the next that is logged. Returns how many runs there are."""
+        adopted = list(runs)
+        for recorded in adopted:
             run: RunHandle | None = None
-            for name, key in reversed(lineage):
-                run = self._runs.setdefault(key, RunHandle(self, name, key=key, parent=run))
+            for name, key in reversed(recorded.lineage):
+                if key not in self._runs:
+                    self._runs[key] = RunHandle(self, name, key=key, parent=run, shown_above=False)
+                run = self._runs[key]
+            assert run is not None
+            run.adopt(recorded)
+        return len(adopted)
+
+    def _in_store(self, writes: Sequence[Callable[[], None]]) -> None:
+        try:
+            for write in writes:
+                write()
+        except OSError as error:  # the work itself writes there too, and decides whether it can go on
+            self._tell(
+                f"the store does not take what MLflow is to show ({one_line(error)}); it is tried again", "store"
+            )
+
+    def deliver(self) -> None:
+        """Write what waits, of all runs. Raises if the server is away; nothing is lost then."""
+        while any(run.waits for run in self._runs.values()):  # to find a run may make its parent
+            for run in list(self._runs.values()):
+                run.deliver()
 
     def _deliver(self) -> None:
-        for run in self._runs.values():
-            run.deliver()
+        """Write what waits, unless the server failed a moment ago."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self.deliver()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            self.failed(f"MLflow at {self.shown_uri} fails ({one_line(error)})")
 
     def _settle(self) -> None:
         if any(run.waits for run in self._runs.values()):
             logger.warning(
-                "what MLflow at %s misses waits in %s; the same command again delivers it",
+                "MLflow at %s misses some of it; the next command on this store and recipe, or "
+                "`python -m pipelines.tracking sync`, brings it there",
                 self.shown_uri,
-                journal_folder(),
             )
-        self.outages.settle()
+
+    def _tell(self, line: str, of: str) -> None:
+        """A line, the first time that something fails."""
+        if of not in self._told:
+            self._told.add(of)
+            logger.warning("%s", line)
 
 
 def open_tracking(store: str, experiment: str) -> Tracker:
     """Open the tracking store, made if new, and the experiment in it. In a driver, before its workers start.
 
     A server that is away is a user's mistake the first time, as a misspelt address is away too. Once this store's
-    experiment was opened on it, it is an outage: a run of days that is started again meanwhile shall go on, so all is
-    journaled and delivered later. The store keeps the record of that, as it is what all nodes see that may be next.
+    experiment was opened on it, it is an outage: a run of days that is started again meanwhile shall go on, so all
+    waits in the store and is delivered later. Whether it was opened stands in the store, which all nodes see that may be next.
 
     Args:
         store: the store's URI; its experiments keep their artifacts under <store>/mlflow.
@@ -125,23 +183,43 @@ def open_tracking(store: str, experiment: str) -> Tracker:
     """
     check_place(store)
     uri = tracking_uri(store)
-    record = storage.join(store, "mlflow", "opened", digest(uri, experiment))
+    record = storage.join(store, "mlflow", "opened", digest([uri, experiment], 16))
     try:
         client = open_client(uri)
-    except ValueError as error:
-        if not is_server(uri) or not storage.exists(record):
+    except AwayError as error:
+        if not storage.exists(record):
             raise
-        tracker = Tracker(new_client(uri), uri, experiment, storage.read_bytes(record).decode())
-        tracker.outages.failed(str(error))
+        tracker = Tracker(new_client(uri), uri, store, experiment, storage.read_bytes(record).decode())
+        tracker.failed(str(error))
     else:
         follow_move(store, uri)
-        tracker = Tracker(client, uri, experiment, _open_experiment(client, store, uri, experiment))
+        tracker = Tracker(client, uri, store, experiment, _open_experiment(client, store, uri, experiment))
         if is_server(uri):
             storage.write_bytes(record, tracker.experiment_id.encode())
     if risk := registry_at_risk(store):
         logger.warning(risk)
-    tracker.adopt_waiting()
+    tracker.adopt(tracker.records.undelivered())
     return tracker
+
+
+def sync(store: str) -> dict[str, int]:
+    """Bring MLflow to all that is on a store's record, whatever it has of it: another server, or one that lost its own.
+
+    Returns:
+        the number of runs, by experiment.
+
+    Raises:
+        InputError: in one line, if the tracking store does not open.
+        TrackingError: likewise, if it fails meanwhile.
+    """
+    runs = {}
+    for experiment in experiments(store):
+        tracker = open_tracking(store, experiment)
+        runs[experiment] = tracker.adopt(tracker.records.all())
+        with refused(f"MLflow at {tracker.shown_uri}"):
+            tracker.deliver()
+        tracker.keep_up(at_once=True)
+    return runs
 
 
 def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:

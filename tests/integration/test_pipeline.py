@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import ddpm_core
+from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex
@@ -30,6 +32,9 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
 from pipelines import evaluate, workflow
+from pipelines import store as store_command
+from pipelines.cli.subcommands import run_subcommand
+from pipelines.inventory import KINDS, inventory, remove
 from pipelines.naming import run_folder
 from pipelines.pipeline import Pipeline, open_pipeline
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
@@ -141,7 +146,86 @@ def test_a_second_run_computes_nothing_and_finds_the_same(
 
 
 def _is_artifact(path: Path) -> bool:
-    return path.is_file() and "mlflow" not in path.as_posix() and "/ray/" not in path.as_posix()
+    return path.is_file() and not any(part in path.as_posix() for part in ("mlflow", "/tracking/", "/ray/"))
+
+
+def _of_store(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a word of store.py."""
+    code = 0
+    try:
+        run_subcommand("store.py", "", store_command.COMMANDS, list(words))
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
+    made: tuple[Recipe, dict[str, str], dict[str, float]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = made[0].store, str(tmp_path / "new")
+    items = {item.kind: item for item in inventory(old).values() if item.kind in KINDS}
+    assert items.keys() == {"datasets", "runs", "samples", "reports"}
+    dataset, run, samples, report = (items[kind].name for kind in KINDS[:4])
+    lines = {line.split()[1]: line for line in _of_store(capsys, "list", "--store", old)[1].splitlines()[:-1]}
+    assert "of models:/ddpm-digits/1" in lines[run] or "models:/ddpm-digits/1" in lines[run].partition(" of ")[2]
+    assert report in lines[samples]
+
+    # With what it needs; twice, as after a kill.
+    for _ in range(2):
+        code, out, _ = _of_store(capsys, "copy", report, new, "--store", old)
+        assert (code, sorted(line.split()[1].rstrip(",") for line in out.splitlines()[:4])) == (
+            0,
+            sorted([dataset, run, samples, report]),
+        )
+    code, out, _ = _of_store(capsys, "verify", "--store", new)
+    assert (code, out.count("as it was written")) == (0, 4)
+
+    for name, file, said in (
+        (dataset, "shard-000000.tar", "shard-000000.tar is not what was written"),
+        (run, "step-00000006/ema-*.safetensors", "step-00000006 is damaged"),
+        (samples, "block-000000000000.tar", "1 blocks are missing, the first is that of seed 0"),
+        (report, "report.html", "report.html"),
+    ):
+        path = next(Path(new, name).rglob(file))
+        content = path.read_bytes()
+        path.unlink()  # the copy is another name of the same file
+        if name != samples:
+            path.write_bytes(content[:-1] + b"?")
+        code, out, _ = _of_store(capsys, "verify", name, "--store", new)
+        assert code == 1
+        assert said in out
+        path.write_bytes(content)
+
+    code, _, err = _of_store(capsys, "rm", dataset, "--store", new)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"error: {dataset} is what {report}" in err or f"error: {dataset} is what {run}" in err
+    code, _, err = _of_store(capsys, "rm", run[:-1], "--store", new)
+    assert (code, "did you mean" in err) == (2, True)
+    for name in (report, samples, run, dataset):
+        for deletions in (1, 3, None):  # killed twice, then done
+            with monkeypatch.context() as patch:
+                left = iter(range(deletions or 10**6))
+                delete = storage.delete
+
+                def killed(uri: str, left: Iterator[int] = left, delete: Callable[[str], None] = delete) -> None:
+                    if next(left, None) is None:
+                        raise KeyboardInterrupt
+                    delete(uri)
+
+                patch.setattr("pipelines.inventory.storage.delete", killed)
+                item = inventory(new)[name]
+                if deletions is None:
+                    remove(new, item)
+                else:
+                    with pytest.raises(KeyboardInterrupt):
+                        remove(new, item)
+            assert _of_store(capsys, "verify", "--store", new)[0] == 0
+        assert name not in inventory(new)
+    assert _of_store(capsys, "verify", "--store", old)[0] == 0
 
 
 def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict[str, float]]) -> None:
@@ -455,7 +539,7 @@ def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
         assert (told["state"], len(told["settings"])) == ("finished", 4)
         experiment = pipeline.tracker.experiment_id
         (run,) = pipeline.tracker.client.search_runs(
-            [experiment], "tags.winner LIKE '%' AND attributes.run_name = 'sweep'"
+            [experiment], "tags.winner LIKE '%' AND attributes.run_name = 'sweep digits'"
         )
         assert run.data.tags["mlflow.note.content"] == in_markdown(more.ranking, more.verdict)
 

@@ -24,6 +24,7 @@ import pytest
 from ddpm_core import storage
 from ddpm_core.errors import HeldError
 from pipelines import schedule
+from pipelines.cli.subcommands import run_subcommand
 from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
 from pipelines.scheduling import loop
@@ -854,7 +855,7 @@ def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPat
 
 
 def command(*argv: str) -> None:
-    schedule.main(list(argv))
+    run_subcommand("schedule.py", "", schedule.COMMANDS, list(argv))
 
 
 def test_dry_run_shows_five_ticks_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,11 +33,14 @@ class Shown:
     def say(self, line: str) -> None:
         self.said.append(line)
 
-    def log_picture(self, data: bytes, name: str, step: int) -> None:
+    def log_picture(self, uri: str, name: str, step: int) -> None:
         self.pictures.append(step)
 
     def log_metrics(self, rows: list[Any]) -> None:
         self.rows += rows
+
+    def keep_up(self) -> None:
+        pass
 
 
 def reporter(shown: Shown, config: TrainConfig) -> _ProgressReporter:
@@ -79,7 +82,7 @@ def test_whoever_reads_young_weights_for_a_command_is_told(
         file=b"",
     )
     monkeypatch.setattr(pipeline, "find_weights", lambda *_: weights)
-    opened = pipeline.Pipeline(make("digits"), tracker=None, parent=None)  # type: ignore[arg-type]
+    opened = pipeline.Pipeline(make("digits"), tracker=None, parent=None, main_seed=0)  # type: ignore[arg-type]
     assert opened.find_weights("/runs/a") is weights
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said
@@ -117,7 +120,7 @@ def test_images_that_are_none_are_told_and_training_goes_on(kind: str) -> None:
 def test_weights_that_are_no_numbers_are_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     file = safetensors.torch.save({"a": torch.tensor([float("nan"), 1.0])})
     weights = Weights(uri="/runs/a", step=1, sha256="", config={}, dataset_digest="", dataset_uri="", file=file)
-    opened = pipeline.Pipeline(make("digits"), tracker=None, parent=None)  # type: ignore[arg-type]
+    opened = pipeline.Pipeline(make("digits"), tracker=None, parent=None, main_seed=0)  # type: ignore[arg-type]
 
     def registered(*args: Any, **named: Any) -> int:
         raise AssertionError

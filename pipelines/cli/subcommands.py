@@ -1,0 +1,75 @@
+"""Commands of several words: `schedule.py list`, `registry.py show MODEL`."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ddpm_core.errors import InputError, nearest
+from pipelines.cli import command as cli
+from pipelines.cli.command import Outcome
+from pipelines.cli.parsing import parse_flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subcommand:
+    """One of a command's words."""
+
+    about: str
+    """For its --help."""
+    args: type[Any]
+    """Its flags, a dataclass with a `store`, and its words, which are no flags."""
+    do: Callable[[Any], Outcome]
+    words: tuple[str, ...] = ()
+    """Fields that are typed before the flags, without their names."""
+    optional: bool = False
+    """Whether the last of these may be left out."""
+    rest: str = ""
+    """The field of all that follows `--`."""
+    check: Callable[[Any], None] = lambda args: None
+    plan: Callable[[Any], list[str]] = lambda args: []
+
+    def usage(self) -> str:
+        """How it is typed after its own word."""
+        shown = [word.upper() for word in self.words]
+        shown[-1:] = [f"[{last}]" if self.optional else last for last in shown[-1:]]
+        return " ".join([*shown, "[flags]", *([f"-- {self.rest.upper()}"] if self.rest else [])])
+
+
+def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], argv: list[str]) -> None:
+    """Run what the first word names, as `run_command` does."""
+    word = argv[0] if argv and not argv[0].startswith("-") else ""
+    if word in commands:
+        _run(script, word, commands[word], argv[1:])
+        return
+    if not word and {"-h", "--help"} & set(argv):
+        print(about)
+        return
+    known = f"expected {', '.join(commands)}{nearest(word, commands)} (--help says what each does)"
+    print(f"error: {script} has no command {word!r}; {known}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _run(script: str, word: str, command: Subcommand, argv: list[str]) -> None:
+    place = argv.index("--") if command.rest and "--" in argv else len(argv)
+    given = {command.rest: tuple(argv[place + 1 :])} if argv[place + 1 :] else {}
+
+    def read(args_type: type[Any], flags: list[str], program: str, about: str) -> Any:
+        words = {}
+        for number, name in enumerate(command.words, 1):
+            if flags and not flags[0].startswith("-"):
+                words[name] = flags.pop(0)
+            elif not (command.optional and number == len(command.words)) and not {"-h", "--help"} & set(flags):
+                typed = " ".join([script, word, *(each.upper() for each in command.words)])
+                raise InputError(f"{word} has no {name}; expected `{typed}`")
+        return parse_flags(args_type, flags, args_type(**words, **given), f"{program} {word} {command.usage()}", about)
+
+    cli.run_command(
+        command.args,
+        command.about,
+        check=command.check,
+        plan=command.plan,
+        run=command.do,
+        read=read,
+        argv=argv[:place],
+    )

@@ -1,0 +1,251 @@
+"""Models in the registry: which there are, how they were judged, why one is the champion, and another one in its place.
+
+  list [NAME]                       the models; or the versions of one
+  show MODEL                        a version: its figures, what it was made from, how it was judged, and the champions so far
+  compare MODEL OTHER               two versions, figure by figure
+  promote MODEL --reason TEXT       make it the champion, whatever the gate said
+  rollback NAME                     the champion before this one, again
+  export MODEL FOLDER               weights.safetensors and config.json, checked against their sha256
+
+MODEL is models:/NAME@champion, models:/NAME@candidate or models:/NAME/VERSION. What other tools registered is listed, and left
+alone.
+
+examples:
+  python pipelines/registry.py list
+  python pipelines/registry.py compare models:/ddpm-digits@candidate models:/ddpm-digits@champion
+  python pipelines/registry.py promote models:/ddpm-digits/3 --reason "cleaner strokes, seen by two of us"
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import pipelines  # noqa: F401, a python without the libraries is told so here
+    from pipelines.cli.opening import first_word
+
+    first_word()
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import tyro
+
+from ddpm_core import storage
+from ddpm_core.errors import InputError
+from ddpm_core.evaluation.figures import number
+from ddpm_core.interop.model_folder import CONFIG, WEIGHTS, write_once
+from pipelines.cli.command import Outcome, typed
+from pipelines.cli.subcommands import Subcommand, run_subcommand
+from pipelines.recipes.config import default_store
+from pipelines.tracking import Server, open_server, resolve_model
+from pipelines.tracking.promotion import champions, compare, judged_by, promote_by_hand, rollback
+from pipelines.tracking.registry import (
+    CHAMPION,
+    aliases_of,
+    alone,
+    find_version,
+    model_name,
+    models,
+    registered,
+    versions,
+)
+
+_LINEAGE = ("checkpoint_uri", "dataset_digest", "dataset_uri", "recipe", "step", "code_version", "weights_sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryArgs:
+    """Whose registry."""
+
+    name: tyro.conf.Suppress[str] = ""
+    model: tyro.conf.Suppress[str] = ""
+    other: tyro.conf.Suppress[str] = ""
+    folder: tyro.conf.Suppress[str] = ""
+    store: str = field(default_factory=default_store)
+    """Whose registry, a folder or s3://bucket/prefix; MLFLOW_TRACKING_URI names another MLflow than the store's own."""
+
+    def open(self) -> Server:
+        """MLflow, as every command finds it."""
+        return open_server(self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackArgs(RegistryArgs):
+    """Why."""
+
+    reason: str = ""
+    """In a few words; it stays with the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteArgs(RollbackArgs):
+    """Why, and whether it may be judged on other data."""
+
+    unlike: bool = False
+    """Also a version that was judged on other data than the champion, or not at all."""
+
+
+def check_models(args: RegistryArgs) -> None:
+    """Refuse what names no model."""
+    for uri in (args.model, args.other):
+        if uri:
+            model_name(uri)
+
+
+def check_reason(args: PromoteArgs) -> None:
+    """Whoever overrules the gate says why."""
+    check_models(args)
+    if not args.reason.strip():
+        raise InputError("promote has no --reason; expected in a few words why another one is the champion now")
+
+
+def listing(args: RegistryArgs) -> Outcome:
+    """A line a model, or a line a version."""
+    server = args.open()
+    rows = _versions(server, args.name) if args.name else [_model(model) for model in models(server)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not rows:
+        print(f"no model is registered in {args.store}; train.py and workflow.py register theirs")
+    return Outcome(made={}, metrics={"rows": rows})
+
+
+def _model(model: Any) -> list[str]:
+    aliases = ", ".join(f"{alias} {version}" for alias, version in sorted(dict(model.aliases).items()))
+    reason = [f"since {last.at[:10]}: {last.reason}" for last in champions(model)[-1:]]
+    return [model.name, aliases or "no champion", *(reason or [""])]
+
+
+def _versions(server: Server, name: str) -> list[list[str]]:
+    aliases = aliases_of(registered(server.client, name))
+    return [
+        [
+            str(version.version),
+            ", ".join(aliases.get(int(version.version), [])),
+            "; ".join(f"{each.metric} {number(each.value)}" for each in judged_by(version.tags).values())
+            if "weights_sha256" in version.tags
+            else "by another tool",
+            f"step {version.tags['step']}" if "step" in version.tags else "",
+            version.tags.get("gate", "").partition(" ")[2],
+        ]
+        for version in versions(server, name)
+    ]
+
+
+def show(args: RegistryArgs) -> Outcome:
+    """What is known of a version."""
+    server = args.open()
+    version = find_version(server.client, args.model)
+    model = registered(server.client, version.name)
+    facts = {key: version.tags[key] for key in _LINEAGE if key in version.tags}
+    judged = judged_by(version.tags)
+    rows = [("model", f"models:/{version.name}/{version.version}")]
+    rows += [("alias", alias) for alias in aliases_of(model).get(int(version.version), [])]
+    rows += [(each.metric, f"{number(each.value)} against {each.reference}") for each in judged.values()]
+    rows += [("gate", version.tags["gate"])] if "gate" in version.tags else []
+    rows += [*facts.items(), ("run", version.run_id or "")]
+    rows += [("champion", f"version {each.version} since {each.at}: {each.reason}") for each in champions(model)]
+    width = max(len(what) for what, _ in rows)
+    for what, value in rows:
+        print(f"{what:{width}}  {value}")
+    return Outcome(made={}, metrics={**facts, "figures": {each.metric: each.value for each in judged.values()}})
+
+
+def comparing(args: RegistryArgs) -> Outcome:
+    """A sentence a figure that both have."""
+    server = args.open()
+    ours, theirs = (find_version(server.client, uri) for uri in (args.model, args.other))
+    judged, other = judged_by(ours.tags), judged_by(theirs.tags)
+    if not judged.keys() & other.keys():
+        raise InputError(
+            f"{args.model} was judged by {', '.join(judged) or 'nothing'}, {args.other} by {', '.join(other) or 'nothing'}; "
+            "expected two that workflow.py judged; evaluate.py --compare measures any two anew"
+        )
+    said = {
+        metric: compare(judged[metric], other[metric], f"that of {args.other}").reason
+        for metric in judged
+        if metric in other
+    }
+    for line in said.values():
+        print(line)
+    return Outcome(made={}, metrics=said)
+
+
+def promoting(args: PromoteArgs) -> Outcome:
+    """Overrule the gate."""
+    server = args.open()
+    with alone(args.store, model_name(args.model)):
+        version = promote_by_hand(server, args.model, args.reason, unlike=args.unlike)
+    return _crowned(args, model_name(args.model), version)
+
+
+def rolling_back(args: RollbackArgs) -> Outcome:
+    """The one before."""
+    server = args.open()
+    with alone(args.store, args.name):
+        version = rollback(server, args.name, args.reason)
+    return _crowned(args, args.name, version)
+
+
+def _crowned(args: RegistryArgs, name: str, version: int) -> Outcome:
+    uri = f"models:/{name}@{CHAMPION}"
+    return Outcome(
+        made={"champion": f"{uri} is version {version}"}, next=typed("registry.py", "show", uri, store=args.store)
+    )
+
+
+def exporting(args: RegistryArgs) -> Outcome:
+    """A folder that `ddpm_core.load` reads."""
+    found = resolve_model(args.open(), args.model)
+    folder = storage.absolute(args.folder)
+    files = {
+        name: found.weights.with_name(name).read_bytes() for name in (CONFIG, WEIGHTS)
+    }  # without its weights it is no model
+    write_once({storage.join(folder, name): data for name, data in files.items()})
+    return Outcome(
+        made={"model": f"models:/{found.name}/{found.version}", "folder": folder, "sha256": found.weights_sha256}
+    )
+
+
+COMMANDS = {
+    "list": Subcommand(
+        about="The models of a registry, or the versions of one.",
+        args=RegistryArgs,
+        do=listing,
+        words=("name",),
+        optional=True,
+    ),
+    "show": Subcommand(
+        about="A version, and how it was judged.", args=RegistryArgs, do=show, words=("model",), check=check_models
+    ),
+    "compare": Subcommand(
+        about="Two versions, figure by figure.",
+        args=RegistryArgs,
+        do=comparing,
+        words=("model", "other"),
+        check=check_models,
+    ),
+    "promote": Subcommand(
+        about="Make a version the champion, whatever the gate said.",
+        args=PromoteArgs,
+        do=promoting,
+        words=("model",),
+        check=check_reason,
+    ),
+    "rollback": Subcommand(
+        about="The champion before this one, again.", args=RollbackArgs, do=rolling_back, words=("name",)
+    ),
+    "export": Subcommand(
+        about="A version's weights and config, as a folder.",
+        args=RegistryArgs,
+        do=exporting,
+        words=("model", "folder"),
+        check=check_models,
+    ),
+}
+
+
+if __name__ == "__main__":
+    run_subcommand("registry.py", __doc__ or "", COMMANDS, sys.argv[1:])

@@ -1,0 +1,174 @@
+"""What a run has to tell, as the store keeps it: lines of JSON, in files that only their writer changes. MLflow shows a copy."""
+
+import json
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from ddpm_core import storage
+from ddpm_core.errors import InputError, MissingError
+from pipelines.naming import digest
+
+Entry = list[Any]
+"""A kind and what belongs to it, as JSON: ["param", "train.steps", "640"]."""
+Lineage = list[list[str]]
+"""Name and key of a run, of its parent, of that one's parent, ..."""
+
+
+class Recorded(NamedTuple):
+    """What stands on record of a run."""
+
+    lineage: Lineage
+    entries: list[Entry]
+    marks: list[str]
+    """The files that say that MLflow may miss something of it."""
+
+
+_MANY = 16
+"""Files of one run that are made one, once their writers have ended."""
+_FILE_BYTES = 256 << 10
+"""A file is written anew until it is so large; then the next one begins."""
+
+
+def experiments(store: str) -> list[str]:
+    """Those of which a store has runs."""
+    runs = storage.join(storage.absolute(store), "tracking", "runs")
+    return sorted({uri.removeprefix(f"{runs}/").split("/")[0] for uri, _ in storage.list_files(runs)})
+
+
+class Records:
+    """The runs of an experiment, in a store."""
+
+    def __init__(self, store: str, experiment: str, server: str) -> None:
+        self._store = storage.absolute(store)
+        self._runs = storage.join(self._store, "tracking", "runs", experiment)
+        self._undelivered = storage.join(self._store, "tracking", "undelivered", digest([experiment, server]))
+
+    def new(self, lineage: Lineage) -> "Record":
+        """What one process writes of a run."""
+        return Record(storage.join(self._runs, _name(lineage)), lineage)
+
+    def read(self, lineage: Lineage) -> list[Entry]:
+        """All that was written of a run, by whom it may be, in the order in which they began."""
+        return self._read(_name(lineage))[1]
+
+    def all(self) -> Iterator[Recorded]:
+        """Every run."""
+        return self._each(uri.split("/")[-2:] for uri, _ in storage.list_files(self._runs))
+
+    def undelivered(self) -> Iterator[Recorded]:
+        """The runs of which MLflow may miss something."""
+        return self._each(uri.split("/")[-2:] for uri, _ in storage.list_files(self._undelivered))
+
+    def mark(self, record: "Record") -> str:
+        """MLflow may miss something of what a process writes of a run, until the mark that is returned is removed."""
+        mark = storage.join(self._undelivered, *record.name)
+        storage.write_bytes(mark, b"")
+        return mark
+
+    def tidy(self, lineage: Lineage) -> None:
+        """Have one file in place of many: a command that is typed each minute leaves one each time."""
+        folder = storage.join(self._runs, _name(lineage))
+        marks = storage.list_files(storage.join(self._store, "tracking", "undelivered"))
+        at_work = {uri.rpartition("/")[2] for uri, _ in marks}
+        uris = [uri for uri, _ in storage.list_files(folder) if _writer(uri) not in at_work]
+        if len(uris) > _MANY:
+            lineage, entries = _read(uris)
+            lines = map(json.dumps, [lineage, *_newest(entries)])
+            storage.write_bytes(uris[0], "\n".join(lines).encode())
+            for uri in uris[1:]:
+                storage.delete(uri)
+
+    def place(self, uri: str) -> str:
+        """How a file of this store is named in a record, so that the store can be moved."""
+        return storage.absolute(uri).removeprefix(f"{self._store}/")
+
+    def uri(self, place: str) -> str:
+        """Where such a file lies now."""
+        return place if "://" in place or place.startswith("/") else storage.join(self._store, place)
+
+    def _each(self, names: Iterable[list[str]]) -> Iterator[Recorded]:
+        writers: defaultdict[str, list[str]] = defaultdict(list)
+        for run, writer in names:
+            writers[run].append(writer)
+        for run in writers:
+            lineage, entries = self._read(run)
+            if lineage:
+                marks = [storage.join(self._undelivered, run, writer) for writer in writers[run]]
+                yield Recorded(lineage, entries, marks)
+
+    def _read(self, run: str) -> tuple[Lineage, list[Entry]]:
+        folder = storage.join(self._runs, run)
+        while True:
+            try:
+                return _read([uri for uri, _ in storage.list_files(folder)])
+            except MissingError:  # another process made one of many just now
+                continue
+
+
+class Record:
+    """What this process writes of a run."""
+
+    def __init__(self, folder: str, lineage: Lineage) -> None:
+        self._began = f"{time.time_ns():019d}-{uuid.uuid4().hex[:8]}"
+        self._folder, self._head = folder, json.dumps(lineage)
+        self.name = folder.rpartition("/")[2], self._began
+        """Of the run, and of this process."""
+        self._number, self._lines, self._written = 0, [self._head], 1
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add entries; they stand in the store after the next flush."""
+        self._lines.extend(map(json.dumps, entries))
+
+    def flush(self) -> None:
+        """Write what is not there yet. If that fails, nothing is lost: the next flush writes it."""
+        if len(self._lines) > self._written:
+            data = "\n".join(self._lines).encode()
+            storage.write_bytes(storage.join(self._folder, f"{self._began}-{self._number:05d}.jsonl"), data)
+            self._written = len(self._lines)
+            if len(data) > _FILE_BYTES:
+                self._number, self._lines, self._written = self._number + 1, [self._head], 1
+
+
+def _name(lineage: Lineage) -> str:
+    return digest(["run", lineage[0][1]], 16)
+
+
+def _writer(uri: str) -> str:
+    return uri.rpartition("/")[2].rpartition("-")[0]
+
+
+def _newest(entries: list[Entry]) -> list[Entry]:
+    """Without those that others have replaced; of a point and a param the first one counts."""
+    kept: dict[Any, Entry] = {}
+    for entry in entries:
+        kind, name = entry[:2]
+        if kind in ("param", "metric"):
+            kept.setdefault((kind, name, entry[3] if kind == "metric" else None), entry)
+        elif kind == "status":
+            kept.setdefault("began", entry)
+            kept["ended"] = entry
+        else:
+            same = json.dumps(entry) if kind in ("dataset", "picture", "file") else (kind, name)
+            kept.pop(same, None)  # the newest stands last
+            kept[same] = entry
+    ended = kept.pop("ended", None)
+    return [*kept.values(), *([ended] if ended else [])]
+
+
+def _read(uris: list[str]) -> tuple[Lineage, list[Entry]]:
+    lineage: Lineage = []
+    entries: list[Entry] = []
+    for uri, data in zip(uris, storage.read_many(uris), strict=True):
+        if isinstance(data, OSError):
+            raise data
+        try:
+            lineage, *more = map(json.loads, data.splitlines())
+        except ValueError:
+            raise InputError(
+                f"{uri} is damaged; expected a line of JSON for each thing to tell. Without it MLflow misses some points"
+            ) from None
+        entries += more
+    return lineage, entries

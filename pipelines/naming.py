@@ -45,7 +45,7 @@ _ALWAYS = {
 }
 
 
-def told(recipe: Recipe) -> dict[str, Any]:
+def headline_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings by which a person compares models: the few that are not the defaults, which are the paper's, and some always."""
     usual, shown = settings(Recipe()), {}
     for part, each in settings(recipe).items():

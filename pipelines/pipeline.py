@@ -22,7 +22,7 @@ from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
 from pipelines.feature_weights import find_features
-from pipelines.naming import code_version, digest, run_folder, settings, sweep_folder, told
+from pipelines.naming import code_version, digest, headline_settings, run_folder, settings, sweep_folder
 from pipelines.progress import Progress, say
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage
 from pipelines.subject import Subject
@@ -102,8 +102,8 @@ class Pipeline:
         from pipelines.training.run import run_name
 
         key = digest(["train", run_folder(self.recipe.store, run_name(self.recipe, index, init_from))])
-        params = {**told(self.recipe), **({"init_from": init_from.uri} if init_from else {})}
-        with self._stage("train", key, params, shown_above=self._is_main) as run:
+        params = {**headline_settings(self.recipe), **({"init_from": init_from.uri} if init_from else {})}
+        with self._stage("train", key, params, shown_above=self._is_main and self.parent.shows(key)) as run:
             self._log_dataset(run, index)
             trained = run_train(self.recipe, index, run, init_from)
             self._describe(f"{trained.step:,} steps of {self.recipe.train.batch_size} images")
@@ -310,5 +310,7 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
         decides, data = settings(recipe), to_json(recipe.data)
         key = digest(["pipeline", recipe.store, recipe.name, recipe.dataset, data, decides])
         tags = {"recipe": recipe.recipe, "store": recipe.store}
-        with tracker.run(recipe.name or f"{recipe.recipe}-{key}", key=key, tags=tags, params=told(recipe)) as parent:
+        with tracker.run(
+            recipe.name or f"{recipe.recipe}-{key}", key=key, tags=tags, params=headline_settings(recipe)
+        ) as parent:
             yield Pipeline(recipe, tracker, parent, recipe.train.seed)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "ddpm.key"
+_SHOWS_TAG = "ddpm.shows"
 _PARENT_TAG = "mlflow.parentRunId"
 # MLflow's limits: characters of a param's value, of a dataset's digest.
 MAX_VALUE, MAX_DIGEST = 6000, 36
@@ -40,6 +41,7 @@ class RunHandle:
         self.lineage: Lineage = [[name, key], *(parent.lineage if parent else [])]
         self._record = tracker.records.new(self.lineage)
         self._points: set[tuple[str, int]] = set()
+        self._shows: str | None = None
         self._waiting: list[Entry] = []
         self._ended = False
         self._marks: set[str] = set()
@@ -51,10 +53,17 @@ class RunHandle:
     def start(self, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
         """Find or make the run, and mark it as running."""
         self._tracker.records.tidy(self.lineage)
-        self._points = {
-            (entry[1], entry[3]) for entry in self._tracker.records.read(self.lineage) if entry[0] == "metric"
-        }
+        recorded = self._tracker.records.read(self.lineage)
+        self._points = {(entry[1], entry[3]) for entry in recorded if entry[0] == "metric"}
+        self._shows = next((entry[2] for entry in recorded if entry[:2] == ["tag", _SHOWS_TAG]), None)
         self._log([["status", "RUNNING", self._began], *_tags(tags), *_params(params)], at_once=True)
+
+    def shows(self, key: str) -> bool:
+        """Whether the points of a run below may stand here, too: those of the first that asked, as those of two would mix."""
+        if self._shows is None:
+            self._shows = key
+            self.set_tags({_SHOWS_TAG: key})
+        return self._shows == key
 
     def end(self, status: str) -> None:
         """Give the run its final status: FINISHED, FAILED or KILLED."""

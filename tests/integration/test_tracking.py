@@ -51,7 +51,7 @@ from pipelines import pipeline as pipeline
 from pipelines import registry, tracking, workflow
 from pipelines.cli.command import run_command
 from pipelines.cli.subcommands import run_subcommand
-from pipelines.naming import digest, told
+from pipelines.naming import digest, headline_settings
 from pipelines.progress import shown
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
@@ -300,6 +300,22 @@ def test_no_point_stands_twice(tracker: tracking.Tracker) -> None:
     assert [speeds[step] for step in (599, 600, 649, 650, 1299, 1300)] == [2.0, 3.0, 3.0, 2.0, 2.0, 3.0]
     assert _steps(tracker, run.run_id, "heldout") == [(700, 0.5)]
     assert _steps(tracker, run.run_id, "fd") == [(0, 3.0)]
+
+
+def test_of_two_trainings_the_points_of_the_first_stand_above(tracker: tracking.Tracker, store: str) -> None:
+    def train(opened: tracking.Tracker, key: str, loss: float) -> str | None:
+        with opened.run("all", key="all") as parent:
+            shown = parent.shows(key)
+            with opened.run("train", key=key, parent=parent, shown_above=shown) as run:
+                run.log_metrics([{"step": 1, "loss": loss}, {"step": 2, "loss": loss, "system/cpu": 1.0}])
+        assert shown == (key == "first")
+        return parent.run_id
+
+    train(tracker, "first", 1.0)
+    train(tracker, "second", 9.0)
+    parent = train(tracking.open_tracking(store, "digits"), "first", 1.0)
+    assert _steps(tracker, parent) == [(1, 1.0), (2, 1.0)]
+    assert "system/cpu" not in tracker.client.get_run(parent).data.metrics
 
 
 def test_params_stay_as_they_were_first_logged(tracker: tracking.Tracker) -> None:
@@ -1476,7 +1492,7 @@ def test_the_pages_show_what_a_person_looks_for(
     monkeypatch.setattr("pipelines.stages.sample.run_sample", lambda *_: sampled)
     samples = SampleSet(uri="/s", identity={}, first_seed=0, num_images=4, block_size=4, facts={})
     sampled = Sampled(samples=samples, grid_uri=_picture(tracker, 7), num_new=0, images_per_s=1.0)
-    with tracker.run("digits-0123", key="l", params=told(recipe)) as parent:
+    with tracker.run("digits-0123", key="l", params=headline_settings(recipe)) as parent:
         tracked = pipeline.Pipeline(recipe, tracker, parent, 0)
         with tracker.run("train digits", key="t", parent=parent, shown_above=True) as run:
             run.log_metrics([{"step": step, "loss": 1 / step, "images_per_s": 9.0} for step in range(1, 9)])
@@ -1488,6 +1504,7 @@ def test_the_pages_show_what_a_person_looks_for(
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--dump-dom"]
         here = f"{url}/#/experiments/{tracker.experiment_id}/{path}"
         page = subprocess.run(["chromium", *options, here], capture_output=True, text=True, timeout=120).stdout
+        page += re.sub(r"<[^>]*>", "", page)  # and its text alone
         assert [each for each in expected if each not in page] == []
 
     shows("runs", "digits-0123")
@@ -1496,9 +1513,10 @@ def test_the_pages_show_what_a_person_looks_for(
         *("train digits", "sample digits", "4 images of step 100", "get-artifact?path=samples.png"),
         *("fd_random_conv", "4.969", "validation/bits_per_dim", "schedule.name", "cosine", "train.learning_rate"),
     )
-    shows(f"runs/{run.run_id}/model-metrics", "loss", "images_per_s", "validation")
-    shows(f"runs/{run.run_id}/system-metrics", "cpu_utilization_percentage")
-    shows("runs?compareRunsMode=CHART", "loss", "images_per_s")
+    # Charts are drawn once they are scrolled to; their sections say how many there are.
+    shows(f"runs/{run.run_id}/model-metrics", "validation(1)", "Model metrics(2)")
+    shows(f"runs/{run.run_id}/system-metrics", "System metrics(1)")
+    shows("runs?compareRunsMode=CHART", "validation(1)", "Model metrics(3)")
 
 
 def test_the_port_is_the_one_asked_for_or_the_next_free_one() -> None:

@@ -15,9 +15,9 @@ from ddpm_core.artifacts.checkpoint import is_sound
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import INDEX_NAME, read_index
 from ddpm_core.artifacts.report import MARKER_NAME, read_report
-from ddpm_core.artifacts.run_record import RECORD, hold
+from ddpm_core.artifacts.run_record import RECORD, hold, read_record
 from ddpm_core.artifacts.sample_set import missing_blocks, read_images, read_sample_set
-from ddpm_core.errors import InputError, UserError, nearest
+from ddpm_core.errors import InputError, nearest
 from pipelines.progress import say
 
 KINDS = ("datasets", "runs", "samples", "reports", "sweeps")
@@ -108,8 +108,8 @@ def problems(item: Item) -> Iterator[str]:
         return
     try:
         yield from _CHECKS[item.kind](item)
-    except (UserError, OSError, ValueError) as error:
-        yield " ".join(str(error).split())
+    except Exception as error:  # whatever stands in the way of reading it is what is wrong with it
+        yield " ".join(str(error).split()) or type(error).__name__
 
 
 def _of_dataset(item: Item) -> Iterator[str]:
@@ -157,15 +157,23 @@ def _of_sweep(item: Item) -> Iterator[str]:
 _CHECKS = {"datasets": _of_dataset, "runs": _of_run, "samples": _of_samples, "reports": _of_report, "sweeps": _of_sweep}
 
 
-def remove(store: str, item: Item) -> None:
+def remove(store: str, items: dict[str, Item], item: Item) -> None:
     """Delete an item. First what says that it is whole: killed in the middle, what is left is not taken for one.
 
     Raises:
-        InputError: in one line, if something refers to it.
+        InputError: in one line, if something refers to it, or may come to do so.
         HeldError: if a job is at work in it.
     """
     if item.referred_by:
         raise InputError(f"{item.name} is what {', '.join(item.referred_by[:3])} came from or shows; remove that first")
+    if item.kind == "datasets":  # a run says what it reads with its first checkpoint
+        for run in items.values():
+            record = read_record(run.uri) if run.kind in ("runs", "sweeps") else None
+            if record is not None and record.holder is not None:
+                raise InputError(
+                    f"a job is at work in {run.name} ({record.holder}) and may read {item.name}; expected that it has ended: "
+                    f"wait, type its command again, or remove {run.name} first"
+                )
     uris = [storage.join(store, name) for name in sorted(item.files, key=lambda name: (not _commits(name), name))]
     if item.kind in ("runs", "sweeps"):
         with hold(item.uri, say=say):

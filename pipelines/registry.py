@@ -36,7 +36,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.figures import number
 from ddpm_core.interop.model_folder import CONFIG, WEIGHTS, write_once
 from pipelines.cli.command import Outcome, typed
-from pipelines.cli.subcommands import Subcommand, run_subcommand
+from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.recipes.config import default_store
 from pipelines.tracking import Server, open_server, resolve_model
 from pipelines.tracking.promotion import champions, compare, judged_by, promote_by_hand, rollback
@@ -51,6 +51,8 @@ from pipelines.tracking.registry import (
     versions,
 )
 
+_OF_MODELS = "model", "aliases", "why the champion is one"
+_OF_VERSIONS = "version", "aliases", "figures", "trained to", "the gate"
 _LINEAGE = ("checkpoint_uri", "dataset_digest", "dataset_uri", "recipe", "step", "code_version", "weights_sha256")
 
 
@@ -104,10 +106,9 @@ def listing(args: RegistryArgs) -> Outcome:
     """A line a model, or a line a version."""
     server = args.open()
     rows = _versions(server, args.name) if args.name else [_model(model) for model in models(server)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    if not rows:
+    if rows:
+        print_table(_OF_VERSIONS if args.name else _OF_MODELS, rows)
+    else:
         print(f"no model is registered in {args.store}; train.py and workflow.py register theirs")
     return Outcome(made={}, metrics={"rows": rows})
 

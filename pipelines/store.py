@@ -32,9 +32,9 @@ import tyro
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.cli.command import Outcome, typed
-from pipelines.cli.subcommands import Subcommand, run_subcommand
+from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.inventory import KINDS, Item, copy, find, inventory, needed_by, problems, remove
-from pipelines.progress import counted, span
+from pipelines.progress import span
 from pipelines.recipes.config import default_store
 from pipelines.tracking import open_server
 from pipelines.tracking.registry import models, versions
@@ -70,15 +70,14 @@ def listing(args: StoreArgs) -> Outcome:
     items = _items(args)
     order = (*KINDS, "cache", "records")
     rows = [
-        [item.kind, item.name, _size(item.size_bytes), counted(len(item.files), "file"), _age(item), _referred(item)]
+        [item.kind, item.name, _size(item.size_bytes), f"{len(item.files):,}", _age(item), _referred(item)]
         for item in sorted(items.values(), key=lambda item: (order.index(item.kind), item.name))
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(("kind", "name", "size", "files", "changed", "referred to by"), rows)
     total = sum(item.size_bytes for item in items.values())
     print(f"{_size(total)} in {args.store}")
-    return Outcome(made={}, metrics={"bytes": total, "items": {item.name: vars(item) for item in items.values()}})
+    told = {item.name: {**vars(item), "changed": item.changed and item.changed.isoformat()} for item in items.values()}
+    return Outcome(made={}, metrics={"bytes": total, "items": told})
 
 
 def verifying(args: StoreArgs) -> Outcome:
@@ -96,8 +95,9 @@ def verifying(args: StoreArgs) -> Outcome:
 
 def removing(args: StoreArgs) -> Outcome:
     """One."""
-    item = find(_items(args), args.item)
-    remove(args.store, item)
+    items = _items(args)
+    item = find(items, args.item)
+    remove(args.store, items, item)
     return Outcome(made={"removed": f"{item.name}, {_size(item.size_bytes)}"})
 
 
@@ -130,8 +130,7 @@ def _age(item: Item) -> str:
 
 def _referred(item: Item) -> str:
     more = len(item.referred_by) - _SHOWN
-    shown = ", ".join(item.referred_by[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return f"of {shown}" if shown else ""
+    return ", ".join(item.referred_by[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _word(about: str, do: Any, *words: str, optional: bool = False) -> Subcommand:

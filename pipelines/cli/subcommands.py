@@ -1,7 +1,7 @@
 """Commands of several words: `schedule.py list`, `registry.py show MODEL`."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,14 @@ class Subcommand:
         shown = [word.upper() for word in self.words]
         shown[-1:] = [f"[{last}]" if self.optional else last for last in shown[-1:]]
         return " ".join([*shown, "[flags]", *([f"-- {self.rest.upper()}"] if self.rest else [])])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns, below their names."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], argv: list[str]) -> None:

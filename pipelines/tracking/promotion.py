@@ -127,8 +127,6 @@ def promote_by_hand(server: Server, uri: str, reason: str, *, unlike: bool = Fal
         InputError: in one line, if there is no such version, or it was judged otherwise.
         TrackingError: if MLflow fails.
     """
-    if not reason.strip():
-        raise InputError("reason is empty; expected in a few words why the champion is another one now: --reason TEXT")
     with refused(uri):
         version = find_version(server.client, uri)
         champion = _champion(server.client, version.name)
@@ -148,11 +146,19 @@ def rollback(server: Server, name: str, reason: str = "") -> int:
     with refused(f"models:/{name}"):
         model, champion = registered(server.client, name), _champion(server.client, name)
         now = int(champion.version) if champion else None
-        for before in reversed(champions(model)):
-            if before.version != now and _version(server.client, name, before.version) is not None:
-                _crown(server.client, name, before.version, f"back from version {now}{f': {reason}' if reason else ''}")
-                return before.version
+        for before in reversed(_line_of_succession(champions(model))):
+            if before != now and _version(server.client, name, before) is not None:
+                _crown(server.client, name, before, f"back from version {now}{f': {reason}' if reason else ''}")
+                return before
     raise InputError(f"models:/{name} had no champion before version {now}; expected a version: registry.py promote")
+
+
+def _line_of_succession(crowned: Sequence[Crowned]) -> list[int]:
+    """Versions, each with the one that it replaced before it; who went back to one has undone what came after."""
+    line: list[int] = []
+    for version, *_ in crowned:
+        line = [*(line[: line.index(version)] if version in line else line), version]
+    return line
 
 
 def champions(model: Any) -> list[Crowned]:

@@ -56,11 +56,19 @@ class Records:
 
     def all(self) -> Iterator[Recorded]:
         """Every run."""
-        return self._each(uri.split("/")[-2:] for uri, _ in storage.list_files(self._runs))
+        for run in dict.fromkeys(uri.split("/")[-2] for uri, _ in storage.list_files(self._runs)):
+            lineage, entries = self._read(run)
+            yield Recorded(lineage, entries, [])
 
     def undelivered(self) -> Iterator[Recorded]:
         """The runs of which MLflow may miss something."""
-        return self._each(uri.split("/")[-2:] for uri, _ in storage.list_files(self._undelivered))
+        marks: defaultdict[str, list[str]] = defaultdict(list)
+        for uri, _ in storage.list_files(self._undelivered):
+            marks[uri.split("/")[-2]].append(uri)
+        for run, uris in marks.items():
+            lineage, entries = self._read(run)
+            if lineage:  # else it was killed before it wrote anything
+                yield Recorded(lineage, entries, uris)
 
     def mark(self, record: "Record") -> str:
         """MLflow may miss something of what a process writes of a run, until the mark that is returned is removed."""
@@ -77,8 +85,10 @@ class Records:
         if len(uris) > _MANY:
             lineage, entries = _read(uris)
             lines = map(json.dumps, [lineage, *_newest(entries)])
-            storage.write_bytes(uris[0], "\n".join(lines).encode())
-            for uri in uris[1:]:
+            # Another name than any writer's, who may still write its own once more; it sorts where the oldest did.
+            merged = f"{_writer(uris[0]).partition('-')[0]}-{uuid.uuid4().hex[:8]}-00000.jsonl"
+            storage.write_bytes(storage.join(folder, merged), "\n".join(lines).encode())
+            for uri in uris:
                 storage.delete(uri)
 
     def place(self, uri: str) -> str:
@@ -88,16 +98,6 @@ class Records:
     def uri(self, place: str) -> str:
         """Where such a file lies now."""
         return place if "://" in place or place.startswith("/") else storage.join(self._store, place)
-
-    def _each(self, names: Iterable[list[str]]) -> Iterator[Recorded]:
-        writers: defaultdict[str, list[str]] = defaultdict(list)
-        for run, writer in names:
-            writers[run].append(writer)
-        for run in writers:
-            lineage, entries = self._read(run)
-            if lineage:
-                marks = [storage.join(self._undelivered, run, writer) for writer in writers[run]]
-                yield Recorded(lineage, entries, marks)
 
     def _read(self, run: str) -> tuple[Lineage, list[Entry]]:
         folder = storage.join(self._runs, run)

@@ -170,8 +170,8 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
     items = {item.kind: item for item in inventory(old).values() if item.kind in KINDS}
     assert items.keys() == {"datasets", "runs", "samples", "reports"}
     dataset, run, samples, report = (items[kind].name for kind in KINDS[:4])
-    lines = {line.split()[1]: line for line in _of_store(capsys, "list", "--store", old)[1].splitlines()[:-1]}
-    assert "of models:/ddpm-digits/1" in lines[run] or "models:/ddpm-digits/1" in lines[run].partition(" of ")[2]
+    lines = {line.split()[1]: line for line in _of_store(capsys, "list", "--store", old)[1].splitlines()[1:-1]}
+    assert "models:/ddpm-digits/1" in lines[run]
     assert report in lines[samples]
 
     # With what it needs; twice, as after a kill.
@@ -198,6 +198,8 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
         code, out, _ = _of_store(capsys, "verify", name, "--store", new)
         assert code == 1
         assert said in out
+        path.write_bytes(b"nothing of the kind")
+        assert _of_store(capsys, "verify", name, "--store", new)[0] == 1
         path.write_bytes(content)
 
     code, _, err = _of_store(capsys, "rm", dataset, "--store", new)
@@ -205,6 +207,14 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
     assert f"error: {dataset} is what {report}" in err or f"error: {dataset} is what {run}" in err
     code, _, err = _of_store(capsys, "rm", run[:-1], "--store", new)
     assert (code, "did you mean" in err) == (2, True)
+    told = json.loads(_of_store(capsys, "list", "--json", "--store", new)[1].splitlines()[-1])
+    assert told["items"][dataset]["referred_by"]
+    alone = str(tmp_path / "alone")  # the dataset, and a training that has not come to its first checkpoint
+    _of_store(capsys, "copy", dataset, alone, "--store", old)
+    with hold(f"{alone}/runs/begun", say=print):
+        code, _, err = _of_store(capsys, "rm", dataset, "--store", alone)
+        assert (code, "a job is at work in runs/begun" in err) == (2, True)
+    assert _of_store(capsys, "rm", dataset, "--store", alone)[0] == 0
     for name in (report, samples, run, dataset):
         for deletions in (1, 3, None):  # killed twice, then done
             with monkeypatch.context() as patch:
@@ -217,12 +227,12 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
                     delete(uri)
 
                 patch.setattr("pipelines.inventory.storage.delete", killed)
-                item = inventory(new)[name]
+                items = inventory(new)
                 if deletions is None:
-                    remove(new, item)
+                    remove(new, items, items[name])
                 else:
                     with pytest.raises(KeyboardInterrupt):
-                        remove(new, item)
+                        remove(new, items, items[name])
             assert _of_store(capsys, "verify", "--store", new)[0] == 0
         assert name not in inventory(new)
     assert _of_store(capsys, "verify", "--store", old)[0] == 0

@@ -543,7 +543,7 @@ def test_all_that_was_written_is_read_whoever_wrote_it(
 
 def test_what_a_command_leaves_each_time_is_made_one_file(records: Records, tmp_path: Path) -> None:
     """Of writers that are done; a point and a param are what they were first, all else what it was last."""
-    lineage, busy = [["sample", "s"]], records.new([["sample", "s"]])
+    lineage, busy, writers = [["sample", "s"]], records.new([["sample", "s"]]), []
     busy.append([["tag", "a", "busy"]])
     records.mark(busy)
     busy.flush()
@@ -558,6 +558,7 @@ def test_what_a_command_leaves_each_time_is_made_one_file(records: Records, tmp_
         entries += [["picture", "p.png", "samples", 1], ["file", "f", "f"], ["dataset", {"name": "d"}, "training"]]
         writer.append([*entries, ["status", "FINISHED", time]])
         writer.flush()
+        writers.append(writer)
     before = records.read(lineage)
     records.tidy(lineage)
     assert len(list(tmp_path.rglob("*.jsonl"))) == 2
@@ -586,6 +587,11 @@ def test_what_a_command_leaves_each_time_is_made_one_file(records: Records, tmp_
     assert kept[-1] == ["status", "FINISHED", 19]
     records.tidy(lineage)
     assert records.read(lineage) == kept
+    first = writers[0]  # was done, and has one more thing to tell: it writes its file once more
+    first.append([["tag", "late", "x"]])
+    first.flush()
+    assert [entry for entry in kept if entry not in records.read(lineage)] == []
+    assert ["tag", "late", "x"] in records.read(lineage)
 
 
 def test_a_store_that_takes_nothing_is_told_once_and_nothing_is_lost(
@@ -894,12 +900,13 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     champion = "models:/digits@champion"
 
     code, out, _ = _typed(capsys, store, "list")
-    assert (code, out.splitlines()[1]) == (0, "of another tool  no champion")
+    assert (code, out.splitlines()[2].split("  ")[:2]) == (0, ["of another tool", "no champion"])
     assert re.match(
-        r"digits +candidate 3, champion 1 +since 20..-..-..: the first champion, with fd 2$", out.splitlines()[0]
+        r"digits +candidate 3, champion 1 +since 20..-..-..: the first champion, with fd 2$", out.splitlines()[1]
     )
+    assert json.loads(_typed(capsys, store, "list", "--json")[1].splitlines()[-1])["rows"][0][0] == "digits"
     code, out, _ = _typed(capsys, store, "list", "digits")
-    assert [line.split()[0] for line in out.splitlines()] == ["3", "2", "1"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["3", "2", "1"]
     assert "not promoted: fd 3, the champion's (version 1) 2; no interval" in out
     code, out, _ = _typed(capsys, store, "compare", "models:/digits/2", champion)
     assert out == f"fd 3, that of {champion} 2; no interval is known of the difference\n"
@@ -923,6 +930,7 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     tracker.client.delete_model_version("digits", "2")  # it cannot be the one before any more
     code, out, _ = _typed(capsys, store, "rollback", "digits", "--reason", "worse strokes")
     assert (code, out.splitlines()[0]) == (0, f"champion  {champion} is version 1")
+    assert _typed(capsys, store, "rollback", "digits")[0] == 2  # and not forth to what was left
     code, out, _ = _typed(capsys, store, "export", champion, str(tmp_path / "out"))
     assert code == 0
     assert (tmp_path / "out/weights.safetensors").read_bytes() == _weights(tmp_path, 0).read_bytes()

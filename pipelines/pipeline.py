@@ -184,6 +184,7 @@ class Pipeline:
                         reference=evaluated.reference,
                         seeds=evaluated.seeds,
                         trainings=trainings,
+                        report_uri=evaluated.report_uri,
                         veto=young_weights(weights.config, weights.step) or (_REPEATS if evaluated.suspicious else ""),
                     )
             except TrackingError as error:

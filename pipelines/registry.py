@@ -53,7 +53,16 @@ from pipelines.tracking.registry import (
 
 _OF_MODELS = "model", "aliases", "why the champion is one"
 _OF_VERSIONS = "version", "aliases", "figures", "trained to", "the gate"
-_LINEAGE = ("checkpoint_uri", "dataset_digest", "dataset_uri", "recipe", "step", "code_version", "weights_sha256")
+_LINEAGE = (
+    "checkpoint_uri",
+    "dataset_digest",
+    "dataset_uri",
+    "report_uri",
+    "recipe",
+    "step",
+    "code_version",
+    "weights_sha256",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
   list                  datasets, runs, sample sets, reports, sweeps and caches: size, last change, what refers to them
   verify [ITEM]         read each file and hold it against its sum; exit code 1 if anything is damaged
   rm ITEM               delete it, unless another item, a registered model or a schedule refers to it
+  gc                    delete what nobody has used for 30 days and nothing refers to; --dry-run says what that is
   copy ITEM TO          an item, and what it refers to, into another store
 
 ITEM is KIND/NAME as `list` prints it.
@@ -23,6 +24,8 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
     first_word()
 
+import math
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,13 +36,17 @@ from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.cli.command import Outcome, typed
 from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
-from pipelines.inventory import KINDS, Item, copy, find, inventory, needed_by, problems, remove
-from pipelines.progress import span
+from pipelines.housekeeping.copying import copy, needed_by
+from pipelines.housekeeping.inventory import KINDS, Item, add_registered, find, inventory, unknown_models
+from pipelines.housekeeping.removal import old_cache, remove, remove_unused, unused
+from pipelines.housekeeping.soundness import problems
+from pipelines.progress import counted, shown, span
 from pipelines.recipes.config import default_store
 from pipelines.tracking import open_server
-from pipelines.tracking.registry import models, versions
 
 _SHOWN = 3
+_ORDER = (*KINDS, "cache", "records", "other")
+_HEADER = "kind", "name", "size", "files", "changed", "referred to by"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,32 +59,41 @@ class StoreArgs:
     """A folder or s3://bucket/prefix."""
 
 
-def _items(args: StoreArgs) -> dict[str, Item]:
-    """With what the registry refers to."""
-    items = inventory(args.store)
-    server = open_server(args.store)
-    for model in models(server):
-        for version in versions(server, model.name):
-            found = version.tags.get("checkpoint_uri", "").rpartition("/runs/")[2].partition("/")[0]
-            for name in (f"runs/{found}", f"datasets/{version.tags.get('dataset_uri', '').rpartition('/')[2]}"):
-                if name in items:
-                    items[name].referred_by.append(f"models:/{model.name}/{version.version}")
-    return items
+@dataclass(frozen=True, kw_only=True)
+class GcArgs(StoreArgs):
+    """What counts as unused."""
+
+    older_than: int = 30
+    """Days in which no file of an item was written, and no command has logged that it reads or makes it."""
+    caches: bool = False
+    """Also features and bounds, which would be computed again."""
+
+
+def _items(args: StoreArgs, *, removing: bool = True) -> tuple[dict[str, Item], str]:
+    """With what the registry refers to; and, in words, which one that is.
+
+    Raises:
+        InputError: if something is to be removed, and this MLflow does not know a model that was registered from the store.
+    """
+    items, server = inventory(args.store), open_server(args.store)
+    where = shown(server.uri)
+    if removing and (unknown := unknown_models(items, server)):
+        raise InputError(
+            f"{unknown[0]} was registered from {args.store}, and {where} knows no such model; expected the MLflow that keeps it: "
+            f"set MLFLOW_TRACKING_URI, or delete {storage.join(args.store, 'registry', unknown[0])} if it is gone for good"
+        )
+    return items, f"{counted(add_registered(items, server), 'model version')} of {where}"
 
 
 def listing(args: StoreArgs) -> Outcome:
     """A line an item."""
-    items = _items(args)
-    order = (*KINDS, "cache", "records")
-    rows = [
-        [item.kind, item.name, _size(item.size_bytes), f"{len(item.files):,}", _age(item), _referred(item)]
-        for item in sorted(items.values(), key=lambda item: (order.index(item.kind), item.name))
-    ]
-    print_table(("kind", "name", "size", "files", "changed", "referred to by"), rows)
-    total = sum(item.size_bytes for item in items.values())
-    print(f"{_size(total)} in {args.store}")
-    told = {item.name: {**vars(item), "changed": item.changed and item.changed.isoformat()} for item in items.values()}
-    return Outcome(made={}, metrics={"bytes": total, "items": told})
+    items, registry = _items(args, removing=False)
+    print_table(
+        _HEADER, [_row(item) for item in sorted(items.values(), key=lambda item: (_ORDER.index(item.kind), item.name))]
+    )
+    total = _total(list(items.values()))
+    print(f"{_size(total)} in {args.store}; {registry}")
+    return Outcome(made={}, metrics={"bytes": total, "items": {item.name: _told(item) for item in items.values()}})
 
 
 def verifying(args: StoreArgs) -> Outcome:
@@ -95,10 +111,58 @@ def verifying(args: StoreArgs) -> Outcome:
 
 def removing(args: StoreArgs) -> Outcome:
     """One."""
-    items = _items(args)
+    items, _ = _items(args)
     item = find(items, args.item)
     remove(args.store, items, item)
     return Outcome(made={"removed": f"{item.name}, {_size(item.size_bytes)}"})
+
+
+def check_age(args: GcArgs) -> None:
+    """Refuse to call unused what a job may be writing."""
+    if args.older_than < 1:
+        raise InputError(
+            f"--older-than is {args.older_than}; expected days, 1 or more: a job may be at work in what is newer"
+        )
+
+
+def what_would_go(args: GcArgs) -> list[str]:
+    """What gc would remove now."""
+    items, registry = _items(args)
+    found, cached = unused(args.store, items, _since_s(args)), _cached(args, items)
+    lines = [f"{item.name}  {_size(item.size_bytes)}, {_age(item)}" for item in found]
+    lines += [f"{len(cached):,} files of features and bounds"] if cached else []
+    kept = len([item for item in items.values() if item.kind in KINDS]) - len(found)
+    size_bytes = _total(found) + sum(entry.size_bytes or 0 for entry in cached)
+    return [*lines, f"{_size(size_bytes)} would go; {kept} items stay, also for {registry}"]
+
+
+def collecting(args: GcArgs) -> Outcome:
+    """All that is unused."""
+    items, registry = _items(args)
+    cached = _cached(args, items)
+    gone, kept = [], {}
+    for item, why in remove_unused(args.store, items, _since_s(args)):
+        print(f"{'kept' if why else 'removed'} {item.name}, {why or _size(item.size_bytes)}", flush=True)
+        if why:
+            kept[item.name] = why
+        else:
+            gone.append(item)
+    for entry in cached:
+        storage.delete(storage.join(args.store, entry.name))
+    size_bytes = _total(gone) + sum(entry.size_bytes or 0 for entry in cached)
+    files = f" and {len(cached):,} files of features and bounds" if cached else ""
+    made = {"removed": f"{counted(len(gone), 'item')}{files}, {_size(size_bytes)}", "asked": registry}
+    return Outcome(
+        made=made, metrics={"bytes": size_bytes, "removed_items": [item.name for item in gone], "kept": kept}
+    )
+
+
+def _since_s(args: GcArgs) -> float:
+    return time.time() - args.older_than * 24 * 3600
+
+
+def _cached(args: GcArgs, items: dict[str, Item]) -> list[storage.Entry]:
+    return old_cache(items, _since_s(args)) if args.caches else []
 
 
 def copying(args: StoreArgs) -> Outcome:
@@ -115,6 +179,21 @@ def copying(args: StoreArgs) -> Outcome:
     return Outcome(made={"to": to}, next=typed("store.py", "verify", item.name, store=to))
 
 
+def _row(item: Item) -> list[str]:
+    return [item.kind, item.name, _size(item.size_bytes), f"{len(item.files):,}", _age(item), _referred(item)]
+
+
+def _told(item: Item) -> dict[str, Any]:
+    """Of an item, for a program."""
+    changed = datetime.fromtimestamp(item.changed_s, UTC).isoformat() if math.isfinite(item.changed_s) else None
+    told = {"uri": item.uri, "files": item.files, "bytes": item.size_bytes, "changed": changed}
+    return {**told, "referred_by": item.referred_by}
+
+
+def _total(items: list[Item]) -> int:
+    return sum(item.size_bytes for item in items)
+
+
 def _size(size_bytes: int) -> str:
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
@@ -125,7 +204,7 @@ def _size(size_bytes: int) -> str:
 
 
 def _age(item: Item) -> str:
-    return "" if item.changed is None else f"{span((datetime.now(UTC) - item.changed).total_seconds())} ago"
+    return f"{span(time.time() - item.changed_s)} ago" if math.isfinite(item.changed_s) else ""
 
 
 def _referred(item: Item) -> str:
@@ -133,15 +212,22 @@ def _referred(item: Item) -> str:
     return ", ".join(item.referred_by[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _word(about: str, do: Any, *words: str, optional: bool = False) -> Subcommand:
-    return Subcommand(about=about, args=StoreArgs, do=do, words=words, optional=optional)
-
-
 COMMANDS = {
-    "list": _word("What lies in a store, and what refers to it.", listing),
-    "verify": _word("Hold each file against its sum.", verifying, "item", optional=True),
-    "rm": _word("Delete an item that nothing refers to.", removing, "item"),
-    "copy": _word("An item, and what it refers to, into another store.", copying, "item", "to"),
+    "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing),
+    "verify": Subcommand(
+        about="Hold each file against its sum.", args=StoreArgs, do=verifying, words=("item",), optional=True
+    ),
+    "rm": Subcommand(about="Delete an item that nothing refers to.", args=StoreArgs, do=removing, words=("item",)),
+    "gc": Subcommand(
+        about="Delete what nobody has used for long and nothing refers to.",
+        args=GcArgs,
+        do=collecting,
+        check=check_age,
+        plan=what_would_go,
+    ),
+    "copy": Subcommand(
+        about="An item, and what it refers to, into another store.", args=StoreArgs, do=copying, words=("item", "to")
+    ),
 }
 
 

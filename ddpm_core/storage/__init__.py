@@ -46,6 +46,7 @@ __all__ = [
     "copy",
     "create_bytes",
     "delete",
+    "delete_rest",
     "delete_unfinished",
     "download",
     "exists",
@@ -241,6 +242,14 @@ def delete_unfinished(uri: str) -> None:
         _s3_upload.delete_unfinished(uri)
     else:
         local.delete_unfinished(local_path(uri))
+
+
+def delete_rest(uri: str) -> None:
+    """Delete what is left of a folder whose files were deleted: what killed writers left, and empty folders."""
+    if is_s3(uri):
+        _s3_upload.delete_unfinished(uri)
+    else:
+        local.delete_rest(local_path(uri))
 
 
 def check_store(uri: str) -> None:

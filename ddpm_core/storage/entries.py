@@ -1,5 +1,6 @@
 """What is found below a folder, under exactly the name that it has there, and names as they can be shown and written."""
 
+import math
 from dataclasses import dataclass
 
 UNREADABLE = "unreadable folder"
@@ -20,6 +21,8 @@ class Entry:
     """None if it is no file that could be read."""
     version: str
     """What changes when it is written again: the time of its last change in ns, or on S3 its ETag; "" where there is a problem."""
+    changed_s: float = math.nan
+    """Unix time of its last change, by the store's clock; nan where there is a problem."""
     problem: str | None = None
     """Why it is no file that could be read."""
 

@@ -8,7 +8,7 @@ import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -131,7 +131,7 @@ def _look_at(entry: "os.DirEntry[str]", name: str, chain: _Chain) -> Entry | tup
         return name, _Chain(device_and_inode=(state.st_dev, state.st_ino), outer=chain, through_link=linked)
     if not stat.S_ISREG(state.st_mode):
         return Entry(name=name, size_bytes=None, version="", problem=SPECIAL)
-    return Entry(name=name, size_bytes=state.st_size, version=str(state.st_mtime_ns))
+    return Entry(name=name, size_bytes=state.st_size, version=str(state.st_mtime_ns), changed_s=state.st_mtime)
 
 
 def describe(path: Path) -> tuple[int, str] | None:
@@ -243,6 +243,14 @@ def delete_unfinished(folder: Path) -> None:
     with errors(folder):
         for path in folder.rglob(f"{TEMPORARY}*") if folder.is_dir() else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def delete_rest(folder: Path) -> None:
+    delete_unfinished(folder)
+    with errors(folder):
+        for path, _, _ in os.walk(folder, topdown=False):
+            with suppress(OSError):  # a file came meanwhile, or another process did this
+                os.rmdir(path)
 
 
 def check_store(path: Path) -> None:

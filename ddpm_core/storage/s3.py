@@ -128,7 +128,8 @@ def walk(uri: str) -> Iterator[Entry]:
         for item in page.get("Contents", []):
             name, size = item["Key"].removeprefix(prefix), item["Size"]
             if not name.endswith("/") and name:
-                yield Entry(name=name, size_bytes=size, version=item["ETag"])
+                changed_s = item["LastModified"].timestamp()
+                yield Entry(name=name, size_bytes=size, version=item["ETag"], changed_s=changed_s)
             elif size:
                 yield Entry(name=name, size_bytes=None, version="", problem=ENDS_WITH_SLASH)
         if not page["IsTruncated"]:

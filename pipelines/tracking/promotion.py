@@ -85,6 +85,7 @@ def promote(
     reference: str,
     seeds: str = "",
     trainings: Sequence[float] = (),
+    report_uri: str = "",
     veto: str = "",
 ) -> Promotion:
     """Record a version's figure, and make it the champion if there is none or the figure is better.
@@ -93,6 +94,7 @@ def promote(
     the same time: what is read here must still hold when the alias is set.
 
     Args:
+        report_uri: where the figure stands, with all else that was found.
         veto: why it must not be the champion, whatever its figure.
     """
     ours = Judged(tracked_name(figure.name), figure.value, reference, seeds, tuple(figure.left_out), tuple(trainings))
@@ -100,7 +102,7 @@ def promote(
     with refused(f"promoting {name} version {version}"):
         champion = _champion(client, name)
         if math.isfinite(figure.value):
-            _set_tags(client, name, version, ours.tags)
+            _set_tags(client, name, version, {**ours.tags, "report_uri": report_uri})
         if trainings:  # each of them was registered; this is the one that stands for all
             client.set_registered_model_alias(name, CANDIDATE, str(version))
         if champion and int(champion.version) == version:

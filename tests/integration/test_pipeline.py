@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ from ddpm_core.model.unet import UNetConfig
 from pipelines import evaluate, workflow
 from pipelines import store as store_command
 from pipelines.cli.subcommands import run_subcommand
-from pipelines.inventory import KINDS, inventory, remove
+from pipelines.housekeeping.inventory import KINDS, inventory
+from pipelines.housekeeping.removal import remove
 from pipelines.naming import run_folder
 from pipelines.pipeline import Pipeline, open_pipeline
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
@@ -202,6 +204,14 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
         assert _of_store(capsys, "verify", name, "--store", new)[0] == 1
         path.write_bytes(content)
 
+    code, out, _ = _of_store(capsys, "gc", "--store", new, "--dry-run")
+    assert (code, "0 B would go; 4 items stay" in out) == (0, True)
+    for path in Path(new).rglob("*"):
+        os.utime(path, (0, 0))
+    code, out, _ = _of_store(capsys, "gc", "--store", new, "--dry-run")
+    assert re.search(f"{report} .*\n{samples} .*\n{run} .*\n{dataset} .*\n.* would go; 0 items stay", out)
+    code, out, _ = _of_store(capsys, "gc", "--store", old)
+    assert (code, "removed  0 items, 0 B" in out) == (0, True)
     code, _, err = _of_store(capsys, "rm", dataset, "--store", new)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"error: {dataset} is what {report}" in err or f"error: {dataset} is what {run}" in err
@@ -226,7 +236,7 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
                         raise KeyboardInterrupt
                     delete(uri)
 
-                patch.setattr("pipelines.inventory.storage.delete", killed)
+                patch.setattr("pipelines.housekeeping.removal.storage.delete", killed)
                 items = inventory(new)
                 if deletions is None:
                     remove(new, items, items[name])

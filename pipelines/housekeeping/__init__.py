@@ -1,0 +1,1 @@
+"""What lies in a store: listed, held against its sums, copied, removed."""

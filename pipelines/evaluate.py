@@ -28,7 +28,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.evaluation.figures import number
 from pipelines.cli.checks import check_counts, check_sampling
-from pipelines.cli.command import Outcome, as_recipe, run_command, ui
+from pipelines.cli.command import Outcome, as_recipe, run_command
+from pipelines.cli.invocation import ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
 from pipelines.feature_weights import check_features, find_features
 from pipelines.measuring.image_sets import foreign_images
@@ -38,6 +39,12 @@ from pipelines.tracking.resolve import dataset_of, find_dataset
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
+
+
+_OFTEN = (
+    "model", "images", "dataset", "compare", "steps", "evaluate.num_images", "evaluate.features", "evaluate.weights",
+    "evaluate.resize", "sample.num_images", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,4 +163,4 @@ def run(args: EvaluateArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(EvaluateArgs, __doc__, check=check, plan=plan, run=run)
+    run_command(EvaluateArgs, __doc__, check=check, plan=plan, run=run, often=_OFTEN)

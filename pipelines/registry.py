@@ -35,7 +35,8 @@ from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.figures import number
 from ddpm_core.interop.model_folder import CONFIG, WEIGHTS, write_once
-from pipelines.cli.command import Outcome, typed
+from pipelines.cli.command import Outcome
+from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.recipes.config import default_store
 from pipelines.tracking import Server, open_server, resolve_model

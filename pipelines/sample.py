@@ -25,11 +25,17 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
 from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
-from pipelines.cli.command import Outcome, as_recipe, run_command, typed
+from pipelines.cli.command import Outcome, as_recipe, run_command
 from pipelines.cli.costs import sampling_time
+from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, default_store
+
+_OFTEN = (
+    "model", "num_images", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
+    "sample.sampler.num_steps", "sample.num_workers", "sample.use_gpu", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,11 @@ def plan(args: SampleArgs) -> list[str]:
     ]
 
 
+def cost(args: SampleArgs) -> list[str]:
+    """What the images take, tried."""
+    return sampling_time(as_recipe(args))
+
+
 def told_otherwise(weights: Weights, asked: SamplerConfig) -> str:
     """A line that says where a request samples otherwise than the model's own folder says; empty if it does not.
 
@@ -102,4 +113,4 @@ def run(args: SampleArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(SampleArgs, __doc__, check=check, plan=plan, run=run, cost=lambda args: sampling_time(as_recipe(args)))
+    run_command(SampleArgs, __doc__, check=check, plan=plan, run=run, cost=cost, often=_OFTEN)

@@ -44,7 +44,8 @@ from typing import Literal
 import tyro
 
 from ddpm_core.errors import InputError
-from pipelines.cli.command import Outcome, typed
+from pipelines.cli.command import Outcome
+from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, run_subcommand
 from pipelines.progress import shown
 from pipelines.recipes.config import check_name, default_store

@@ -21,9 +21,15 @@ from ddpm_core.data.sharding.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.errors import InputError
 from ddpm_core.model.unet import check_image_size
 from pipelines.cli.checks import check_data, data_census, data_summary
-from pipelines.cli.command import Outcome, named_source, run_command, typed
+from pipelines.cli.command import Outcome, named_source, run_command
+from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.recipes.config import Recipe
+
+_OFTEN = (
+    "data.source", "data.image_size", "data.channels", "data.fit", "data.labels", "data.test_fraction", "data.validation_fraction",
+    "data.max_rejected_fraction", "data.grows", "name", "store",
+)  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
@@ -58,4 +64,4 @@ def run(recipe: Recipe) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(Recipe, __doc__, check=check, plan=plan, run=run)
+    run_command(Recipe, __doc__, check=check, plan=plan, run=run, often=_OFTEN)

@@ -34,7 +34,8 @@ import tyro
 
 from ddpm_core import storage
 from ddpm_core.errors import InputError
-from pipelines.cli.command import Outcome, typed
+from pipelines.cli.command import Outcome
+from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.housekeeping.copying import copy, needed_by
 from pipelines.housekeeping.inventory import KINDS, Item, add_registered, find, inventory, unknown_models

@@ -30,8 +30,9 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.errors import InputError
 from pipelines.cli.checks import check_data, check_training, data_summary, num_in_split, warn_of_young_average
-from pipelines.cli.command import Outcome, as_recipe, run_command, typed
+from pipelines.cli.command import Outcome, as_recipe, run_command
 from pipelines.cli.costs import sweep_cost
+from pipelines.cli.invocation import typed
 from pipelines.cli.parsing import parse
 from pipelines.cluster.placement import check_here, for_a_cpu, for_trials, for_workers_of_trials
 from pipelines.naming import digest
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 12
 """Rows of the ranking that are printed; the page has all."""
+
+
+_OFTEN = (
+    "sweep.space", "sweep.num_trials", "sweep.max_hours", "sweep.metrics", "sweep.finalists", "sweep.repeats", "model",
+    "data.source", "train.steps", "name", "promote", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,7 @@ def read(args_type: type[SweepArgs], argv: list[str], program: str, about: str) 
         InputError: in one line.
     """
     space = _take_space(argv)
-    return replace(parse(args_type, argv, program, about), space=space)
+    return replace(parse(args_type, argv, program, about, _OFTEN), space=space)
 
 
 def _take_space(argv: list[str]) -> dict[str, tuple[str, ...]]:

@@ -20,11 +20,17 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 from dataclasses import dataclass
 
 from pipelines.cli.checks import check_data, check_training, data_summary, warn_of_young_average
-from pipelines.cli.command import Outcome, run_command, typed
+from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.costs import training_cost
+from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
+
+_OFTEN = (
+    "data.source", "data.image_size", "data.channels", "dataset", "train.steps", "train.batch_size", "train.learning_rate",
+    "train.num_workers", "train.use_gpu", "train.seed", "name", "init_from", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,4 +78,4 @@ def run(args: TrainArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(TrainArgs, __doc__, check=check, plan=plan, run=run, cost=training_cost)
+    run_command(TrainArgs, __doc__, check=check, plan=plan, run=run, cost=training_cost, often=_OFTEN)

@@ -36,8 +36,9 @@ from pipelines.cli.checks import (
     split_counts,
     warn_of_young_average,
 )
-from pipelines.cli.command import Outcome, as_recipe, run_command, typed, ui
+from pipelines.cli.command import Outcome, as_recipe, run_command
 from pipelines.cli.costs import evaluation_cost, sampling_cost, sampling_time, training_cost
+from pipelines.cli.invocation import typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
     from pipelines.stages.evaluate import Evaluated
     from pipelines.stages.sample import Sampled
     from pipelines.stages.train import Trained
+
+
+_OFTEN = (
+    "data.source", "data.image_size", "data.channels", "dataset", "train.steps", "train.num_workers", "train.use_gpu",
+    "sample.num_images", "evaluate.features", "seeds", "name", "store",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,4 +187,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run, cost=cost)
+    run_command(WorkflowArgs, __doc__, check=check, plan=plan, run=run, cost=cost, often=_OFTEN)

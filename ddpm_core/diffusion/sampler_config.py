@@ -27,11 +27,11 @@ class SamplerConfig:
     """
 
     name: SamplerName = "ancestral"
-    """ancestral is the paper's Algorithm 2; ddim is Song, Meng, Ermon 2021; dpm_solver is DPM-Solver++(2M) of Lu et al.
-    2022; heun is Heun's method on the probability-flow ODE (Karras et al. 2022), two passes a step. Both are of second
-    order; see docs/samplers.md."""
+    """How x_T becomes x_0: ancestral (the paper's Algorithm 2), ddim (Song, Meng, Ermon 2021), dpm_solver
+    (DPM-Solver++(2M), Lu et al. 2022) or heun (on the probability-flow ODE, Karras et al. 2022; two passes a step). The
+    last two are of second order; see docs/samplers.md."""
     num_steps: int | None = None
-    """Steps, of the schedule's; none for all of them."""
+    """Steps of the schedule that are taken; none for all of them."""
     spacing: Spacing = "linspace"
     """Which of the schedule's steps: linspace takes both ends; leading, trailing, quadratic as in the literature."""
     eta: float = 0.0

@@ -35,7 +35,7 @@ class TrainConfig:
     batch_size: int = 128
     """Images in a global batch, over all workers."""
     learning_rate: float = 2e-4
-    """Adam's, after the warm-up."""
+    """Adam's learning rate, after the warm-up."""
     warmup_steps: int = 5_000
     """Steps over which the learning rate rises linearly."""
     grad_clip: float = 1.0

@@ -3,11 +3,10 @@
 import json
 import logging
 import os
-import shlex
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Never
 
@@ -15,13 +14,14 @@ from ddpm_core import storage
 from ddpm_core.data.sources import source_uri
 from ddpm_core.errors import UserError
 from ddpm_core.serialization import to_json
+from pipelines.cli.invocation import program
 from pipelines.cli.opening import take_away
 from pipelines.cli.parsing import A, parse
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.session import Terminated
 from pipelines.progress import shown
-from pipelines.recipes.config import Recipe, default_store
+from pipelines.recipes.config import Recipe
 from pipelines.recipes.recipes import make
 from pipelines.tracking.store import check_place
 
@@ -53,6 +53,7 @@ def run_command(
     plan: Callable[[A], list[str]],
     run: Callable[[A], Outcome],
     cost: Callable[[A], list[str]] = lambda args: [],
+    often: Sequence[str] = (),
     read: Callable[[type[A], list[str], str, str], A] | None = None,
     argv: list[str] | None = None,
 ) -> None:
@@ -65,6 +66,7 @@ def run_command(
         plan: says what will be done, for --dry-run.
         cost: tries what that costs, which may take seconds; for a person only, not with --json.
         run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
+        often: the flags that most people use, for --help, dotted: train.steps.
         read: makes the flags of the command line, as `parse` does, for a command without a recipe.
 
     Exits:
@@ -73,11 +75,10 @@ def run_command(
     """
     take_away()
     argv = list(sys.argv[1:] if argv is None else argv)
-    program = f"python pipelines/{Path(sys.argv[0]).name}"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     as_json, dry_run = _take(argv, "--json"), _take(argv, "--dry-run")
     try:
-        args = (read or parse)(args_type, argv, program, about)
+        args = (read or partial(parse, often=often))(args_type, argv, program(Path(sys.argv[0]).name), about)
         check(args)
         lines = plan(args) + ([] if as_json else cost(args)) if dry_run else []
         if not dry_run:
@@ -146,31 +147,6 @@ def _take(argv: list[str], flag: str) -> bool:
 def _mistake(error: Exception) -> int:
     print(f"error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
     return error.exit_code if isinstance(error, UserError) else 2
-
-
-def typed(script: str, *args: str, store: str) -> str:
-    """A command that runs as printed, in the shell that ran this one.
-
-    Args:
-        script: a file of this folder, as sample.py; or a module, as -m pipelines.tracking.
-        args: what follows it.
-        store: named in the command unless it is the default one.
-    """
-    python = shutil.which("python")
-    ours = python is not None and Path(python).parent.samefile(Path(sys.executable).parent)
-    file = [] if script.startswith("-m ") else [_from_here(Path(__file__).parents[1] / script)]
-    words = ["python" if ours else _from_here(Path(sys.executable)), *(file or script.split()), *args]
-    return shlex.join([*words, *([] if store == default_store() else ["--store", store])])
-
-
-def ui(store: str) -> str:
-    """The command that shows MLflow's pages of a store."""
-    return "make ui" if store == default_store() else typed("-m pipelines.tracking", store=store)
-
-
-def _from_here(path: Path) -> str:
-    """As a person would type it: short where it lies below the working directory."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _show(outcome: Outcome, as_json: bool) -> None:

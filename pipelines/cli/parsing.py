@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError, nearest
 from ddpm_core.model.form import UNetForm
+from pipelines.cli.short_help import short_help
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.files import read_recipe
@@ -32,8 +34,11 @@ _EVERYWHERE = """\
   --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
 
 
-def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
+def parse(args_type: type[A], argv: list[str], program: str, about: str, often: Sequence[str] = ()) -> A:
     """RECIPE, by name or as a file, and dotted flags to the command's arguments.
+
+    Args:
+        often: the flags that --help shows, dotted; --help-all shows all.
 
     Raises:
         InputError: for a misspelt recipe or flag, or a value that is none; one line with the nearest match.
@@ -49,6 +54,9 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str) -> A:
         raise InputError(f"unknown recipe {name!r}; expected one of {expected}{nearest(name, RECIPES)}")
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
+    if often and {"-h", "--help"} & set(argv):
+        print(short_help(program, about, default, often))
+        raise SystemExit(0)
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
     typed = any(word.replace("_", "-").startswith(_ATTENTION) for word in argv)
     return parsed if typed or not isinstance(parsed, Recipe) else _fitted(parsed)
@@ -85,7 +93,7 @@ def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, a
         InputError: for a misspelt flag, or a value that is none; one line with the nearest match.
         SystemExit: with 0, after --help.
     """
-    told = io.StringIO()
+    told, argv = io.StringIO(), ["--help" if word == "--help-all" else word for word in argv]
     try:
         with contextlib.redirect_stderr(told):
             parsed = tyro.cli(
@@ -147,7 +155,7 @@ def _one_line(box: str) -> str:
     if union := re.match(r"Error parsing (--\S+): no type matching (.*?) could be instantiated from \[(.*?)\]\.", said):
         flag, kinds, words = union.groups()
         given = " ".join(re.findall(r"'(.*?)'", words))
-        return f"{flag} is {given or 'empty'}; expected {kinds} (all flags: --help)"
+        return f"{flag} is {given or 'empty'}; expected {kinds} (all flags: --help-all)"
     rest = " ".join(more)
     match = re.search(r"Perhaps you meant: (--[\w.-]+)", rest) or re.search(r"Argument helptext: (--[\w.-]+ \S+)", rest)
     hint = ""
@@ -155,4 +163,4 @@ def _one_line(box: str) -> str:
         hint = f"; did you mean {match.group(1)}?" if "Perhaps" in rest else f"; expected {match.group(1)}"
     if choice := re.search(r"invalid choice '(.*?)' .*Expected one of \((.*)\)", said):
         hint = nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
-    return f"{said}{hint} (all flags: --help)"
+    return f"{said}{hint} (all flags: --help-all)"

@@ -45,7 +45,7 @@ class TrainStage(TrainConfig):
     threads: int = 1
     """CPU threads a worker, all on one node; other numbers add up in another order, so weights differ by rounding."""
     use_gpu: bool = False
-    """One GPU a worker."""
+    """One GPU for each worker."""
     node_labels: tuple[str, ...] = ()
     """Train on nodes with these labels only: KEY=VALUE, as ray.io/accelerator-type=H100."""
     validate_every: int = 0
@@ -90,7 +90,7 @@ class SampleStage(SampleConfig):
     threads: int = 1
     """CPU threads for each; other numbers add up in another order, so images differ by rounding."""
     use_gpu: bool = False
-    """One GPU for each."""
+    """One GPU for each block at work."""
     compile: Literal["auto", "on", "off"] = field(default="auto", metadata={"unless_default": True})
     """Whether the network is compiled first, which takes up to a minute and needs a C++ compiler; auto: where it pays, by how
     much is to be made. Images differ by rounding."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.cli.command import typed
+from pipelines.cli.invocation import typed
 from pipelines.recipes.config import default_store
 
 ROOT = Path(__file__).parents[2]

@@ -75,5 +75,5 @@ def test_on_a_terminal_a_mistake_is_one_plain_line_after_the_first_word() -> Non
                 said += read
     os.close(ours)
     assert process.returncode == 2
-    expected = "error: train.steps is -1; expected 0 or more (all flags: --help)\r\n"
+    expected = "error: train.steps is -1; expected 0 or more (all flags: --help-all)\r\n"
     assert said.decode() == f"train: starting\r\x1b[K{expected}"

@@ -1,0 +1,53 @@
+"""`ddpm COMMAND ...`: each command of this folder by its name, from anywhere."""
+
+import ast
+import difflib
+import runpy
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.cli import invocation
+
+_FOLDER = Path(__file__).parent
+_COMMANDS = {
+    **{
+        name: _FOLDER / f"{name}.py"
+        for name in ("workflow", "shard", "train", "sample", "evaluate", "sweep", "schedule", "registry", "store")
+    },
+    "ui": _FOLDER / "tracking/__main__.py",
+}
+
+
+def main() -> None:
+    """Run what the first word names, as if its file had been typed."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+    elif name == "--version":
+        print(f"ddpm-pipeline {version('ddpm-pipeline')}")
+    elif name in _COMMANDS:
+        invocation.by_name(sys.argv[0])
+        sys.argv = [str(_COMMANDS[name]), *words]
+        runpy.run_path(str(_COMMANDS[name]), run_name="__main__")
+    else:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: ddpm has no command {name!r}; expected {', '.join(_COMMANDS)}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _overview() -> str:
+    about = {
+        name: (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] for name, file in _COMMANDS.items()
+    }
+    about["ui"] = "MLflow's pages of a store, on loopback."
+    lines = [f"  {name:9} {said}" for name, said in about.items()]
+    first = "usage: ddpm COMMAND ...\n\nImages in; a trained, registered and judged diffusion model, and its samples, out.\n"
+    return "\n".join(
+        [first, *lines, "\n`ddpm COMMAND --help` says more; `ddpm workflow` does it all on handwritten digits."]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,18 @@ _FOLDER = Path(__file__).parent
 _COMMANDS = {
     **{
         name: _FOLDER / f"{name}.py"
-        for name in ("workflow", "shard", "train", "sample", "evaluate", "sweep", "schedule", "registry", "store")
+        for name in (
+            "workflow",
+            "shard",
+            "train",
+            "sample",
+            "evaluate",
+            "sweep",
+            "schedule",
+            "registry",
+            "store",
+            "doctor",
+        )
     },
     "ui": _FOLDER / "tracking/__main__.py",
 }

@@ -56,6 +56,7 @@ def run_command(
     often: Sequence[str] = (),
     read: Callable[[type[A], list[str], str, str], A] | None = None,
     argv: list[str] | None = None,
+    uses_store: bool = True,
 ) -> None:
     """Parse the command line, check it, and run the stage.
 
@@ -68,6 +69,7 @@ def run_command(
         run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
         often: the flags that most people use, for --help, dotted: train.steps.
         read: makes the flags of the command line, as `parse` does, for a command without a recipe.
+        uses_store: the store and the folder for temporary files are tried first.
 
     Exits:
         0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 if a process or a node was lost once too
@@ -81,7 +83,7 @@ def run_command(
         args = (read or partial(parse, often=often))(args_type, argv, program(Path(sys.argv[0]).name), about)
         check(args)
         lines = plan(args) + ([] if as_json else cost(args)) if dry_run else []
-        if not dry_run:
+        if uses_store and not dry_run:
             storage.check_temporary()
             _check_store(args.store)  # type: ignore[attr-defined]
     except BrokenPipeError:  # --help | head: who reads has seen enough

@@ -4,6 +4,7 @@ examples:
   python pipelines/sample.py                                       # from models:/ddpm-digits@champion
   python pipelines/sample.py mnist --model models:/ddpm-mnist@champion --num-images 10000 --sample.num-workers 2
   python pipelines/sample.py --model /path/to/checkpoints/step-00001000 --sample.sampler.name ancestral
+  python pipelines/sample.py mnist --num-images 64 --out digits.gif
 """
 
 import sys
@@ -28,12 +29,13 @@ from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command
 from pipelines.cli.costs import sampling_time
 from pipelines.cli.invocation import typed
+from pipelines.cli.output import check_output, write_output
 from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, default_store
 
 _OFTEN = (
-    "model", "num_images", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
+    "model", "num_images", "out", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
     "sample.sampler.num_steps", "sample.num_workers", "sample.use_gpu", "store",
 )  # fmt: skip
 
@@ -50,6 +52,9 @@ class SampleArgs:
     Default: the recipe's champion, or its candidate while there is no champion."""
     num_images: int | None = None
     """Images to generate, one a seed. Default: the recipe's number."""
+    out: str | None = None
+    """Also write the images there: FOLDER, a PNG a seed, or FILE.npz, or FILE.png, a grid, or FILE.gif or .webp, how they
+    come to be; local or on S3."""
     sample: SampleStage = field(default_factory=SampleStage)
 
     def __post_init__(self) -> None:
@@ -59,8 +64,10 @@ class SampleArgs:
 
 
 def check(args: SampleArgs) -> None:
-    """That a block fits somewhere."""
+    """That a block fits somewhere, and the images where they are to go."""
     check_sampling(args.sample)
+    if args.out:
+        check_output(args.out)
 
 
 def plan(args: SampleArgs) -> list[str]:
@@ -104,9 +111,11 @@ def run(args: SampleArgs) -> Outcome:
         if note := told_otherwise(weights, args.sample.sampler):
             say(note)
         sampled = pipeline.sample(weights)
+    if args.out:
+        write_output(sampled.samples, weights, args.sample, args.out)
     following = typed("evaluate.py", args.recipe, *(["--model", args.model] if args.model else []), store=args.store)
     return Outcome(
-        made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri},
+        made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri, **({"out": args.out} if args.out else {})},
         metrics={"images": args.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
         next=following if weights.dataset_uri else "",  # a model from elsewhere has nothing to be judged against
     )

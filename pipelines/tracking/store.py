@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import platformdirs
@@ -151,10 +151,6 @@ def quiet_warnings() -> Iterator[None]:
         yield
 
 
-_SOON_S = 1.0
-"""Not worth a word."""
-
-
 @contextmanager
 def import_meanwhile() -> Iterator[None]:
     """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
@@ -163,7 +159,7 @@ def import_meanwhile() -> Iterator[None]:
     thread.start()
     try:
         yield
-        thread.join(_SOON_S)
+        thread.join(1.0)  # not worth a word
         if thread.is_alive():
             say("importing MLflow")
         thread.join()
@@ -173,17 +169,17 @@ def import_meanwhile() -> Iterator[None]:
     # Of Ctrl-C not: it may have broken off an import of this thread's, and left it locked for the other one for ever.
 
 
-class Server(Protocol):
+@dataclass(eq=False)
+class Server:
     """An MLflow that is opened."""
 
     client: Any
     uri: str
 
-
-@dataclass
-class _Opened:
-    client: Any
-    uri: str
+    @property
+    def shown_uri(self) -> str:
+        """Where it is, without a password."""
+        return shown(self.uri)
 
 
 def open_server(store: str) -> Server:
@@ -198,7 +194,7 @@ def open_server(store: str) -> Server:
     follow_move(store, uri)
     if risk := registry_at_risk(store):
         logger.warning(risk)
-    return _Opened(client, uri)
+    return Server(client, uri)
 
 
 def new_client(uri: str) -> Any:
@@ -231,10 +227,13 @@ def open_client(uri: str) -> Any:
     except Exception as error:
         if not (is_outage(error) or isinstance(error, MlflowException | ImportError)):
             raise
-        refused = re.search("error code 40[13]", str(error))
-        kind = AwayError if is_server(uri) and not refused else InputError
+        kind = AwayError if is_server(uri) and not _asks_for_password(error) else InputError
         raise kind(f"MLflow at {shown(uri)} cannot be opened{_why(uri, error)}") from error
     return client
+
+
+def _asks_for_password(error: Exception) -> bool:
+    return re.search("error code 40[13]", str(error)) is not None
 
 
 def _why(uri: str, error: Exception) -> str:
@@ -243,7 +242,7 @@ def _why(uri: str, error: Exception) -> str:
         return f": the Python package {error.name} is missing; pip install {package}"
     if "out-of-date database schema" in str(error):
         return f": it was made by another version of MLflow; after a backup of it, mlflow db upgrade '{shown(uri)}'"
-    if re.search("error code 40[13]", str(error)):
+    if _asks_for_password(error):
         return ": it asks for another user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     if "is locked" in str(error):
         return ": another program holds it; try again once that has ended"
@@ -253,13 +252,16 @@ def _why(uri: str, error: Exception) -> str:
 
 @contextmanager
 def _nothing_beside(uri: str) -> Iterator[None]:
-    """Remove the folder that MLflow makes for a SQLite URI as it stands, with its %NN, where SQLAlchemy opens another."""
+    """Remove the folder that MLflow makes for a SQLite URI as it stands, with its %NN, where SQLAlchemy opens another.
+
+    That one is there, as the lock lies in it.
+    """
     beside = Path(uri.removeprefix(_SQLITE)).parent
-    there = not uri.startswith(_SQLITE) or beside.exists()
+    there = beside.exists()
     try:
         yield
     finally:
-        if not there and beside.exists() and _database(uri).parent != beside:
+        if not there and beside.exists():
             os.removedirs(beside)
 
 

@@ -9,20 +9,17 @@ from typing import Any
 from ddpm_core import storage
 from ddpm_core.errors import HeldError, InputError
 from pipelines.naming import digest
-from pipelines.progress import shown
 from pipelines.tracking.outage import is_outage, one_line, refused
 from pipelines.tracking.record import Recorded, Records, experiments
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
     AwayError,
+    Server,
     artifact_location,
-    check_place,
-    follow_move,
     is_server,
     lock,
     new_client,
-    open_client,
-    registry_at_risk,
+    open_server,
     tracking_uri,
 )
 
@@ -34,24 +31,16 @@ RETRY_AFTER_S = 60.0
 """After a failure the server is left alone for so long: a call to a dead one can take seconds to fail."""
 
 
-class Tracker:
-    """Holds the client, the experiment, and the runs that have something to tell."""
+class Tracker(Server):
+    """An MLflow, an experiment in it, and the runs that have something to tell."""
 
-    def __init__(self, client: Any, uri: str, store: str, experiment: str, experiment_id: str) -> None:
-        self.client = client
-        self.uri = uri
-        self.store = store
-        self.experiment = experiment
-        self.experiment_id = experiment_id
-        self.records = Records(store, experiment, uri)
+    def __init__(self, server: Server, store: str, experiment: str, experiment_id: str) -> None:
+        super().__init__(server.client, server.uri)
+        self.store, self.experiment_id = store, experiment_id
+        self.records = Records(store, experiment, server.uri)
         self._runs: dict[str, RunHandle] = {}
         self._kept_up = self._retry_at = 0.0
         self._told: set[str] = set()
-
-    @property
-    def shown_uri(self) -> str:
-        """Where it writes, without a password."""
-        return shown(self.uri)
 
     @contextmanager
     def run(
@@ -181,23 +170,19 @@ def open_tracking(store: str, experiment: str) -> Tracker:
     Raises:
         InputError: one line, if the store does not open, or the experiment lies in MLflow's waste bin.
     """
-    check_place(store)
     uri = tracking_uri(store)
-    record = storage.join(store, "mlflow", "opened", digest([uri, experiment], 16))
+    opened = storage.join(store, "mlflow", "opened", digest([uri, experiment], 16))
     try:
-        client = open_client(uri)
+        server = open_server(store)
     except AwayError as error:
-        if not storage.exists(record):
+        if not storage.exists(opened):
             raise
-        tracker = Tracker(new_client(uri), uri, store, experiment, storage.read_bytes(record).decode())
+        tracker = Tracker(Server(new_client(uri), uri), store, experiment, storage.read_bytes(opened).decode())
         tracker.failed(str(error))
     else:
-        follow_move(store, uri)
-        tracker = Tracker(client, uri, store, experiment, _open_experiment(client, store, uri, experiment))
+        tracker = Tracker(server, store, experiment, _open_experiment(server, store, experiment))
         if is_server(uri):
-            storage.write_bytes(record, tracker.experiment_id.encode())
-    if risk := registry_at_risk(store):
-        logger.warning(risk)
+            storage.write_bytes(opened, tracker.experiment_id.encode())
     tracker.adopt(tracker.records.undelivered())
     return tracker
 
@@ -222,18 +207,17 @@ def sync(store: str) -> dict[str, int]:
     return runs
 
 
-def _open_experiment(client: Any, store: str, uri: str, experiment: str) -> str:
+def _open_experiment(server: Server, store: str, experiment: str) -> str:
     """The experiment's id."""
-    with refused(f"MLflow experiment {experiment!r}"), lock(uri):
-        found = client.get_experiment_by_name(experiment)
+    with refused(f"MLflow experiment {experiment!r}"), lock(server.uri):
+        found = server.client.get_experiment_by_name(experiment)
         if found is None:
             # The tag has MLflow's pages show training runs rather than chat traces.
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            made: str = client.create_experiment(experiment, artifact_location(store, uri), tags)
-            return made
+            return str(server.client.create_experiment(experiment, artifact_location(store, server.uri), tags))
     if found.lifecycle_stage != "active":
         raise InputError(
             f"MLflow experiment {experiment!r} was deleted; restore it: "
-            f"MLFLOW_TRACKING_URI={shown(uri)} mlflow experiments restore --experiment-id {found.experiment_id}"
+            f"MLFLOW_TRACKING_URI={server.shown_uri} mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return str(found.experiment_id)

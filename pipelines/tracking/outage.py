@@ -16,7 +16,7 @@ class TrackingError(UserError, OSError):
     """MLflow could not do what was asked; the message is one line."""
 
 
-def is_refusal(error: Exception) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether MLflow calls a value invalid, which is a mistake in our code, or a user's."""
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE" and _DELETED not in str(error)
 
@@ -28,7 +28,7 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _OUTSIDE
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an error's message, and the second if the first announces it; not longer than a few rows of a terminal."""
     lines = [line.strip() for line in shown(str(error)).splitlines() if line.strip()] or [type(error).__name__]
     first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])

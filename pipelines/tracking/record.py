@@ -3,8 +3,8 @@
 import json
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ddpm_core import storage
@@ -34,8 +34,7 @@ _FILE_BYTES = 256 << 10
 
 def experiments(store: str) -> list[str]:
     """Those of which a store has runs."""
-    runs = storage.join(storage.absolute(store), "tracking", "runs")
-    return sorted({uri.removeprefix(f"{runs}/").split("/")[0] for uri, _ in storage.list_files(runs)})
+    return sorted({uri.split("/")[-3] for uri, _ in storage.list_files(storage.join(store, "tracking", "runs"))})
 
 
 class Records:
@@ -48,7 +47,8 @@ class Records:
 
     def new(self, lineage: Lineage) -> "Record":
         """What one process writes of a run."""
-        return Record(storage.join(self._runs, _name(lineage)), lineage)
+        run = _name(lineage)
+        return Record(storage.join(self._runs, run), storage.join(self._undelivered, run), lineage)
 
     def read(self, lineage: Lineage) -> list[Entry]:
         """All that was written of a run, by whom it may be, in the order in which they began."""
@@ -56,25 +56,15 @@ class Records:
 
     def all(self) -> Iterator[Recorded]:
         """Every run."""
-        for run in dict.fromkeys(uri.split("/")[-2] for uri, _ in storage.list_files(self._runs)):
-            lineage, entries = self._read(run)
-            yield Recorded(lineage, entries, [])
+        for run in _by_run(self._runs):
+            yield Recorded(*self._read(run), [])
 
     def undelivered(self) -> Iterator[Recorded]:
         """The runs of which MLflow may miss something."""
-        marks: defaultdict[str, list[str]] = defaultdict(list)
-        for uri, _ in storage.list_files(self._undelivered):
-            marks[uri.split("/")[-2]].append(uri)
-        for run, uris in marks.items():
+        for run, marks in _by_run(self._undelivered).items():
             lineage, entries = self._read(run)
             if lineage:  # else it was killed before it wrote anything
-                yield Recorded(lineage, entries, uris)
-
-    def mark(self, record: "Record") -> str:
-        """MLflow may miss something of what a process writes of a run, until the mark that is returned is removed."""
-        mark = storage.join(self._undelivered, *record.name)
-        storage.write_bytes(mark, b"")
-        return mark
+                yield Recorded(lineage, entries, marks)
 
     def tidy(self, lineage: Lineage) -> None:
         """Have one file in place of many: a command that is typed each minute leaves one each time."""
@@ -111,12 +101,13 @@ class Records:
 class Record:
     """What this process writes of a run."""
 
-    def __init__(self, folder: str, lineage: Lineage) -> None:
-        self._began = f"{time.time_ns():019d}-{uuid.uuid4().hex[:8]}"
-        self._folder, self._head = folder, json.dumps(lineage)
-        self.name = folder.rpartition("/")[2], self._began
-        """Of the run, and of this process."""
-        self._number, self._lines, self._written = 0, [self._head], 1
+    def __init__(self, folder: str, undelivered: str, lineage: Lineage) -> None:
+        self.lineage = lineage
+        self.marks: set[str] = set()
+        """The files that say that MLflow may miss something, by this process or another that is gone."""
+        began = f"{time.time_ns():019d}-{uuid.uuid4().hex[:8]}"
+        self._files, self._mark = storage.join(folder, began), storage.join(undelivered, began)
+        self._number, self._lines, self._written = 0, list[str](), 0
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Add entries; they stand in the store after the next flush."""
@@ -125,15 +116,32 @@ class Record:
     def flush(self) -> None:
         """Write what is not there yet. If that fails, nothing is lost: the next flush writes it."""
         if len(self._lines) > self._written:
-            data = "\n".join(self._lines).encode()
-            storage.write_bytes(storage.join(self._folder, f"{self._began}-{self._number:05d}.jsonl"), data)
+            data = "\n".join([json.dumps(self.lineage), *self._lines]).encode()
+            storage.write_bytes(f"{self._files}-{self._number:05d}.jsonl", data)
             self._written = len(self._lines)
             if len(data) > _FILE_BYTES:
-                self._number, self._lines, self._written = self._number + 1, [self._head], 1
+                self._number, self._lines, self._written = self._number + 1, [], 0
+
+    def mark(self) -> None:
+        """Have the store say that MLflow may miss something of what this process writes."""
+        if self._mark not in self.marks:
+            storage.write_bytes(self._mark, b"")
+            self.marks.add(self._mark)
+
+    def unmark(self) -> None:
+        """Have it say that MLflow knows all."""
+        while self.marks:
+            storage.delete(self.marks.pop())
 
 
 def _name(lineage: Lineage) -> str:
     return digest(["run", lineage[0][1]], 16)
+
+
+def _by_run(folder: str) -> dict[str, list[str]]:
+    """The files below a folder, by the folder that they are in."""
+    uris = (uri for uri, _ in storage.list_files(folder))
+    return {run: list(found) for run, found in groupby(uris, lambda uri: uri.split("/")[-2])}
 
 
 def _writer(uri: str) -> str:

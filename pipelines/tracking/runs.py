@@ -33,30 +33,36 @@ class RunHandle:
     """Logs to one run. So a server that is away neither stops the caller nor costs a figure or a picture, whoever is killed
     meanwhile; errors that are no outage raise."""
 
-    def __init__(self, tracker: Tracker, name: str, *, key: str, parent: RunHandle | None, shown_above: bool) -> None:
+    def __init__(self, tracker: Tracker, lineage: Lineage) -> None:
+        key = lineage[0][1]
         if not key or "'" in key or "`" in key:
             raise InputError(f"a run's key is {key!r}; expected a text without quotes")
-        self._tracker, self.name, self._key, self._parent = tracker, name, key, parent
-        self._above = parent if shown_above else None
-        self.lineage: Lineage = [[name, key], *(parent.lineage if parent else [])]
-        self._record = tracker.records.new(self.lineage)
+        self._tracker = tracker
+        self._record = tracker.records.new(lineage)
+        self._above: RunHandle | None = None
         self._points: set[tuple[str, int]] = set()
         self._shows: str | None = None
         self._waiting: list[Entry] = []
-        self._ended = False
-        self._marks: set[str] = set()
-        self._own_mark = ""
-        self._began = _now()
+        """What is logged and MLflow may miss."""
+        self._status = ""
         self.run_id: str | None = None
         """MLflow's id of the run; None as long as the server could not be reached."""
 
-    def start(self, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
-        """Find or make the run, and mark it as running."""
-        self._tracker.records.tidy(self.lineage)
-        recorded = self._tracker.records.read(self.lineage)
-        self._points = {(entry[1], entry[3]) for entry in recorded if entry[0] == "metric"}
-        self._shows = next((entry[2] for entry in recorded if entry[:2] == ["tag", _SHOWS_TAG]), None)
-        self._log([["status", "RUNNING", self._began], *_tags(tags), *_params(params)], at_once=True)
+    @property
+    def lineage(self) -> Lineage:
+        """Its name and key, its parent's, ..."""
+        return self._record.lineage
+
+    def start(
+        self, lineage: Lineage, above: RunHandle | None, tags: Mapping[str, str], params: Mapping[str, Any]
+    ) -> None:
+        """Mark the run as running, below what is now its parent."""
+        self._record.lineage, self._above = lineage, above
+        self._tracker.records.tidy(lineage)
+        recorded = self._tracker.records.read(lineage)
+        self._points |= {(entry[1], entry[3]) for entry in recorded if entry[0] == "metric"}
+        self._shows = next((entry[2] for entry in recorded if entry[:2] == ["tag", _SHOWS_TAG]), self._shows)
+        self._log([["status", "RUNNING", _now()], *_tags(tags), *_params(params)], at_once=True)
 
     def shows(self, key: str) -> bool:
         """Whether the points of a run below may stand here, too: those of the first that asked, as those of two would mix."""
@@ -67,12 +73,7 @@ class RunHandle:
 
     def end(self, status: str) -> None:
         """Give the run its final status: FINISHED, FAILED or KILLED."""
-        self._ended = True
         self._log([["status", status, _now()]], at_once=True)
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log config values, nested names joined by dots. A param that the run already has keeps its value."""
-        self._log(_params(params))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set facts by which the run is found, replacing those of the same name."""
@@ -107,14 +108,7 @@ class RunHandle:
         self._log([["figure", tracked_name(name), float(value), step, now] for name, value in figures.items()])
 
     def log_dataset(
-        self,
-        name: str,
-        digest: str,
-        uri: str,
-        counts: Mapping[str, int],
-        facts: Mapping[str, Any],
-        *,
-        context: str = "training",
+        self, name: str, digest: str, uri: str, counts: Mapping[str, int], facts: Mapping[str, Any]
     ) -> None:
         """Say which dataset the run used; the UI shows it beside the run. MLflow keeps 36 characters of the digest;
         the whole of it, the counts and the facts (image size, channels, class names) stand in the dataset's profile."""
@@ -128,7 +122,7 @@ class RunHandle:
             "schema": json.dumps({"mlflow_colspec": columns}),
             "profile": json.dumps(profile),
         }
-        self._log([["dataset", dataset, context]])
+        self._log([["dataset", dataset, "training"]])
 
     def log_picture(self, uri: str, name: str, step: int | None = None) -> None:
         """Show a PNG of the store: with a step, in the UI's image grid, once a step; without, as the artifact <name>.png."""
@@ -147,22 +141,23 @@ class RunHandle:
     def open(self) -> str:
         """The run's id; the first call finds the run of this key or makes one. Raises if the server is away."""
         if self.run_id is None:
-            parent = {_PARENT_TAG: self._parent.open()} if self._parent else {}
-            with lock(self._tracker.uri):
-                experiment, same_key = self._tracker.experiment_id, f"tags.`{KEY_TAG}` = '{self._key}'"
-                found = self._client.search_runs([experiment], same_key, order_by=["attributes.start_time"])
-                if not found:
-                    self.flush()
-                    # A new one gets all of it.
-                    self._waiting = self._tracker.records.read(self.lineage) or self._waiting
-                    began = min([self._began, *(entry[2] for entry in self._waiting if entry[0] == "status")])
-                    tags = {KEY_TAG: self._key, **parent}
-                    found = [self._client.create_run(experiment, began, tags, self.name)]
-            run = found[0]
+            tracker, key, above = self._tracker, self.lineage[0][1], self.lineage[1:]
+            parent = {_PARENT_TAG: tracker.handle(above).open()} if above else {}
+            with lock(tracker.uri):
+                same_key, oldest = f"tags.`{KEY_TAG}` = '{key}'", ["attributes.start_time"]
+                found = tracker.client.search_runs([tracker.experiment_id], same_key, order_by=oldest)
+                run = found[0] if found else self._create({KEY_TAG: key, **parent})
             if parent and _PARENT_TAG not in run.data.tags:
-                self._client.set_tag(run.info.run_id, _PARENT_TAG, parent[_PARENT_TAG])
+                tracker.client.set_tag(run.info.run_id, _PARENT_TAG, parent[_PARENT_TAG])
             self.run_id = run.info.run_id
         return self.run_id
+
+    def _create(self, tags: Mapping[str, str]) -> Any:
+        """A new one, which gets all that is on record."""
+        self.flush()
+        self._waiting = self._tracker.records.read(self.lineage) or self._waiting
+        began = min((entry[2] for entry in self._waiting if entry[0] == "status"), default=_now())
+        return self._tracker.client.create_run(self._tracker.experiment_id, began, tags, self.lineage[0][0])
 
     # --- for the tracker
 
@@ -173,57 +168,47 @@ class RunHandle:
 
     def adopt(self, recorded: Recorded) -> None:
         """Take over what a process that is gone has recorded: all of it, as nobody knows what was delivered."""
-        self._waiting += recorded.entries
-        self._marks |= set(recorded.marks)
-        self._ended = next((entry[1] for entry in reversed(recorded.entries) if entry[0] == "status"), "") != "RUNNING"
-
-    def take_over(self, other: RunHandle) -> None:
-        """Deliver what another handle of the same run has to."""
-        self._waiting, self._marks = other._waiting + self._waiting, other._marks | self._marks
-        other._waiting, other._marks = [], set()
+        self._record.marks |= set(recorded.marks)
+        self._await(recorded.entries)
 
     def flush(self) -> None:
-        """Have what was logged stand in the store, and that MLflow may miss it."""
-        if self._waiting and not self._own_mark:
-            self._own_mark = self._tracker.records.mark(self._record)
-            self._marks.add(self._own_mark)
+        """Have what was logged stand in the store, and whether MLflow may miss some of it."""
+        if self._waiting:
+            self._record.mark()
         self._record.flush()
-
-    def settle(self) -> None:
-        """Once it has ended, and MLflow knows all of it, have the store say so."""
-        if self._ended and not self._waiting:
-            while self._marks:
-                storage.delete(self._marks.pop())
-            self._own_mark = ""
+        if not self._waiting and self._status != "RUNNING":
+            self._record.unmark()
 
     def deliver(self) -> None:
         """Write to MLflow what waits. Raises if the server is away; nothing is lost then."""
         if not self._waiting:
             return
-        run = self._client.get_run(self.open())
+        client = self._tracker.client
+        run = client.get_run(self.open())
         if run.info.lifecycle_stage == "deleted":  # in the UI, meanwhile
             self.run_id = None
-            run = self._client.get_run(self.open())
+            run = client.get_run(self.open())
         waiting, self._waiting = self._waiting, []
         try:
-            project(self._client, run, waiting, self._tracker.records.uri)
+            project(client, run, waiting, self._tracker.records.uri)
         except BaseException as error:  # Ctrl-C, too
-            if not (isinstance(error, Exception) and is_refusal(error)):
+            if not is_refusal(error):
                 self._waiting = waiting + self._waiting
                 raise
-            logger.warning(
-                "MLflow refuses figures of run %s (%s); they stay in the store's record", self.name, one_line(error)
-            )
-
-    @property
-    def _client(self) -> Any:
-        return self._tracker.client
+            said = "MLflow refuses figures of run %s (%s); they stay in the store's record"
+            logger.warning(said, self.lineage[0][0], one_line(error))
 
     def _log(self, entries: list[Entry], *, at_once: bool = False) -> None:
         if entries:
             self._record.append(entries)
-            self._waiting += entries
+            self._await(entries)
             self._tracker.keep_up(at_once=at_once)
+
+    def _await(self, entries: list[Entry]) -> None:
+        self._waiting += entries
+        for entry in entries:
+            if entry[0] == "status":
+                self._status = entry[1]
 
 
 def _now() -> int:

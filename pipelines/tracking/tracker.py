@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from ddpm_core import storage
 from ddpm_core.errors import HeldError, InputError
 from pipelines.naming import digest
 from pipelines.tracking.outage import is_outage, one_line, refused
-from pipelines.tracking.record import Recorded, Records, experiments
+from pipelines.tracking.record import Lineage, Recorded, Records, experiments
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
     AwayError,
@@ -66,11 +66,9 @@ class Tracker(Server):
             tags: facts to find it by.
             params: config, nested as it may be; what the run already has is left as it is.
         """
-        handle = RunHandle(self, name, key=key, parent=parent, shown_above=shown_above)
-        if key in self._runs:
-            handle.take_over(self._runs[key])
-        self._runs[key] = handle
-        handle.start(tags or {}, params or {})
+        lineage = [[name, key], *(parent.lineage if parent else [])]
+        handle = self.handle(lineage)
+        handle.start(lineage, parent if shown_above else None, tags or {}, params or {})
         status: str | None = "FINISHED"
         try:
             yield handle
@@ -85,72 +83,64 @@ class Tracker(Server):
                 self._retry_at = 0.0
             if status:
                 handle.end(status)
-            if parent is None:
-                self._settle()
+            if parent is None and self._waits:
+                logger.warning(
+                    "MLflow at %s misses some of it; the next command on this store and recipe, or "
+                    "`python -m pipelines.tracking sync`, brings it there",
+                    self.shown_uri,
+                )
+
+    def handle(self, lineage: Lineage) -> RunHandle:
+        """A run's, of which there is one in this process."""
+        key = lineage[0][1]
+        if key not in self._runs:
+            self._runs[key] = RunHandle(self, lineage)
+        return self._runs[key]
+
+    def adopt(self, runs: Iterable[Recorded]) -> None:
+        """Take over what is on record; it goes to MLflow with the next that is logged."""
+        for recorded in runs:
+            self.handle(recorded.lineage).adopt(recorded)
 
     def keep_up(self, *, at_once: bool = False) -> None:
         """Bring what was logged to the store and to MLflow, if the last time is long enough ago."""
-        if at_once or time.monotonic() - self._kept_up >= EVERY_S:
-            self._kept_up = time.monotonic()
-            runs = list(self._runs.values())
-            self._in_store([run.flush for run in runs])
-            self._deliver()
-            self._in_store([run.settle for run in runs])
+        if not at_once and time.monotonic() - self._kept_up < EVERY_S:
+            return
+        self._kept_up = time.monotonic()
+        self._flush()
+        if time.monotonic() >= self._retry_at:
+            try:
+                self.deliver()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                self.failed(f"MLflow at {self.shown_uri} fails ({one_line(error)})")
+        self._flush()
+
+    def deliver(self) -> None:
+        """Write what waits, of all runs. Raises if the server is away; nothing is lost then."""
+        while self._waits:  # to find a run may make its parent
+            for run in list(self._runs.values()):
+                run.deliver()
 
     def failed(self, said: str) -> None:
         """Leave the server alone for a while. A person is told the first time; in the end, if anything is missing."""
         self._retry_at = time.monotonic() + RETRY_AFTER_S
-        self._tell(f"{said}; the work goes on, and the store keeps what MLflow misses", "server")
+        self._tell_once("server", f"{said}; the work goes on, and the store keeps what MLflow misses")
 
-    def adopt(self, runs: Iterable[Recorded]) -> int:
-        """Take over what is on record; it goes to MLflow with the next that is logged. Returns how many runs there are."""
-        adopted = list(runs)
-        for recorded in adopted:
-            run: RunHandle | None = None
-            for name, key in reversed(recorded.lineage):
-                if key not in self._runs:
-                    self._runs[key] = RunHandle(self, name, key=key, parent=run, shown_above=False)
-                run = self._runs[key]
-            assert run is not None
-            run.adopt(recorded)
-        return len(adopted)
+    @property
+    def _waits(self) -> bool:
+        return any(run.waits for run in self._runs.values())
 
-    def _in_store(self, writes: Sequence[Callable[[], None]]) -> None:
+    def _flush(self) -> None:
         try:
-            for write in writes:
-                write()
-        except OSError as error:  # the work itself writes there too, and decides whether it can go on
-            self._tell(
-                f"the store does not take what MLflow is to show ({one_line(error)}); it is tried again", "store"
-            )
-
-    def deliver(self) -> None:
-        """Write what waits, of all runs. Raises if the server is away; nothing is lost then."""
-        while any(run.waits for run in self._runs.values()):  # to find a run may make its parent
             for run in list(self._runs.values()):
-                run.deliver()
+                run.flush()
+        except OSError as error:  # the work itself writes there too, and decides whether it can go on
+            said = f"the store does not take what MLflow is to show ({one_line(error)}); it is tried again"
+            self._tell_once("store", said)
 
-    def _deliver(self) -> None:
-        """Write what waits, unless the server failed a moment ago."""
-        if time.monotonic() < self._retry_at:
-            return
-        try:
-            self.deliver()
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            self.failed(f"MLflow at {self.shown_uri} fails ({one_line(error)})")
-
-    def _settle(self) -> None:
-        if any(run.waits for run in self._runs.values()):
-            logger.warning(
-                "MLflow at %s misses some of it; the next command on this store and recipe, or "
-                "`python -m pipelines.tracking sync`, brings it there",
-                self.shown_uri,
-            )
-
-    def _tell(self, line: str, of: str) -> None:
-        """A line, the first time that something fails."""
+    def _tell_once(self, of: str, line: str) -> None:
         if of not in self._told:
             self._told.add(of)
             logger.warning("%s", line)
@@ -200,7 +190,9 @@ def sync(store: str) -> dict[str, int]:
     runs = {}
     for experiment in experiments(store):
         tracker = open_tracking(store, experiment)
-        runs[experiment] = tracker.adopt(tracker.records.all())
+        recorded = list(tracker.records.all())
+        tracker.adopt(recorded)
+        runs[experiment] = len(recorded)
         with refused(f"MLflow at {tracker.shown_uri}"):
             tracker.deliver()
         tracker.keep_up(at_once=True)

@@ -321,8 +321,9 @@ def test_of_two_trainings_the_points_of_the_first_stand_above(tracker: tracking.
 def test_params_stay_as_they_were_first_logged(tracker: tracking.Tracker) -> None:
     with tracker.run("train", key="t", params={"train": {"steps": 100, "betas": (0.9, 0.999)}, "note": "x" * 9000}):
         pass
-    with tracker.run("train", key="t", params={"train": {"steps": 200, "seed": 3}}) as run:
-        run.log_params({f"many.{i}": i for i in range(250)})
+    many = {f"many.{i}": i for i in range(250)}
+    with tracker.run("train", key="t", params={"train": {"steps": 200, "seed": 3}, **many}) as run:
+        pass
     params = tracker.client.get_run(run.run_id).data.params
     assert (params["train.steps"], params["train.betas"], params["train.seed"]) == ("100", "[0.9, 0.999]", "3")
     assert params["many.249"] == "249"
@@ -494,7 +495,7 @@ def test_what_mlflow_refuses_stays_on_record_and_stops_nothing(
     record = tracker.records.new([["train", "t"]])
     record.append([["metric", "lo#s", 1.0, 0, 0]])
     record.flush()
-    tracker.records.mark(record)
+    record.mark()
     later = tracking.open_tracking(store, "digits")
     with later.run("other", key="o"):
         pass
@@ -545,7 +546,7 @@ def test_what_a_command_leaves_each_time_is_made_one_file(records: Records, tmp_
     """Of writers that are done; a point and a param are what they were first, all else what it was last."""
     lineage, busy, writers = [["sample", "s"]], records.new([["sample", "s"]]), []
     busy.append([["tag", "a", "busy"]])
-    records.mark(busy)
+    busy.mark()
     busy.flush()
     for time in range(20):
         writer = records.new(lineage)

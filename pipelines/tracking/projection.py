@@ -5,12 +5,12 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ddpm_core import storage
 from ddpm_core.errors import MissingError
-from pipelines.tracking.record import Entry
+from pipelines.tracking.record import Entry, counting
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ def project(client: Any, run: Any, entries: list[Entry], where: Callable[[str], 
         where: the URI of a file that an entry names.
     """
     of_kind: defaultdict[str, list[Entry]] = defaultdict(list)
-    for kind, *rest in entries:
+    for kind, *rest in counting(entries):
         of_kind[kind].append(rest)
     _write_facts(client, run, of_kind["tag"], of_kind["param"], of_kind["dataset"])
     _write_points(client, run, of_kind["metric"])
-    for name, value, step, at in {each[0]: each for each in of_kind["figure"]}.values():
+    for name, value, step, at in of_kind["figure"]:
         if run.data.metrics.get(name) != value:
             client.log_metric(run.info.run_id, name, value, at, step)
     _write_pictures(client, run, of_kind["picture"], where)
-    for place, name in dict.fromkeys(map(tuple, of_kind["file"])):
+    for place, name in of_kind["file"]:
         if (data := _found(where(place))) is not None:
             client.log_text(run.info.run_id, data.decode(), name)
     for status, at in of_kind["status"][-1:]:
@@ -53,16 +53,13 @@ def project(client: Any, run: Any, entries: list[Entry], where: Callable[[str], 
 def _write_facts(client: Any, run: Any, tags: list[Entry], params: list[Entry], datasets: list[Entry]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-    run_id, last_tags, first_params = run.info.run_id, dict(tags), dict(reversed(params))
-    if DESCRIPTION in last_tags:
-        ids = {"{run_id}": run_id, "{experiment_id}": run.info.experiment_id}
-        for placeholder, known in ids.items():
-            last_tags[DESCRIPTION] = last_tags[DESCRIPTION].replace(placeholder, known)
-    for tag_batch in _batches([RunTag(*each) for each in last_tags.items()], MAX_NAMED):
-        client.log_batch(run_id, tags=tag_batch)
-    fresh = [Param(name, value) for name, value in first_params.items() if name not in run.data.params]
-    for param_batch in _batches(fresh, MAX_NAMED):
-        client.log_batch(run_id, params=param_batch)
+    run_id, values = run.info.run_id, dict(tags)
+    if DESCRIPTION in values:
+        described = values[DESCRIPTION].replace("{run_id}", run_id)
+        values[DESCRIPTION] = described.replace("{experiment_id}", run.info.experiment_id)
+    _log_all(client, run_id, MAX_NAMED, tags=[RunTag(*each) for each in values.items()])
+    fresh = [Param(name, value) for name, value in params if name not in run.data.params]
+    _log_all(client, run_id, MAX_NAMED, params=fresh)
     for dataset, context in datasets:  # MLflow itself keeps one of each
         given = DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])
         client.log_inputs(run_id, [given])
@@ -71,18 +68,19 @@ def _write_facts(client: Any, run: Any, tags: list[Entry], params: list[Entry], 
 def _write_points(client: Any, run: Any, points: list[Entry]) -> None:
     from mlflow.entities import Metric
 
-    unique: dict[tuple[str, int], Any] = {}
-    for name, value, step, at in points:
-        unique.setdefault((name, step), Metric(name, value, at, step))
-    last = defaultdict(lambda: -math.inf, {metric.key: metric.step for metric in run.data.to_proto().metrics})
+    run_id, last = run.info.run_id, {metric.key: metric.step for metric in run.data.to_proto().metrics}
     # Only a point that does not come after its metric's last one can be there already.
-    there = {
-        name: {point.step for point in client.get_metric_history(run.info.run_id, name)}
-        for name in {name for name, step in unique if step <= last[name]}
-    }
-    fresh = [metric for (name, step), metric in unique.items() if step not in there.get(name, ())]
-    for batch in _batches(fresh, MAX_METRICS):
-        client.log_batch(run.info.run_id, metrics=batch)
+    unsure = {name for name, _, step, _ in points if step <= last.get(name, -math.inf)}
+    there = {(name, point.step) for name in unsure for point in client.get_metric_history(run_id, name)}
+    fresh = [Metric(name, value, at, step) for name, value, step, at in points if (name, step) not in there]
+    _log_all(client, run_id, MAX_METRICS, metrics=fresh)
+
+
+def _log_all(client: Any, run_id: str, at_once: int, **items: list[Any]) -> None:
+    """Tags, params or metrics, no more in a call than MLflow takes."""
+    for kind, each in items.items():
+        for first in range(0, len(each), at_once):
+            client.log_batch(run_id, **{kind: each[first : first + at_once]})
 
 
 def _write_pictures(client: Any, run: Any, pictures: list[Entry], where: Callable[[str], str]) -> None:
@@ -91,13 +89,9 @@ def _write_pictures(client: Any, run: Any, pictures: list[Entry], where: Callabl
     names = (_PICTURE.fullmatch(each.path) for each in listed)
     there = {(found[1].replace("~", "/"), int(found[2])) for found in names if found}
     for place, name, step in pictures:
-        if (name, step) in there or (picture := _picture(where(place))) is None:
-            continue
-        if step is None:
-            client.log_image(run_id, picture, f"{name}.png")
-        else:
-            client.log_image(run_id, picture, key=name, step=step)
-        there.add((name, step))
+        if (name, step) not in there and (picture := _picture(where(place))) is not None:
+            shown_as = {"artifact_file": f"{name}.png"} if step is None else {"key": name, "step": step}
+            client.log_image(run_id, picture, **shown_as)
 
 
 def _found(uri: str) -> bytes | None:
@@ -121,7 +115,3 @@ def _picture(uri: str) -> Any:
         logger.warning("%s is no picture (%s); MLflow will not show it", uri, error)
         return None
     return image
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[first : first + size] for first in range(0, len(items), size))

@@ -74,7 +74,7 @@ class Records:
         uris = [uri for uri, _ in storage.list_files(folder) if _writer(uri) not in at_work]
         if len(uris) > _MANY:
             lineage, entries = _read(uris)
-            lines = map(json.dumps, [lineage, *_newest(entries)])
+            lines = map(json.dumps, [lineage, *counting(entries)])
             # Another name than any writer's, who may still write its own once more; it sorts where the oldest did.
             merged = f"{_writer(uris[0]).partition('-')[0]}-{uuid.uuid4().hex[:8]}-00000.jsonl"
             storage.write_bytes(storage.join(folder, merged), "\n".join(lines).encode())
@@ -148,22 +148,28 @@ def _writer(uri: str) -> str:
     return uri.rpartition("/")[2].rpartition("-")[0]
 
 
-def _newest(entries: list[Entry]) -> list[Entry]:
-    """Without those that others have replaced; of a point and a param the first one counts."""
+def counting(entries: list[Entry]) -> list[Entry]:
+    """Without what others replace: of a param and of a point the first counts, of all else the last; and when it began."""
     kept: dict[Any, Entry] = {}
     for entry in entries:
-        kind, name = entry[:2]
-        if kind in ("param", "metric"):
-            kept.setdefault((kind, name, entry[3] if kind == "metric" else None), entry)
-        elif kind == "status":
-            kept.setdefault("began", entry)
-            kept["ended"] = entry
-        else:
-            same = json.dumps(entry) if kind in ("dataset", "picture", "file") else (kind, name)
-            kept.pop(same, None)  # the newest stands last
-            kept[same] = entry
-    ended = kept.pop("ended", None)
-    return [*kept.values(), *([ended] if ended else [])]
+        subject = _subject(*entry)
+        if subject in kept and entry[0] in ("param", "metric"):
+            continue
+        kept.pop(subject, None)  # the newest stands last
+        kept[subject] = entry
+    began = [entry for entry in entries if entry[0] == "status"][:1]
+    return [*began, *kept.values()]
+
+
+def _subject(kind: str, what: Any, *rest: Any) -> Any:
+    """What an entry says something of."""
+    if kind == "metric":
+        return kind, what, rest[1]  # its step
+    if kind in ("picture", "file"):
+        return kind, *rest  # as what it is shown, from wherever it lies
+    if kind == "dataset":
+        return kind, json.dumps(what)
+    return kind if kind == "status" else (kind, what)
 
 
 def _read(uris: list[str]) -> tuple[Lineage, list[Entry]]:

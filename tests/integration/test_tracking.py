@@ -654,6 +654,29 @@ def test_another_mlflow_is_filled_from_the_record(
         assert not list(there.records.undelivered())
 
 
+def test_of_pages_and_pictures_of_one_name_another_mlflow_shows_the_last(
+    tracker: tracking.Tracker, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path
+) -> None:
+    """Evaluated, evaluated otherwise, and evaluated as before."""
+    for name in ("one", "other", "one"):
+        page = Path(store, name, "report.html")
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(name)
+        with tracker.run("all", key="a") as run:
+            run.log_file(str(page))
+            run.log_picture(_picture(tracker, len(name)), "samples")
+    shutil.copy(empty_store, tmp_path / "other.db")
+    for uri in (tracker.uri, f"sqlite:///{tmp_path}/other.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        tracking.sync(store)
+        there = tracking.open_tracking(store, "digits")
+        (found,) = there.client.search_runs([there.experiment_id])
+        shown = Path(there.client.download_artifacts(found.info.run_id, ""))
+        assert (shown / "report.html").read_text() == "one"
+        with Image.open(shown / "samples.png") as image:
+            assert np.asarray(image).tolist() == [[3] * 8] * 8
+
+
 def test_a_picture_that_is_gone_or_none_is_a_line(
     tracker: tracking.Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

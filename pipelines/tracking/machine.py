@@ -1,6 +1,7 @@
 """What this machine does meanwhile, by MLflow's own monitors, for the tab of its pages that is named so."""
 
 import time
+from functools import cached_property
 from typing import Any
 
 from pipelines.tracking.tracker import EVERY_S
@@ -10,7 +11,6 @@ class Machine:
     """The driver's machine: processor, memory, disk, network, GPUs."""
 
     def __init__(self) -> None:
-        self._monitors: list[Any] | None = None
         self._read = time.monotonic()
 
     def read(self) -> dict[str, float]:
@@ -18,8 +18,6 @@ class Machine:
         if time.monotonic() - self._read < EVERY_S:
             return {}
         self._read = time.monotonic()
-        if self._monitors is None:
-            self._monitors = _monitors()
         found: dict[str, float] = {}
         for monitor in self._monitors:
             monitor.collect_metrics()
@@ -27,15 +25,15 @@ class Machine:
             monitor.clear_metrics()
         return {f"system/{name}": value for name, value in found.items()}
 
+    @cached_property
+    def _monitors(self) -> list[Any]:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-def _monitors() -> list[Any]:
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    try:
-        return [*monitors, GPUMonitor()]
-    except (ImportError, RuntimeError):  # no nvidia-ml-py, or no GPU
-        return monitors
+        monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            return [*monitors, GPUMonitor()]
+        except (ImportError, RuntimeError):  # no nvidia-ml-py, or no GPU
+            return monitors

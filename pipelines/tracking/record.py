@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Recorded(NamedTuple):
 
     lineage: Lineage
     entries: list[Entry]
-    marks: list[str]
+    marks: Sequence[str] = ()
     """The files that say that MLflow may miss something of it."""
 
 
@@ -52,19 +52,18 @@ class Records:
 
     def read(self, lineage: Lineage) -> list[Entry]:
         """All that was written of a run, by whom it may be, in the order in which they began."""
-        return self._read(_name(lineage))[1]
+        return self._read(_name(lineage)).entries
 
     def all(self) -> Iterator[Recorded]:
         """Every run."""
-        for run in _by_run(self._runs):
-            yield Recorded(*self._read(run), [])
+        return map(self._read, _by_run(self._runs))
 
     def undelivered(self) -> Iterator[Recorded]:
         """The runs of which MLflow may miss something."""
         for run, marks in _by_run(self._undelivered).items():
-            lineage, entries = self._read(run)
-            if lineage:  # else it was killed before it wrote anything
-                yield Recorded(lineage, entries, marks)
+            recorded = self._read(run)
+            if recorded.lineage:  # else it was killed before it wrote anything
+                yield recorded._replace(marks=marks)
 
     def tidy(self, lineage: Lineage) -> None:
         """Have one file in place of many: a command that is typed each minute leaves one each time."""
@@ -73,8 +72,8 @@ class Records:
         at_work = {uri.rpartition("/")[2] for uri, _ in marks}
         uris = [uri for uri, _ in storage.list_files(folder) if _writer(uri) not in at_work]
         if len(uris) > _MANY:
-            lineage, entries = _read(uris)
-            lines = map(json.dumps, [lineage, *counting(entries)])
+            recorded = _read(uris)
+            lines = map(json.dumps, [recorded.lineage, *counting(recorded.entries)])
             # Another name than any writer's, who may still write its own once more; it sorts where the oldest did.
             merged = f"{_writer(uris[0]).partition('-')[0]}-{uuid.uuid4().hex[:8]}-00000.jsonl"
             storage.write_bytes(storage.join(folder, merged), "\n".join(lines).encode())
@@ -89,7 +88,7 @@ class Records:
         """Where such a file lies now."""
         return place if "://" in place or place.startswith("/") else storage.join(self._store, place)
 
-    def _read(self, run: str) -> tuple[Lineage, list[Entry]]:
+    def _read(self, run: str) -> Recorded:
         folder = storage.join(self._runs, run)
         while True:
             try:
@@ -107,7 +106,8 @@ class Record:
         """The files that say that MLflow may miss something, by this process or another that is gone."""
         began = f"{time.time_ns():019d}-{uuid.uuid4().hex[:8]}"
         self._files, self._mark = storage.join(folder, began), storage.join(undelivered, began)
-        self._number, self._lines, self._written = 0, list[str](), 0
+        self._lines: list[str] = []
+        self._number = self._written = 0
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Add entries; they stand in the store after the next flush."""
@@ -172,7 +172,7 @@ def _subject(kind: str, what: Any, *rest: Any) -> Any:
     return kind if kind == "status" else (kind, what)
 
 
-def _read(uris: list[str]) -> tuple[Lineage, list[Entry]]:
+def _read(uris: list[str]) -> Recorded:
     lineage: Lineage = []
     entries: list[Entry] = []
     for uri, data in zip(uris, storage.read_many(uris), strict=True):
@@ -185,4 +185,4 @@ def _read(uris: list[str]) -> tuple[Lineage, list[Entry]]:
                 f"{uri} is damaged; expected a line of JSON for each thing to tell. Without it MLflow misses some points"
             ) from None
         entries += more
-    return lineage, entries
+    return Recorded(lineage, entries)

@@ -155,7 +155,7 @@ class RunHandle:
     def _create(self, tags: Mapping[str, str]) -> Any:
         """A new one, which gets all that is on record."""
         self.flush()
-        self._waiting = self._tracker.records.read(self.lineage) or self._waiting
+        self._waiting = self._tracker.records.read(self.lineage)
         began = min((entry[2] for entry in self._waiting if entry[0] == "status"), default=_now())
         return self._tracker.client.create_run(self._tracker.experiment_id, began, tags, self.lineage[0][0])
 

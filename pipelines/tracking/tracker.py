@@ -91,7 +91,7 @@ class Tracker(Server):
                 )
 
     def handle(self, lineage: Lineage) -> RunHandle:
-        """A run's, of which there is one in this process."""
+        """The one that this process has of a run, whether it logs to it or delivers what another process left."""
         key = lineage[0][1]
         if key not in self._runs:
             self._runs[key] = RunHandle(self, lineage)

@@ -41,7 +41,7 @@ from pipelines.housekeeping.copying import copy, needed_by
 from pipelines.housekeeping.inventory import KINDS, Item, add_registered, find, inventory, unknown_models
 from pipelines.housekeeping.removal import old_cache, remove, remove_unused, unused
 from pipelines.housekeeping.soundness import problems
-from pipelines.progress import counted, shown, span
+from pipelines.progress import counted, span
 from pipelines.recipes.config import default_store
 from pipelines.tracking import open_server
 
@@ -77,7 +77,7 @@ def _items(args: StoreArgs, *, removing: bool = True) -> tuple[dict[str, Item], 
         InputError: if something is to be removed, and this MLflow does not know a model that was registered from the store.
     """
     items, server = inventory(args.store), open_server(args.store)
-    where = shown(server.uri)
+    where = server.shown_uri
     if removing and (unknown := unknown_models(items, server)):
         raise InputError(
             f"{unknown[0]} was registered from {args.store}, and {where} knows no such model; expected the MLflow that keeps it: "

@@ -45,6 +45,11 @@ class SampleSet:
         """The set's own file, by which evaluate takes it."""
         return storage.join(self.uri, f"set-{self.first_seed:012d}-{self.num_images:012d}.json")
 
+    def asked_of(self, block: int) -> int:
+        """How many images of a block, named by its first seed, are the set's."""
+        end = self.first_seed + self.num_images
+        return len(range(max(block, self.first_seed), min(block + self.block_size, end)))
+
     @property
     def blocks(self) -> range:
         """The first seeds of the aligned blocks that cover the set."""

@@ -47,9 +47,9 @@ class Sampled:
     samples: SampleSet
     grid_uri: str
     num_new: int
-    """Images that were computed now; the others were there."""
+    """Its images that were computed now; the others were there."""
     images_per_s: float
-    """Of those, over all tasks, their start included."""
+    """Over all tasks, their start included; all images of the blocks count, as all are computed."""
 
 
 def describe_samples(weights: Weights, config: SampleStage, store: str) -> SampleSet:
@@ -97,8 +97,12 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
     if not storage.exists(samples.set_uri):
         storage.write_bytes(grid_uri, image_grid(_first_images(samples), columns=8))
         commit_sample_set(samples)
-    num_new = len(missing) * config.block_size
-    return Sampled(samples=samples, grid_uri=grid_uri, num_new=num_new, images_per_s=num_new / took if missing else 0.0)
+    return Sampled(
+        samples=samples,
+        grid_uri=grid_uri,
+        num_new=sum(map(samples.asked_of, missing)),
+        images_per_s=len(missing) * config.block_size / took if missing else 0.0,
+    )
 
 
 def compiles(model: ModelConfig, config: SampleStage) -> bool:
@@ -116,14 +120,16 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
     is_compiled, why_not = compiles(read_model_config(weights.config), config), ""
     if is_compiled:
         say("sample: each process compiles the network first, which takes up to a minute")
-    with progress("sample", len(missing) * config.block_size, "image") as shown:
+    with progress("sample", sum(map(samples.asked_of, missing)), "image") as shown:
+        made = 0
         more = shared, config, samples.uri, is_compiled
         blocks = share(_generate_block, missing, ask, *more, at_once=config.num_workers)
-        for done, (_, why) in enumerate(blocks, 1):
+        for block, why in blocks:
             if why and not why_not:
                 say(f"sample: the network goes as it is written, which is slower: {why}")
             why_not = why_not or why
-            shown.set(done * config.block_size)
+            made += samples.asked_of(block)
+            shown.set(made)
     return is_compiled and not why_not
 
 

@@ -76,3 +76,13 @@ def test_an_absent_set_and_a_newer_format_are_said_in_one_line(tmp_path: Path) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 7}))
     with pytest.raises(ValueError, match="format_version 7; this code reads up to 1"):
         read_sample_set(wanted.set_uri)
+
+
+def test_of_its_blocks_a_set_asks_for_as_many_images_as_it_has() -> None:
+    """A display counts what was asked for: 36 images are no 64."""
+    for first_seed, num_images, block_size in ((0, 36, 64), (60, 36, 64), (5, 1, 4), (0, 128, 64)):
+        found = SampleSet(
+            uri="/s", identity={}, first_seed=first_seed, num_images=num_images, block_size=block_size, facts={}
+        )
+        assert sum(map(found.asked_of, found.blocks)) == num_images
+        assert all(1 <= found.asked_of(block) <= block_size for block in found.blocks)

@@ -17,6 +17,8 @@ _NAME = "%Y%m%dT%H%M%SZ"
 _FIELDS = "five fields: minute hour day-of-month month day-of-week, as in '0 3 * * *'"
 _LOCALTIME = Path("/etc/localtime")
 _LIMITS = {"minute": 59, "hour": 23, "day-of-month": 31, "month": 12, "day-of-week": 7}
+_REPEATED = timedelta(hours=4)
+"""More than any zone sets its clocks back by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +70,11 @@ class Calendar:
 
     def last(self, moment: datetime, window: timedelta) -> datetime | None:
         """The most recent tick in (moment - window, moment]."""
-        reach = timedelta(hours=1)
-        while reach < window:  # else each minute of a year would be looked at
-            if found := self._last(moment, reach):
-                return found
-            reach *= 24
-        return self._last(moment, window)
-
-    def _last(self, moment: datetime, window: timedelta) -> datetime | None:
-        found = None
-        for tick in self.after(moment - window):
-            if tick > moment:
-                break
-            found = tick
-        return found
+        later = moment + _REPEATED  # the parser, which knows no hour that comes twice, would pass over its first time
+        for tick in CronSim(self.cron, later.astimezone(self.zone), reverse=True):
+            if (utc := tick.astimezone(UTC)) <= moment:
+                return utc if utc > moment - window else None
+        return None
 
 
 @cache

@@ -6,14 +6,14 @@
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
 
 from ddpm_core import storage
 from ddpm_core.artifacts.records import read_record, record_bytes
 from ddpm_core.errors import HeldError, InputError, nearest
-from pipelines.scheduling.calendar import Calendar, tick_name
+from pipelines.scheduling.calendar import Calendar, parse_tick, tick_name
 
 FORMAT_VERSION = 1
 _MONTHS = 24
@@ -77,7 +77,7 @@ class Tick:
         """From its start to its end."""
         if not (self.started_at and self.ended_at):
             return None
-        return (datetime.fromisoformat(self.ended_at) - datetime.fromisoformat(self.started_at)).total_seconds()
+        return (when(self.ended_at) - when(self.started_at)).total_seconds()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +167,15 @@ class Schedules:
     def history(self, name: str, count: int) -> list[Tick]:
         """The last ticks that have ended, the latest first."""
         uris: list[str] = []
-        schedule, _ = self._read(name)
-        handled = datetime.fromisoformat(self.standing(name, Standing(handled=schedule.since))[0].handled)
-        month = handled.year * 12 + handled.month - 1
-        for back in range(_MONTHS):
-            folder = self._at("ticks", name, f"{(month - back) // 12}{(month - back) % 12 + 1:02}")
-            uris += sorted((uri for uri, _ in storage.list_files(folder)), reverse=True)
+        standing, _ = self.standing(name, Standing(handled=self.read(name).since))
+        newest = [when(standing.handled), *([parse_tick(standing.last.due)] if standing.last else [])]
+        month = max(newest)  # what `run-now` did may be later than any tick of the calendar
+        for _ in range(_MONTHS):
+            folder = self._at("ticks", name, f"{month:%Y%m}")
+            uris += [uri for uri, _ in reversed(storage.list_files(folder))]
             if len(uris) >= count:
                 break
+            month = month.replace(day=1) - timedelta(days=1)
         found = (read_record(Tick, uri, FORMAT_VERSION, remedy=_REMEDY) for uri in uris[:count])
         return [each[0] for each in found if each]
 
@@ -207,3 +208,8 @@ def _calendar(cron: str, time_zone: str) -> Calendar:
 def said(moment: datetime) -> str:
     """As records say it."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def when(words: str) -> datetime:
+    """The moment that a record says."""
+    return datetime.fromisoformat(words)

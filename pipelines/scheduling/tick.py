@@ -17,7 +17,7 @@ from ddpm_core.artifacts.run_record import hold, read_record
 from ddpm_core.errors import HeldError
 from pipelines.scheduling.calendar import parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, Launcher
-from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
+from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said, when
 
 LATE = timedelta(minutes=10)
 """A tick that is older was missed: nobody was there."""
@@ -96,9 +96,9 @@ def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick
             return [*ended, _see_through(by, name, schedule, held)]
         if _set_back(standing, now):
             by.say(f"{name}  the clock was set back, from {standing.handled} or later: it goes on from {said(now)}")
-            schedule = by.schedules.change(name, since=said(min(now, _moment(schedule.since))))
+            schedule = by.schedules.change(name, since=said(min(now, when(schedule.since))))
             last = schedule.calendar.last(now, _YEAR)  # if it has no record, it is due
-            handled = now if last is None else max(last - _SECOND, _moment(schedule.since))
+            handled = now if last is None else max(last - _SECOND, when(schedule.since))
             by.schedules.stand(name, replace(standing, handled=said(handled)), stands)
         elif (due := _due(schedule, standing, now)) is None:
             return ended
@@ -116,22 +116,22 @@ def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick
 
 def _standing(by: Ticker, name: str, schedule: Schedule) -> tuple[Standing, bytes | None]:
     standing, stands = by.schedules.standing(name, Standing(handled=schedule.since))
-    return replace(standing, handled=max(standing.handled, schedule.since, key=_moment)), stands
+    return replace(standing, handled=max(standing.handled, schedule.since, key=when)), stands
 
 
 def _set_back(standing: Standing, now: datetime) -> bool:
     """Whether the clock was: else nothing would be due until it is there again."""
-    return _moment(standing.handled) > now + _SET_BACK
+    return when(standing.handled) > now + _SET_BACK
 
 
 def _due(schedule: Schedule, standing: Standing, now: datetime) -> datetime | None:
     """The last tick that came and was not handled: those before it are passed over."""
-    handled = _moment(standing.handled)
+    handled = when(standing.handled)
     return schedule.calendar.last(now, now - handled) if handled < now else None
 
 
 def _left_out(schedule: Schedule, standing: Standing, due: datetime, now: datetime) -> str:
-    if standing.last is not None and due <= _moment(standing.last.ended_at):
+    if standing.last is not None and due <= when(standing.last.ended_at):
         return "the one before was still at work" if schedule.overlap == "skip" else ""
     return "missed: nobody was there in time" if schedule.missed == "skip" and now - due > LATE else ""
 
@@ -202,7 +202,3 @@ def _ended(tick: Tick, result: JobResult, log: str, now: datetime) -> Tick:
 
 def _why(result: JobResult) -> str:
     return f"exit code {result.exit_code}: {result.last_line}"
-
-
-def _moment(words: str) -> datetime:
-    return datetime.fromisoformat(words)

@@ -569,6 +569,14 @@ def test_now_is_a_tick_of_its_own_and_takes_none_from_the_calendar(here: World) 
     assert [tick.due for tick in here.do()] == [TICK]
 
 
+def test_now_in_a_month_without_a_tick_of_the_calendar_is_shown(tmp_path: Path) -> None:
+    world = World(str(tmp_path))
+    world.add(cron="0 0 15 * *")
+    (ended,) = do_now(world.at(EVENING + timedelta(days=9)).ticker(), "nightly")
+    assert ended.due == "20261201T200000Z"
+    assert world.schedules.history("nightly", 5) == [ended]
+
+
 def test_now_is_refused_while_another_is_at_it(here: World) -> None:
     with here.holds(here.schedules.folder("nightly"), say=print), pytest.raises(HeldError):
         do_now(here.ticker(), "nightly")

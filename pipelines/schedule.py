@@ -34,12 +34,11 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     first_word()
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from itertools import islice
-from typing import Literal
 
 import tyro
 
@@ -49,15 +48,13 @@ from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, run_subcommand
 from pipelines.progress import shown
 from pipelines.recipes.config import check_name, default_store
-from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick
+from pipelines.scheduling.calendar import local_time_zone, parse_tick
 from pipelines.scheduling.jobs import ray_address
 from pipelines.scheduling.loop import AT_ONCE, keep_passing, passing, until_told, utc_now
-from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
+from pipelines.scheduling.records import Schedule, Schedules, Terms, Tick, said
 from pipelines.scheduling.resolve import DEFAULT_COMMAND, check_command, pin, rehearse
 from pipelines.scheduling.tick import Ticker, do_due, do_now
 from pipelines.scheduling.units import units
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +77,13 @@ class ScheduleArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddArgs(ScheduleArgs):
+class AddArgs(Terms, ScheduleArgs):
     """When, and what."""
 
     cron: str = "0 3 * * *"
     """Five fields: minute hour day-of-month month day-of-week."""
     time_zone: str = field(default_factory=local_time_zone)
     """In which the cron expression is read, as Europe/Berlin. Default: this machine's."""
-    missed: Literal["last", "skip"] = "last"
-    """Of ticks at which nobody was there: the last one is done, however late; or none."""
-    overlap: Literal["wait", "skip"] = "wait"
-    """A tick at which the one before is still at work waits, the last of several alone; or is left out."""
-    retries: int = 2
-    """How often a failed job is started again."""
     command: tyro.conf.Suppress[tuple[str, ...]] = DEFAULT_COMMAND
 
     def __post_init__(self) -> None:
@@ -101,16 +92,11 @@ class AddArgs(ScheduleArgs):
         self.calendar  # noqa: B018, refuses what is none
         object.__setattr__(self, "command", check_command(self.command))
 
-    @property
-    def calendar(self) -> Calendar:
-        """When."""
-        return Calendar(cron=self.cron, time_zone=self.time_zone)
-
 
 def plan_add(args: AddArgs) -> list[str]:
     """The next five ticks; nothing is touched."""
     ticks = islice(args.calendar.after(utc_now()), 5)
-    return [f"schedule: {args.name} in {args.store}"] + [f"tick: {_local(args.calendar, tick)}" for tick in ticks]
+    return [f"schedule: {args.name} in {args.store}"] + [f"tick: {_local(args, tick)}" for tick in ticks]
 
 
 def add(args: AddArgs) -> Outcome:
@@ -118,17 +104,16 @@ def add(args: AddArgs) -> Outcome:
     if args.calendar.warning:
         print(f"warning: {args.calendar.warning}", file=sys.stderr)
     rehearse(pin(args.store, args.command, utc_now()), ray_address())
-    told = {f.name: getattr(args, f.name) for f in fields(Schedule) if hasattr(args, f.name)}
-    args.schedules.create(args.name, Schedule(**told, since=said(utc_now())))
-    print(
-        f"first tick {_local(args.calendar, next(args.calendar.after(utc_now())))}, if `run` or `tick` is there to do it"
-    )
+    terms = {f.name: getattr(args, f.name) for f in fields(Terms)}
+    args.schedules.create(args.name, Schedule(**terms, since=said(utc_now())))
+    first = _local(args, next(args.calendar.after(utc_now())))
+    print(f"first tick {first}, if `run` or `tick` is there to do it")
     return Outcome(made={"schedule": args.name}, next=typed("schedule.py", "run", store=args.store))
 
 
 def listing(args: ScheduleArgs) -> Outcome:
     """A line a schedule."""
-    rows = {name: _row(args, name) for name in args.names}
+    rows = {name: _row(args.schedules, name) for name in args.names}
     width = max(map(len, rows), default=0)
     for name, row in rows.items():
         print(f"{name:{width}}  {row['cron']:13} {row['time_zone']:16} next {row['next'] or 'paused':23} {row['last']}")
@@ -137,22 +122,37 @@ def listing(args: ScheduleArgs) -> Outcome:
     return Outcome(made={}, metrics={"schedules": rows})
 
 
+def _row(schedules: Schedules, name: str) -> dict[str, str]:
+    schedule = schedules.read(name)
+    last = schedules.standing(name, schedule)[0].last
+    ended = f"last {_local(schedule, parse_tick(last.due))} {last.status}" if last else "no tick yet"
+    return {"cron": schedule.cron, "time_zone": schedule.time_zone, "next": _next(schedule), "last": ended}
+
+
+def _next(schedule: Schedule) -> str:
+    """Empty if it is paused."""
+    return "" if schedule.paused else _local(schedule, next(schedule.calendar.after(utc_now())))
+
+
+def _local(terms: Terms, moment: datetime) -> str:
+    return f"{moment.astimezone(terms.calendar.zone):%a %Y-%m-%d %H:%M %Z}"
+
+
 def show(args: ScheduleArgs) -> Outcome:
     """What it says, where it stands, and its last ticks."""
-    schedule, ticks = args.schedules.read(args.name), args.schedules.history(args.name, _SHOWN)
-    standing, _ = args.schedules.standing(args.name, Standing(handled=schedule.since))
-    row = _row(args, args.name)
+    schedule, ticks = args.schedules.read(args.name), args.schedules.history(args.name)
+    standing, _ = args.schedules.standing(args.name, schedule)
     print(f"{args.name}  {schedule.cron}, {schedule.time_zone}; missed: {schedule.missed}, overlap: {schedule.overlap}")
     print(f"command  {shlex.join(schedule.command)}")
-    print(f"next     {row['next'] or 'none: it is paused'}")
+    print(f"next     {_next(schedule) or 'none: it is paused'}")
     for tick in (*([standing.current] if standing.current else []), *ticks):
-        took = "" if tick.seconds is None else f"{tick.seconds:.0f} s, "
-        attempts = f"attempt {tick.attempt}, " if tick.attempt > 1 else ""
-        code = "" if tick.exit_code in (None, 0) else f"exit code {tick.exit_code}, "
-        what = tick.made.get("samples") or tick.message
-        print(
-            f"{tick.due}  {tick.status:9}  {took}{attempts}{code}{what or tick.by}{f'; {tick.log}' if tick.log else ''}"
-        )
+        facts = [
+            "" if tick.seconds is None else f"{tick.seconds:.0f} s",
+            f"attempt {tick.attempt}" if tick.attempt > 1 else "",
+            f"exit code {tick.exit_code}" if tick.exit_code else "",
+            tick.outcome or tick.by,
+        ]
+        print(f"{tick.due}  {tick.status:9}  {', '.join(filter(None, facts))}{f'; {tick.log}' if tick.log else ''}")
     return Outcome(made={}, metrics={"schedule": vars(schedule), "ticks": [vars(tick) for tick in ticks]})
 
 
@@ -178,19 +178,20 @@ def remove(args: ScheduleArgs) -> Outcome:
 
 def run_now(args: ScheduleArgs) -> Outcome:
     """Do it now."""
-    return _once([args.name], args, do_now)
+    return _once(args, do_now)
 
 
 def tick(args: ScheduleArgs) -> Outcome:
     """Do what is due, once."""
-    return _once(args.names, args, do_due)
+    return _once(args, do_due)
 
 
 def run(args: ScheduleArgs) -> Outcome:
     """Do what is due, until told to stop."""
     with until_told() as told:
         pass_over = passing(args.schedules, told, do_due)
-        print(f"doing what is due in {args.store}, on {_on(ray_address())}", flush=True)
+        where = f"Ray at {shown(address)}" if (address := ray_address()) else "this machine"
+        print(f"doing what is due in {args.store}, on {where}", flush=True)
         counts = keep_passing(pass_over, lambda: args.names, args.schedules, told)
     print(f"stopped: {counts.total()} ticks ended, {counts['failed']} of them failed", flush=True)
     return Outcome(made={}, metrics={"ticks": dict(counts)})
@@ -202,7 +203,8 @@ def print_units(args: ScheduleArgs) -> Outcome:
     return Outcome(made={})
 
 
-def _once(names: Sequence[str], args: ScheduleArgs, do: Callable[[Ticker, str], list[Tick]]) -> Outcome:
+def _once(args: ScheduleArgs, do: Callable[[Ticker, str], list[Tick]]) -> Outcome:
+    names = args.names
     with until_told() as told, ThreadPoolExecutor(AT_ONCE) as pool:
         done = list(pool.map(passing(args.schedules, told, do), names)) if names else []
     ended = [each for passed in done for each in passed.ended]
@@ -210,38 +212,11 @@ def _once(names: Sequence[str], args: ScheduleArgs, do: Callable[[Ticker, str], 
     return Outcome(made={}, metrics={"ticks": [vars(each) for each in ended]}, exit_code=1 if wrong else 0)
 
 
-def _on(address: str | None) -> str:
-    return f"Ray at {shown(address)}" if address else "this machine"
-
-
-def _row(args: ScheduleArgs, name: str) -> dict[str, str]:
-    schedule = args.schedules.read(name)
-    coming = None if schedule.paused else next(schedule.calendar.after(utc_now()))
-    latest = args.schedules.standing(name, Standing(handled=schedule.since))[0].last
-    return {
-        "cron": schedule.cron,
-        "time_zone": schedule.time_zone,
-        "next": _local(schedule.calendar, coming) if coming else "",
-        "last": f"last {_local(schedule.calendar, parse_tick(latest.due))} {latest.status}"
-        if latest
-        else "no tick yet",
-    }
-
-
-def _local(calendar: Calendar, moment: datetime) -> str:
-    return f"{moment.astimezone(calendar.zone):%a %Y-%m-%d %H:%M %Z}"
-
-
 def check(args: ScheduleArgs) -> None:
     """Refuse a name that is none, or of no schedule."""
     if args.name:
         check_name(args.name)
         args.schedules.read(args.name)
-
-
-def check_add(args: AddArgs) -> None:
-    """Refuse a name that is none."""
-    check_name(args.name)
 
 
 def _of_one(about: str, do: Callable[[ScheduleArgs], Outcome], optional: bool = False) -> Subcommand:
@@ -255,7 +230,7 @@ COMMANDS = {
         do=add,
         words=("name",),
         rest="command",
-        check=check_add,
+        check=lambda args: check_name(args.name),
         plan=plan_add,
     ),
     "list": Subcommand(about="All schedules of a store.", args=ScheduleArgs, do=listing),

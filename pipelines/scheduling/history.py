@@ -6,8 +6,6 @@ from pipelines.scheduling.records import Schedules, Tick
 from pipelines.scheduling.resolve import recipe_of
 from pipelines.tracking import open_tracking
 
-_SHOWN = 20
-
 
 def log_ticks(store: str, name: str, schedules: Schedules) -> None:
     """Log the last ticks; those that are there already are left as they are.
@@ -15,7 +13,7 @@ def log_ticks(store: str, name: str, schedules: Schedules) -> None:
     Raises:
         InputError: if the tracking store does not open.
     """
-    schedule, ticks = schedules.read(name), schedules.history(name, _SHOWN)
+    schedule, ticks = schedules.read(name), schedules.history(name)
     tracker = open_tracking(store, f"ddpm-{recipe_of(schedule.command)}")
     params = {"cron": schedule.cron, "time_zone": schedule.time_zone, "command": " ".join(schedule.command)}
     key = digest(["schedule", store, name, schedule.command])
@@ -35,8 +33,7 @@ def _point(tick: Tick) -> dict[str, float]:
 
 def _table(ticks: list[Tick]) -> str:
     rows = [
-        f"| {tick.due} | {tick.status} | {'' if tick.seconds is None else f'{tick.seconds:.0f} s'} | "
-        f"{tick.made.get('samples') or tick.message} |"
+        f"| {tick.due} | {tick.status} | {'' if tick.seconds is None else f'{tick.seconds:.0f} s'} | {tick.outcome} |"
         for tick in ticks
     ]
     return "\n".join(["| tick | status | took | made, or why not |", "|---|---|---|---|", *rows])

@@ -7,7 +7,6 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, Literal
 
 from ddpm_core import storage
@@ -22,28 +21,38 @@ _REMEDY = "delete it, and it will be made anew"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """When, and what."""
+class Terms:
+    """When, and what, as a person says it."""
 
     cron: str
     time_zone: str
     command: tuple[str, ...]
     """As typed; what else decides its output is added at each tick."""
     missed: Literal["last", "skip"] = "last"
-    """Of the ticks at which nobody was there: the last one is done, however late; or none."""
+    """Of ticks at which nobody was there: the last one is done, however late; or none."""
     overlap: Literal["wait", "skip"] = "wait"
     """A tick at which the one before is still at work waits, the last of several alone; or is left out."""
     retries: int = 2
     """How often a failed job is started again."""
+
+    @property
+    def calendar(self) -> Calendar:
+        """When.
+
+        Raises:
+            InputError: one line, if the cron expression or the time zone is none.
+        """
+        return Calendar(cron=self.cron, time_zone=self.time_zone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Terms):
+    """What a schedule says."""
+
     since: str
     """Ticks after this moment count; ISO 8601, UTC."""
     paused: bool = False
     format_version: int = FORMAT_VERSION
-
-    @property
-    def calendar(self) -> Calendar:
-        """When."""
-        return _calendar(self.cron, self.time_zone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,11 @@ class Tick:
         if not (self.started_at and self.ended_at):
             return None
         return (when(self.ended_at) - when(self.started_at)).total_seconds()
+
+    @property
+    def outcome(self) -> str:
+        """Where its images lie, or why there are none; empty if it did not say."""
+        return str(self.made.get("samples") or self.message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +154,14 @@ class Schedules:
         """Which a job holds while it is at the schedule's ticks."""
         return self._at("standing", name)
 
-    def standing(self, name: str, otherwise: Standing) -> tuple[Standing, bytes | None]:
+    def standing(self, name: str, schedule: Schedule) -> tuple[Standing, bytes | None]:
         """How far it has come, and the bytes that say so, for `stand`; None where nothing says so yet."""
-        return read_record(Standing, self._standing(name), FORMAT_VERSION, remedy=_REMEDY) or (otherwise, None)
+        found = read_record(Standing, self._standing(name), FORMAT_VERSION, remedy=_REMEDY)
+        standing, stands = found or (Standing(handled=schedule.since), None)
+        return replace(standing, handled=max(standing.handled, schedule.since, key=when)), stands
 
-    def stand(self, name: str, now: Standing, before: bytes | None) -> bytes:
-        """Say how far it has come; returns the bytes that say so.
+    def stand(self, name: str, now: Standing, before: bytes | None) -> None:
+        """Say how far it has come.
 
         Raises:
             HeldError: if it does not stand any more as it was read.
@@ -153,7 +169,6 @@ class Schedules:
         uri, data = self._standing(name), record_bytes(now)
         if not (storage.create_bytes(uri, data) if before is None else storage.replace_bytes(uri, data, before)):
             raise HeldError(f"schedule {name} was taken over by another job, which goes on with it")
-        return data
 
     def end(self, name: str, tick: Tick) -> None:
         """Record how a tick ended; what is recorded already stays."""
@@ -164,10 +179,10 @@ class Schedules:
         found = read_record(Tick, self._tick(name, tick_name(due)), FORMAT_VERSION, remedy=_REMEDY)
         return found[0] if found else None
 
-    def history(self, name: str, count: int) -> list[Tick]:
+    def history(self, name: str, count: int = 20) -> list[Tick]:
         """The last ticks that have ended, the latest first."""
         uris: list[str] = []
-        standing, _ = self.standing(name, Standing(handled=self.read(name).since))
+        standing, _ = self.standing(name, self.read(name))
         newest = [when(standing.handled), *([parse_tick(standing.last.due)] if standing.last else [])]
         month = max(newest)  # what `run-now` did may be later than any tick of the calendar
         for _ in range(_MONTHS):
@@ -198,11 +213,6 @@ class Schedules:
 
     def _at(self, *parts: str) -> str:
         return storage.join(self.store, "schedules", *parts)
-
-
-@cache
-def _calendar(cron: str, time_zone: str) -> Calendar:
-    return Calendar(cron=cron, time_zone=time_zone)
 
 
 def said(moment: datetime) -> str:

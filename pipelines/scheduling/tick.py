@@ -16,14 +16,13 @@ from typing import Any
 from ddpm_core.artifacts.run_record import hold, read_record
 from ddpm_core.errors import HeldError
 from pipelines.scheduling.calendar import parse_tick, tick_name
-from pipelines.scheduling.jobs import JobResult, Launcher
+from pipelines.scheduling.jobs import Launcher
 from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said, when
 
 LATE = timedelta(minutes=10)
 """A tick that is older was missed: nobody was there."""
 _SET_BACK = timedelta(hours=1)
 """A clock that stands so far before what was handled was set back."""
-_SECOND, _YEAR = timedelta(seconds=1), timedelta(days=366)
 _POLL_S, _BACK_OFF_S = 1.0, 30.0
 _MISTAKE = 2
 """The exit code of a command that refuses what it was asked: it would refuse it again."""
@@ -59,7 +58,7 @@ def do_due(by: Ticker, name: str) -> list[Tick]:
         InputError: if the model is not there, or a record cannot be read.
     """
     schedule, now = by.schedules.read(name), by.now()
-    standing, _ = _standing(by, name, schedule)
+    standing, _ = by.schedules.standing(name, schedule)
     nothing = standing.current is None and not _set_back(standing, now) and _due(schedule, standing, now) is None
     if schedule.paused or nothing:
         return []
@@ -81,42 +80,35 @@ def do_now(by: Ticker, name: str) -> list[Tick]:
     """
     schedule = by.schedules.read(name)
     with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
-        standing, _ = _standing(by, name, schedule)
+        standing, _ = by.schedules.standing(name, schedule)
         ended = [] if standing.current is None else [_see_through(by, name, schedule, held)]
-        standing, stands = _standing(by, name, schedule)
-        _begin(by, name, schedule, by.now(), standing, stands)
+        _begin(by, name, schedule, by.now(), *by.schedules.standing(name, schedule))
         return [*ended, _see_through(by, name, schedule, held)]
 
 
 def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick]:
     ended: list[Tick] = []
     while True:
-        (standing, stands), now = _standing(by, name, schedule), by.now()
+        (standing, stands), now = by.schedules.standing(name, schedule), by.now()
         if standing.current is not None:
             return [*ended, _see_through(by, name, schedule, held)]
         if _set_back(standing, now):
             by.say(f"{name}  the clock was set back, from {standing.handled} or later: it goes on from {said(now)}")
-            schedule = by.schedules.change(name, since=said(min(now, when(schedule.since))))
-            last = schedule.calendar.last(now, _YEAR)  # if it has no record, it is due
-            handled = now if last is None else max(last - _SECOND, when(schedule.since))
-            by.schedules.stand(name, replace(standing, handled=said(handled)), stands)
-        elif (due := _due(schedule, standing, now)) is None:
+            since = said(min(now, when(schedule.since)))
+            schedule = by.schedules.change(name, since=since)
+            by.schedules.stand(name, replace(standing, handled=since), stands)
+            continue
+        due = _due(schedule, standing, now)
+        if due is None:
             return ended
-        elif by.schedules.ended(name, due) is not None:  # before the clock was set back
-            by.schedules.stand(name, replace(standing, handled=said(due)), stands)
+        standing = replace(standing, handled=said(due))
+        if by.schedules.ended(name, due) is not None:  # before the clock was set back: it is not done again
+            by.schedules.stand(name, standing, stands)
         elif why := _left_out(schedule, standing, due, now):
             skipped = Tick(due=tick_name(due), status="skipped", message=why, ended_at=said(now))
-            by.schedules.end(name, skipped)
-            by.schedules.stand(name, replace(standing, handled=said(due)), stands)
-            by.say(f"{name}  {skipped.due} skipped: {why}")
-            ended.append(skipped)
+            ended.append(_record(by, name, skipped, standing, stands))
         else:
-            _begin(by, name, schedule, due, replace(standing, handled=said(due)), stands)
-
-
-def _standing(by: Ticker, name: str, schedule: Schedule) -> tuple[Standing, bytes | None]:
-    standing, stands = by.schedules.standing(name, Standing(handled=schedule.since))
-    return replace(standing, handled=max(standing.handled, schedule.since, key=when)), stands
+            _begin(by, name, schedule, due, standing, stands)
 
 
 def _set_back(standing: Standing, now: datetime) -> bool:
@@ -131,6 +123,7 @@ def _due(schedule: Schedule, standing: Standing, now: datetime) -> datetime | No
 
 
 def _left_out(schedule: Schedule, standing: Standing, due: datetime, now: datetime) -> str:
+    """Why it is; empty if it is not."""
     if standing.last is not None and due <= when(standing.last.ended_at):
         return "the one before was still at work" if schedule.overlap == "skip" else ""
     return "missed: nobody was there in time" if schedule.missed == "skip" and now - due > LATE else ""
@@ -151,7 +144,7 @@ def _begin(by: Ticker, name: str, schedule: Schedule, due: datetime, standing: S
 def _see_through(by: Ticker, name: str, schedule: Schedule, held: Any) -> Tick:
     """Follow the current tick to its end, starting its job where none runs."""
     while True:
-        standing, stands = _standing(by, name, schedule)
+        standing, stands = by.schedules.standing(name, schedule)
         tick = standing.current
         held.check()
         if tick is None:
@@ -160,45 +153,45 @@ def _see_through(by: Ticker, name: str, schedule: Schedule, held: Any) -> Tick:
         if recorded is not None:  # by one that was killed, or cut off, right after it
             by.schedules.stand(name, replace(standing, last=recorded, current=None), stands)
             return recorded
-        job = by.launcher.find(tick.submission_id)
-        if job is None:
-            job = by.launcher.start(tick.submission_id, tick.command)
-            by.say(f"{name}  {tick.due} started as {tick.submission_id}; log: {job.log}")
-        try:
-            while (result := job.poll()) is None:
-                if by.wait(_POLL_S):
-                    raise Stopped
-                held.check()
-        except BaseException:
-            job.leave()
-            raise
-        if result.exit_code in (0, _MISTAKE) or tick.attempt > schedule.retries:
-            ended = _ended(tick, result, job.log, by.now())
-            by.schedules.end(name, ended)  # first: what is recorded is never begun again
-            by.schedules.stand(name, replace(standing, last=ended, current=None), stands)
-            by.say(f"{name}  {tick.due} {ended.status}: {ended.made.get('samples') or ended.message or 'nothing made'}")
-            return ended
+        tried = _follow(by, name, tick, held)
+        if tried.exit_code in (0, _MISTAKE) or tick.attempt > schedule.retries:
+            return _record(by, name, tried, replace(standing, last=tried, current=None), stands)
         attempt = tick.attempt + 1
         again = replace(tick, attempt=attempt, submission_id=f"{name}-{tick.due}-{attempt}")
         by.schedules.stand(name, replace(standing, current=again), stands)
         pause = _BACK_OFF_S * 2 ** (tick.attempt - 1)
-        by.say(f"{name}  {tick.due} failed ({_why(result)}); started again in {pause:.0f} s")
-        if by.wait(pause):
-            raise Stopped
+        why = f"exit code {tried.exit_code}: {tried.message}"
+        by.say(f"{name}  {tick.due} failed ({why}); started again in {pause:.0f} s")
+        _wait(by, pause)
 
 
-def _ended(tick: Tick, result: JobResult, log: str, now: datetime) -> Tick:
-    failed = result.exit_code != 0
-    return replace(
-        tick,
-        status="failed" if failed else "succeeded",
-        exit_code=result.exit_code,
-        message=result.last_line if failed else "",
-        made={} if failed else result.made,
-        log=log,
-        ended_at=said(now),
-    )
+def _follow(by: Ticker, name: str, tick: Tick, held: Any) -> Tick:
+    """The tick, with how its job ended."""
+    job = by.launcher.find(tick.submission_id)
+    if job is None:
+        job = by.launcher.start(tick.submission_id, tick.command)
+        by.say(f"{name}  {tick.due} started as {tick.submission_id}; log: {job.log}")
+    try:
+        while (result := job.poll()) is None:
+            _wait(by, _POLL_S)
+            held.check()
+    except BaseException:
+        job.leave()
+        raise
+    tried = replace(tick, exit_code=result.exit_code, log=job.log, ended_at=said(by.now()))
+    if result.exit_code == 0:
+        return replace(tried, status="succeeded", made=result.made)
+    return replace(tried, status="failed", message=result.last_line)
 
 
-def _why(result: JobResult) -> str:
-    return f"exit code {result.exit_code}: {result.last_line}"
+def _wait(by: Ticker, seconds: float) -> None:
+    if by.wait(seconds):
+        raise Stopped
+
+
+def _record(by: Ticker, name: str, tick: Tick, standing: Standing, stands: bytes | None) -> Tick:
+    """How a tick ended; its record comes first, for what has one is never begun again."""
+    by.schedules.end(name, tick)
+    by.schedules.stand(name, standing, stands)
+    by.say(f"{name}  {tick.due} {tick.status}: {tick.outcome or 'nothing made'}")
+    return tick

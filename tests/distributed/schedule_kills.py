@@ -66,7 +66,8 @@ def killed(store: str, kills: int, chance: random.Random) -> None:
             runs[place].kill()
             runs[place].wait()
             runs[place] = start(store)
-        while Schedules(store).standing("each-minute", otherwise=None)[0].current is not None:  # type: ignore[arg-type]
+        schedules = Schedules(store)
+        while schedules.standing("each-minute", schedules.read("each-minute"))[0].current is not None:
             time.sleep(0.5)
     finally:
         for run in runs:

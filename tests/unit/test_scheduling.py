@@ -31,7 +31,7 @@ from pipelines.scheduling import loop
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
 from pipelines.scheduling.loop import Passed, passing
-from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said
+from pipelines.scheduling.records import Schedule, Schedules, Tick, said
 from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
 from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
 from pipelines.tracking import TrackingError
@@ -185,7 +185,7 @@ class World:
         return do_due(self.ticker(**more), name)
 
     def current(self, name: str = "nightly") -> Tick | None:
-        return self.schedules.standing(name, Standing(handled=said(EVENING)))[0].current
+        return self.schedules.standing(name, self.schedules.read(name))[0].current
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -8,12 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pipelines.cluster  # noqa: F401  sets Ray's environment before Ray is imported
 from ddpm_core.errors import InputError, UserError
@@ -41,11 +41,9 @@ class JobResult:
         """The last line that is a JSON object, as --json prints it; empty if there is none."""
         for line in reversed(self.output.splitlines()):
             if line.startswith("{"):
-                try:
-                    plain = json.loads(line)
-                except ValueError:
-                    continue
-                return plain if isinstance(plain, dict) else {}
+                with suppress(ValueError):
+                    made: dict[str, Any] = json.loads(line)
+                    return made
         return {}
 
     @property
@@ -57,6 +55,8 @@ class JobResult:
 class Job(Protocol):
     """A job under way."""
 
+    started: bool
+    """Now; else it was there: whoever started it may be gone."""
     log: str
     """Where its output lies."""
 
@@ -64,17 +64,11 @@ class Job(Protocol):
         """How it ended; None while it runs."""
 
     def leave(self) -> None:
-        """Let go of it: a process of this machine is ended, a job of a cluster goes on and can be found again."""
+        """Let go of it: a process that was started here is ended, any other job goes on and can be found again."""
 
 
-class Launcher(Protocol):
-    """Starts jobs, and finds those that others started."""
-
-    def find(self, submission_id: str) -> Job | None:
-        """A job that runs or has succeeded."""
-
-    def start(self, submission_id: str, command: Sequence[str]) -> Job:
-        """Start a job, once: an id that was used already is that job."""
+Launcher = Callable[[str, Sequence[str]], Job]
+"""Starts a job by its id and its command, once: if one of that id is there, that is the job."""
 
 
 def project_root() -> Path:
@@ -88,151 +82,111 @@ def ray_address() -> str | None:
     return None if given == "local" else given
 
 
-def local_arguments(command: Sequence[str]) -> list[str]:
-    """`python pipelines/...` with this Python and from this project."""
-    return [sys.executable, str(project_root() / command[1]), *command[2:]]
+def as_process(command: Sequence[str], **environment: str) -> dict[str, Any]:
+    """How subprocess runs `python pipelines/...`: with this Python, from this project, where it finds its modules."""
+    root = project_root()
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return {
+        "args": [sys.executable, str(root / command[1]), *command[2:]],
+        "cwd": root,
+        "env": {**os.environ, "PYTHONPATH": path, **environment},
+        "stdin": subprocess.DEVNULL,
+    }
 
 
-def local_environment() -> dict[str, str]:
-    """This environment, with the project to be found by Python."""
-    paths = [str(project_root()), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+def local_job(logs: Path, submission_id: str, command: Sequence[str]) -> Job:
+    """A process of this machine. It ends with whoever started it, unless that is killed outright.
 
-
-class LocalJobs:
-    """Processes of this machine. They end with whoever started them, unless that is killed outright.
-
-    A process has its log locked for as long as it lives: so one that outlived its starter is found.
+    It has its log locked for as long as it lives: so one that outlived its starter is found.
     """
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{submission_id}.log"
+    with open(log, "ab") as output:
+        if not _lock(output):  # which stays with the process, whose output this is
+            return _Orphan(log)
+        process = subprocess.Popen(
+            **as_process(command),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for its starter, which then ends it
+        )
+    return _Process(log, process)
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
 
-    def find(self, submission_id: str) -> Job | None:
-        """One that outlived its starter, on this machine."""
-        orphan = _Orphan(self._log(submission_id))
-        return orphan if orphan.lives() else None
-
-    def start(self, submission_id: str, command: Sequence[str]) -> Job:
-        """Start a process, its output in a log of its own."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        log = self._log(submission_id)
-        with open(log, "ab") as output:
-            fcntl.flock(output, fcntl.LOCK_EX)  # it stays with the process, whose output this is
-            process = subprocess.Popen(
-                local_arguments(command),
-                cwd=project_root(),
-                env=local_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for its starter, which then ends it
-            )
-        return _Process(process, log)
-
-    def _log(self, submission_id: str) -> Path:
-        return self._logs / f"{submission_id}.log"
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Orphan:
-    def __init__(self, path: Path) -> None:
-        self._path, self.log = path, str(path)
+    started = False
 
-    def lives(self) -> bool:
-        try:
-            with open(self._path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+    def __init__(self, log: Path) -> None:
+        self.log = str(log)
 
     def poll(self) -> JobResult | None:
         """Its exit code nobody knows: whether it said what it made is taken for that."""
-        if self.lives():
-            return None
-        said = JobResult(exit_code=None, output=_tail(self._path))
-        return JobResult(exit_code=0, output=said.output) if said.made else said
+        with open(self.log, "rb") as output:
+            if not _lock(output):
+                return None
+        said = JobResult(exit_code=None, output=_tail(self.log))
+        return replace(said, exit_code=0) if said.made else said
 
     def leave(self) -> None:
-        """Nothing: it goes on, and is found again."""
+        """Nothing."""
 
 
 class _Process:
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process, self._path, self.log = process, log, str(log)
+    started = True
+
+    def __init__(self, log: Path, process: subprocess.Popen[bytes]) -> None:
+        self.log, self._process = str(log), process
 
     def poll(self) -> JobResult | None:
         code = self._process.poll()
-        return None if code is None else JobResult(exit_code=code, output=_tail(self._path))
+        return None if code is None else JobResult(exit_code=code, output=_tail(self.log))
 
     def leave(self) -> None:
         """End it and whatever it started: asked first, then killed."""
-        self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self._signal(signal.SIGKILL)
+        with suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(self._process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_S)
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return  # all of it has ended
 
-
-def _tail(path: Path) -> str:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _TAIL))
+def _tail(log: str) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(0, os.path.getsize(log) - _TAIL))
         return file.read().decode(errors="replace")
 
 
-class RayJobs:
-    """Jobs of a Ray cluster. They outlive whoever started them, and the next one finds them by their id."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def find(self, submission_id: str) -> Job | None:
-        """The job, if the cluster knows it and it has not failed."""
-        job = _RayJob(self._client, submission_id)
-        info = job.info()
-        return job if info is not None and info.status in {"PENDING", "RUNNING", "SUCCEEDED"} else None
-
-    def start(self, submission_id: str, command: Sequence[str]) -> Job:
-        """Submit it with a copy of the project; if the id is taken, that is the job."""
-        try:
-            with _asking(f"the job {submission_id} was not taken"):
-                self._client.submit_job(
-                    entrypoint=shlex.join(command),
-                    submission_id=submission_id,
-                    runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
-                )
-        except LaunchError as error:
-            if "already exists" not in str(error.__cause__):
-                raise
-        return _RayJob(self._client, submission_id)
+def ray_job(client: Any, submission_id: str, command: Sequence[str]) -> Job:
+    """A job of a Ray cluster, with a copy of the project. It outlives whoever started it."""
+    started = False
+    with _asking(f"the job {submission_id} was not taken", unless="already exists"):
+        client.submit_job(
+            entrypoint=shlex.join(command),
+            submission_id=submission_id,
+            runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
+        )
+        started = True
+    return _RayJob(client, submission_id, started)
 
 
 class _RayJob:
-    def __init__(self, client: Any, submission_id: str) -> None:
-        self._client, self._id = client, submission_id
+    def __init__(self, client: Any, submission_id: str, started: bool) -> None:
+        self._client, self._id, self.started = client, submission_id, started
         self.log = f"ray job logs {submission_id}"
 
-    def info(self) -> Any:
-        """What the cluster knows of it; None if nothing."""
-        try:
-            with _asking(f"the job {self._id} was not told of"):
-                return self._client.get_job_info(self._id)
-        except LaunchError as error:
-            if "does not exist" in str(error.__cause__):
-                return None
-            raise
-
     def poll(self) -> JobResult | None:
-        info = self.info()
+        info = None
+        with _asking(f"the job {self._id} was not told of", unless="does not exist"):
+            info = self._client.get_job_info(self._id)
         if info is None:
             return JobResult(exit_code=None, output="the cluster does not know the job any more")
         if info.status in {"PENDING", "RUNNING"}:
@@ -246,7 +200,7 @@ class _RayJob:
         return JobResult(exit_code=code, output=output[-_TAIL:] if output.strip() else str(info.message))
 
     def leave(self) -> None:
-        """Nothing: it goes on."""
+        """Nothing."""
 
 
 def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
@@ -256,7 +210,7 @@ def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
         InputError: one line, if no cluster answers there, or not all of its nodes reach the store.
     """
     if not address:
-        return LocalJobs(logs)
+        return partial(local_job, logs)
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
 
@@ -272,12 +226,17 @@ def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
             f"{error}; start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
         ) from None
     check_places(store, None, num_nodes, grows=False)
-    return RayJobs(client)
+    return partial(ray_job, client)
 
 
 @contextmanager
-def _asking(doing: str) -> Iterator[None]:
-    """Ray's errors as one line; its server answers with whole tracebacks, its client with a page on tokens."""
+def _asking(doing: str, *, unless: str = "") -> Iterator[None]:
+    """Ray's errors as one line; its server answers with whole tracebacks, its client with a page on tokens.
+
+    Args:
+        doing: what did not succeed.
+        unless: what stands in an error that is none.
+    """
     from ray.exceptions import AuthenticationError
 
     try:
@@ -286,5 +245,7 @@ def _asking(doing: str) -> Iterator[None]:
         said = str(error).partition("\n")[0]
         raise LaunchError(f"{doing} ({said}); set RAY_AUTH_MODE=token and the cluster's token here too") from error
     except (RuntimeError, OSError) as error:
-        said = next((line.strip(" .") for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
-        raise LaunchError(f"{doing} ({said})") from error
+        if not unless or unless not in str(error):
+            lines = [line.strip(" .") for line in str(error).splitlines()]
+            said = next(filter(None, reversed(lines)), "no reason given")
+            raise LaunchError(f"{doing} ({said})") from error

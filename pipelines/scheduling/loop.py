@@ -58,7 +58,7 @@ def passing(
 
     ticker = Ticker(
         schedules=schedules,
-        launcher=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", schedules.store),
+        launch=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", schedules.store),
         pin=partial(pin, schedules.store),
         now=utc_now,
         wait=told.wait,
@@ -90,13 +90,14 @@ def keep_passing(
     """Pass over all of these until told to stop; how the ticks ended."""
     at_work, counts = dict[str, Future[Passed]](), Counter[str]()
 
-    def collect(futures: Iterable[Future[Passed]]) -> None:
-        counts.update(tick.status for future in futures for tick in future.result().ended)
+    def count(future: Future[Passed]) -> None:
+        counts.update(tick.status for tick in future.result().ended)
 
     def look() -> float:
         for name in names():
-            if name not in at_work or at_work[name].done():
-                collect([at_work.pop(name)] if name in at_work else [])
+            if name in at_work and at_work[name].done():
+                count(at_work.pop(name))
+            if name not in at_work:
                 at_work[name] = pool.submit(pass_over, name)
         return _until_next(names(), schedules)
 
@@ -110,7 +111,8 @@ def keep_passing(
                     told.wait(_WAKE_S)
         finally:
             told.set()  # whatever ended this, jobs of this machine end with it
-    collect(at_work.values())
+    for future in at_work.values():
+        count(future)
     return counts
 
 

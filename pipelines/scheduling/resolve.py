@@ -4,12 +4,13 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
-from pipelines.scheduling.jobs import local_arguments, local_environment, project_root
+from pipelines.scheduling.jobs import as_process
 from pipelines.tracking import open_tracking, resolve_model
 
 SEEDS_PER_TICK = 1_000_000
@@ -17,8 +18,7 @@ SEEDS_PER_TICK = 1_000_000
 DEFAULT_COMMAND = ("python", "pipelines/sample.py", "digits")
 
 _DOOR = "pipelines/sample.py"
-_MODEL, _STORE, _DRY, _JSON = ("--model",), ("--store",), ("--dry-run", "--help", "-h"), ("--json",)
-_SEED, _COUNT = ("--sample.first-seed",), ("--num-images", "--sample.num-images")
+_SEED = "--sample.first-seed"
 
 
 def check_command(command: Sequence[str]) -> tuple[str, ...]:
@@ -33,15 +33,16 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
         raise InputError(
             f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags]: only that may be scheduled"
         )
-    arguments = list(command[2:])
-    for flags in (_STORE, _DRY):
-        if _find(arguments, flags) is not None:
+    arguments = command[2:]
+    for flags in (("--store",), ("--dry-run", "--help", "-h")):
+        if _value(arguments, *flags) is not None:
             raise InputError(
                 f"the command after -- has {flags[0]}; expected it before --, among the schedule's own flags"
             )
-    count = max((int(value) for flag in _COUNT if (value := _value(arguments, (flag,))).isdecimal()), default=0)
-    if count > SEEDS_PER_TICK and _find(arguments, _SEED) is None:
-        raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED[0]} given")
+    counts = [_value(arguments, flag) or "" for flag in ("--num-images", "--sample.num-images")]
+    count = max((int(each) for each in counts if each.isdecimal()), default=0)
+    if count > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
+        raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED} given")
     return ("python", _DOOR, *arguments)
 
 
@@ -55,17 +56,16 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
     Raises:
         InputError: if there is no such model.
     """
-    start, arguments = list(command[:2]), list(command[2:])
-    model = _value(arguments, _MODEL) or f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
-    arguments = [*_without(arguments, _MODEL), "--model", resolve(model), "--store", store]
-    if _find(arguments, _SEED) is None:
-        arguments += [_SEED[0], str(first_seed(tick))]
-    return (*start, *_without(arguments, _JSON, takes_value=False), "--json")
+    start, arguments = command[:2], [argument for argument in command[2:] if argument != "--json"]
+    champion = f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
+    model = resolve(_take(arguments, "--model") or champion)
+    seed = [] if _value(arguments, _SEED) is not None else [_SEED, str(first_seed(tick))]
+    return (*start, *arguments, "--model", model, "--store", store, *seed, "--json")
 
 
 def pin(store: str, command: Sequence[str], tick: datetime) -> tuple[str, ...]:
     """The command of a tick in a store, its model resolved by MLflow and the store."""
-    return pin_command(command, tick, store, model_resolver(store, recipe_of(command)))
+    return pin_command(command, tick, store, partial(resolved, store, recipe_of(command)))
 
 
 def first_seed(tick: datetime) -> int:
@@ -78,67 +78,52 @@ def recipe_of(command: Sequence[str]) -> str:
     return command[2] if len(command) > 2 and not command[2].startswith("-") else "digits"
 
 
-def model_resolver(store: str, recipe: str) -> Callable[[str], str]:
-    """A function that gives a model the name that it keeps: models:/NAME/VERSION, or its checkpoint's URI.
+def resolved(store: str, recipe: str, model: str) -> str:
+    """The name that a model keeps: models:/NAME/VERSION, or its checkpoint's URI.
 
-    Its errors: InputError if there is no such model, TrackingError if MLflow fails.
+    Raises:
+        InputError: if there is no such model.
+        TrackingError: if MLflow fails.
     """
-
-    def resolve(model: str) -> str:
-        if model.startswith("models:/"):
-            found = resolve_model(open_tracking(store, f"ddpm-{recipe}"), model)
-            return f"models:/{found.name}/{found.version}"
-        checkpoint = find_checkpoint(storage.absolute(model))
-        if checkpoint is None:
-            raise InputError(
-                f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run"
-            )
-        return checkpoint
-
-    return resolve
+    if model.startswith("models:/"):
+        found = resolve_model(open_tracking(store, f"ddpm-{recipe}"), model)
+        return f"models:/{found.name}/{found.version}"
+    checkpoint = find_checkpoint(storage.absolute(model))
+    if checkpoint is None:
+        raise InputError(f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run")
+    return checkpoint
 
 
 def rehearse(command: Sequence[str], ray_address: str | None) -> None:
     """Let the command check itself with --dry-run, so that a mistake shows now and not at night; nothing is tried out.
 
     Args:
+        command: as pin returns it.
         ray_address: of the cluster that will do it; this machine's own size is then not asked.
 
     Raises:
         InputError: with the command's own line.
     """
-    environment = local_environment() | ({"RAY_ADDRESS": ray_address} if ray_address else {})
-    tried = subprocess.run(
-        [*local_arguments(command), "--dry-run", *([] if "--json" in command else ["--json"])],
-        cwd=project_root(),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    environment = {"RAY_ADDRESS": ray_address} if ray_address else {}
+    tried = subprocess.run(**as_process([*command, "--dry-run"], **environment), capture_output=True, text=True)
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
         raise InputError(f"the command after -- was tried with --dry-run: {said.removeprefix('error: ')}")
 
 
-def _find(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
-    """Where one of the flags stands; an underscore is as good as a dash, as the commands have it."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith("-") and argument.partition("=")[0].replace("_", "-") in flags:
-            return place
-    return None
+def _take(arguments: list[str], *flags: str) -> str | None:
+    """Take these flags out; the value of the first that is there, None if none is.
+
+    An underscore is as good as a dash, as the commands have it.
+    """
+    value = None
+    for place, argument in reversed([*enumerate(arguments)]):
+        flag, equals, typed = argument.partition("=")
+        if flag.startswith("-") and flag.replace("_", "-") in flags:
+            value = typed if equals else "".join(arguments[place + 1 : place + 2])
+            del arguments[place : place + (1 if equals else 2)]
+    return value
 
 
-def _value(arguments: Sequence[str], flags: Sequence[str]) -> str:
-    place = _find(arguments, flags)
-    if place is None:
-        return ""
-    _, equals, value = arguments[place].partition("=")
-    return value if equals else "".join(arguments[place + 1 : place + 2])
-
-
-def _without(arguments: Sequence[str], flags: Sequence[str], *, takes_value: bool = True) -> list[str]:
-    rest = list(arguments)
-    while (place := _find(rest, flags)) is not None:
-        del rest[place : place + (2 if takes_value and "=" not in rest[place] else 1)]
-    return rest
+def _value(arguments: Sequence[str], *flags: str) -> str | None:
+    return _take([*arguments], *flags)

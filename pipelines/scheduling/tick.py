@@ -37,7 +37,7 @@ class Ticker:
     """What a pass works with."""
 
     schedules: Schedules
-    launcher: Launcher
+    launch: Launcher
     pin: Callable[[Sequence[str], datetime], tuple[str, ...]]
     """The command of a tick, complete; asked once, when the tick is begun."""
     now: Callable[[], datetime]
@@ -167,9 +167,8 @@ def _see_through(by: Ticker, name: str, schedule: Schedule, held: Any) -> Tick:
 
 def _follow(by: Ticker, name: str, tick: Tick, held: Any) -> Tick:
     """The tick, with how its job ended."""
-    job = by.launcher.find(tick.submission_id)
-    if job is None:
-        job = by.launcher.start(tick.submission_id, tick.command)
+    job = by.launch(tick.submission_id, tick.command)
+    if job.started:
         by.say(f"{name}  {tick.due} started as {tick.submission_id}; log: {job.log}")
     try:
         while (result := job.poll()) is None:

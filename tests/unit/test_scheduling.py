@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice, pairwise
@@ -29,10 +29,10 @@ from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
 from pipelines.scheduling import loop
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
-from pipelines.scheduling.jobs import JobResult, LaunchError, LocalJobs, RayJobs, open_launcher
+from pipelines.scheduling.jobs import JobResult, LaunchError, local_job, open_launcher, ray_job
 from pipelines.scheduling.loop import Passed, passing
 from pipelines.scheduling.records import Schedule, Schedules, Tick, said
-from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, model_resolver, pin_command
+from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, pin_command, resolved
 from pipelines.scheduling.tick import Stopped, Ticker, do_due, do_now
 from pipelines.tracking import TrackingError
 
@@ -74,6 +74,7 @@ class FakeJob:
     ends: timedelta
     result: JobResult
     clock: Clock
+    started: bool = True
     log: str = "log"
     left: bool = False
 
@@ -95,13 +96,9 @@ class FakeCluster:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     commands: list[tuple[str, ...]] = field(default_factory=list)
 
-    def find(self, submission_id: str) -> FakeJob | None:
-        job = None if self.forgets else self.jobs.get(submission_id)
-        return job if job and (job.poll() or SUCCESS).exit_code == 0 else None
-
-    def start(self, submission_id: str, command: Sequence[str]) -> FakeJob:
+    def launch(self, submission_id: str, command: Sequence[str]) -> FakeJob:
         if submission_id in self.jobs and not self.forgets:
-            return self.jobs[submission_id]
+            return replace(self.jobs[submission_id], started=False)
         result = self.results.pop(0) if self.results else SUCCESS
         self.jobs[submission_id] = FakeJob(self.clock.elapsed + self.takes, result, self.clock)
         self.commands.append(tuple(command))
@@ -168,7 +165,7 @@ class World:
         resolve = more.pop("resolve", self.resolve)
         told = {
             "schedules": self.schedules,
-            "launcher": self.cluster,
+            "launch": self.cluster.launch,
             "pin": lambda command, due: pin_command(command, due, self.store, resolve),
             "now": self.clock.now,
             "wait": self.clock.sleep,
@@ -332,7 +329,7 @@ def test_any_python_and_any_path_to_the_door_will_do() -> None:
 
 
 def test_a_run_is_pinned_to_its_newest_checkpoint(tmp_path: Path) -> None:
-    resolve = model_resolver(str(tmp_path), "digits")
+    resolve = partial(resolved, str(tmp_path), "digits")
     for step in (1, 2):
         storage.write_bytes(f"{tmp_path}/runs/r/checkpoints/step-{step:08d}/state.json", b"{}")
     assert resolve(f"{tmp_path}/runs/r") == f"{tmp_path}/runs/r/checkpoints/step-00000002"
@@ -426,12 +423,11 @@ def test_what_a_killed_job_began_is_gone_on_with_and_its_command_stays(here: Wor
 
 
 def test_killed_between_record_and_start(here: World) -> None:
-    class Dies(FakeCluster):
-        def start(self, submission_id: str, command: Sequence[str]) -> FakeJob:
-            raise Killed
+    def dies(submission_id: str, command: Sequence[str]) -> FakeJob:
+        raise Killed
 
     with pytest.raises(Killed):
-        here.at(NIGHT).do(launcher=Dies(here.clock))
+        here.at(NIGHT).do(launch=dies)
     here.clock.sleep(61)
     assert [tick.status for tick in here.do()] == ["succeeded"]
     assert list(here.cluster.jobs) == [f"nightly-{TICK}-1"]
@@ -735,7 +731,7 @@ def test_a_real_process(project: Path, tmp_path: Path) -> None:
     )
     world = World(str(tmp_path / "store"))
     world.add()
-    (ended,) = world.at(NIGHT).do(launcher=LocalJobs(tmp_path / "logs"), wait=lambda seconds: time.sleep(0.05))
+    (ended,) = world.at(NIGHT).do(launch=partial(local_job, tmp_path / "logs"), wait=lambda seconds: time.sleep(0.05))
     assert (ended.status, ended.made["samples"]) == ("succeeded", "--json")
     assert ended.made["path"].split(os.pathsep)[0] == str(project.parents[1])
     assert ended.log == str(tmp_path / "logs" / f"nightly-{TICK}-1.log")
@@ -747,22 +743,22 @@ def test_a_process_that_outlived_its_starter_is_followed(
     project: Path, tmp_path: Path, last: str, code: int | None
 ) -> None:
     project.write_text(f"import time\nprint('up', flush=True)\ntime.sleep(1)\n{last}\n")
-    jobs = LocalJobs(tmp_path / "logs")
-    assert jobs.find("id") is None
-    started = jobs.start("id", ["python", "pipelines/sample.py"])
-    orphan = LocalJobs(tmp_path / "logs").find("id")
-    assert orphan is not None
+    launch = partial(local_job, tmp_path / "logs", "id", ["python", "pipelines/sample.py"])
+    job, orphan = launch(), launch()
+    assert (job.started, orphan.started) == (True, False)
     assert orphan.poll() is None
     while (ended := orphan.poll()) is None:
         time.sleep(0.05)
     assert ended.exit_code == code
-    assert started.poll() is not None
-    assert jobs.find("id") is None
+    assert job.poll() is not None
+    again = launch()
+    assert again.started
+    again.leave()
 
 
 def test_a_process_ends_with_its_starter(project: Path, tmp_path: Path) -> None:
     project.write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
-    job = LocalJobs(tmp_path / "logs").start("id", ["python", "pipelines/sample.py"])
+    job = local_job(tmp_path / "logs", "id", ["python", "pipelines/sample.py"])
     assert job.poll() is None
     job.leave()
     ended = job.poll()
@@ -811,8 +807,9 @@ class FakeJobsApi:
 
 def test_a_submission_id_that_is_taken_is_the_job() -> None:
     api = FakeJobsApi()
-    first = RayJobs(api).start("n-1", ("python", "pipelines/sample.py", "--name", "a b"))
-    second = RayJobs(api).start("n-1", ("python", "pipelines/sample.py"))
+    first = ray_job(api, "n-1", ("python", "pipelines/sample.py", "--name", "a b"))
+    second = ray_job(api, "n-1", ("python", "pipelines/sample.py"))
+    assert (first.started, second.started) == (True, False)
     assert len(api.submitted) == 1
     assert api.submitted[0]["entrypoint"] == "python pipelines/sample.py --name 'a b'"
     assert (Path(api.submitted[0]["runtime_env"]["working_dir"]) / "pipelines" / "schedule.py").is_file()
@@ -822,19 +819,25 @@ def test_a_submission_id_that_is_taken_is_the_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "found"),
-    [("PENDING", True), ("RUNNING", True), ("SUCCEEDED", True), ("FAILED", False), ("STOPPED", False)],
-)
-def test_a_job_of_a_dead_starter_is_found_if_it_did_not_fail(status: str, found: bool) -> None:
+    ("status", "ended", "code"),
+    [("PENDING", False, None), ("RUNNING", False, None), ("SUCCEEDED", True, 0), ("FAILED", True, 1), ("STOPPED", True, None)],
+)  # fmt: skip
+def test_a_job_of_a_dead_starter_is_followed_and_not_submitted_again(
+    status: str, ended: bool, code: int | None
+) -> None:
     api = FakeJobsApi()
-    api.jobs["n-1"] = SimpleNamespace(status=status, driver_exit_code=None, message="")
-    assert (RayJobs(api).find("n-1") is not None) == found
-    assert RayJobs(api).find("n-2") is None
+    api.jobs["n-1"] = SimpleNamespace(status=status, driver_exit_code=1 if status == "FAILED" else None, message="")
+    job = ray_job(api, "n-1", COMMAND)
+    assert not job.started
+    assert api.submitted == []
+    found = job.poll()
+    assert (found is not None) == ended
+    assert found is None or found.exit_code == code
 
 
 def test_a_job_that_failed_or_was_lost_has_not_succeeded() -> None:
     api = FakeJobsApi()
-    job = RayJobs(api).start("n-1", COMMAND)
+    job = ray_job(api, "n-1", COMMAND)
     for status, code, expected in [("FAILED", 2, 2), ("FAILED", 0, None), ("STOPPED", None, None)]:
         api.jobs["n-1"] = SimpleNamespace(status=status, driver_exit_code=code, message="")
         assert job.poll().exit_code == expected
@@ -844,7 +847,7 @@ def test_a_job_that_failed_or_was_lost_has_not_succeeded() -> None:
     with pytest.raises(LaunchError, match="n-1"):
         job.poll()
     with pytest.raises(LaunchError, match=r"the job n-2 was not taken .*no agent"):
-        RayJobs(api).start("n-2", COMMAND)
+        ray_job(api, "n-2", COMMAND)
 
 
 def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -853,7 +856,9 @@ def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert launch.ray_address() is None
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert launch.ray_address() is None
-    assert isinstance(open_launcher(None, tmp_path, str(tmp_path)), LocalJobs)
+    launch_here = open_launcher(None, tmp_path, str(tmp_path))
+    assert isinstance(launch_here, partial)
+    assert launch_here.func is local_job
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://10.0.0.1:8265")
     assert launch.ray_address() == "http://10.0.0.1:8265"

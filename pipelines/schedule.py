@@ -219,8 +219,8 @@ def check(args: ScheduleArgs) -> None:
         args.schedules.read(args.name)
 
 
-def _of_one(about: str, do: Callable[[ScheduleArgs], Outcome], optional: bool = False) -> Subcommand:
-    return Subcommand(about=about, args=ScheduleArgs, do=do, words=("name",), optional=optional, check=check)
+def _word(about: str, do: Callable[[ScheduleArgs], Outcome], *words: str, optional: bool = False) -> Subcommand:
+    return Subcommand(about=about, args=ScheduleArgs, do=do, words=words, optional=optional, check=check)
 
 
 COMMANDS = {
@@ -233,17 +233,15 @@ COMMANDS = {
         check=lambda args: check_name(args.name),
         plan=plan_add,
     ),
-    "list": Subcommand(about="All schedules of a store.", args=ScheduleArgs, do=listing),
-    "show": _of_one("A schedule, and its last ticks.", show),
-    "pause": _of_one("No ticks from now on.", pause),
-    "resume": _of_one("Ticks again, from now on.", resume),
-    "remove": _of_one("Forget a schedule; what it made stays.", remove),
-    "run-now": _of_one("Do it now, whenever it is due.", run_now),
-    "tick": _of_one("Do what is due now, once; exit code 1 if something failed.", tick, optional=True),
-    "run": _of_one("Do what is due, until Ctrl-C.", run, optional=True),
-    "units": Subcommand(
-        about="A crontab line and systemd units that call `tick` each minute.", args=ScheduleArgs, do=print_units
-    ),
+    "list": _word("All schedules of a store.", listing),
+    "show": _word("A schedule, and its last ticks.", show, "name"),
+    "pause": _word("No ticks from now on.", pause, "name"),
+    "resume": _word("Ticks again, from now on.", resume, "name"),
+    "remove": _word("Forget a schedule; what it made stays.", remove, "name"),
+    "run-now": _word("Do it now, whenever it is due.", run_now, "name"),
+    "tick": _word("Do what is due now, once; exit code 1 if something failed.", tick, "name", optional=True),
+    "run": _word("Do what is due, until Ctrl-C.", run, "name", optional=True),
+    "units": _word("A crontab line and systemd units that call `tick` each minute.", print_units),
 }
 
 

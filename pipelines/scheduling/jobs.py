@@ -35,6 +35,8 @@ class JobResult:
     exit_code: int | None
     output: str
     """The end of its output."""
+    log: str = ""
+    """Where all of it lies."""
 
     @property
     def made(self) -> dict[str, Any]:
@@ -52,23 +54,18 @@ class JobResult:
         return next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "")
 
 
-class Job(Protocol):
-    """A job under way."""
-
-    started: bool
-    """Now; else it was there: whoever started it may be gone."""
-    log: str
-    """Where its output lies."""
-
-    def poll(self) -> JobResult | None:
-        """How it ended; None while it runs."""
-
-    def leave(self) -> None:
-        """Let go of it: a process that was started here is ended, any other job goes on and can be found again."""
+Started = Callable[[str], None]
+"""Told where a job's output lies, if it was started."""
+Wait = Callable[[], None]
+"""Called again and again while a job runs. What it raises lets go of it: a process that was started here is then ended, any
+other job goes on, and is there the next time."""
 
 
-Launcher = Callable[[str, Sequence[str]], Job]
-"""Starts a job by its id and its command, once: if one of that id is there, that is the job."""
+class Launcher(Protocol):
+    """Does jobs."""
+
+    def __call__(self, submission_id: str, command: Sequence[str], *, started: Started, wait: Wait) -> JobResult:
+        """Follow a job to its end. One of that id that is there is that job; else it is started."""
 
 
 def project_root() -> Path:
@@ -94,23 +91,38 @@ def as_process(command: Sequence[str], **environment: str) -> dict[str, Any]:
     }
 
 
-def local_job(logs: Path, submission_id: str, command: Sequence[str]) -> Job:
-    """A process of this machine. It ends with whoever started it, unless that is killed outright.
+def local_job(logs: Path, submission_id: str, command: Sequence[str], *, started: Started, wait: Wait) -> JobResult:
+    """As a process of this machine. It ends with whoever started it, unless that is killed outright.
 
     It has its log locked for as long as it lives: so one that outlived its starter is found.
     """
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{submission_id}.log"
     with open(log, "ab") as output:
-        if not _lock(output):  # which stays with the process, whose output this is
-            return _Orphan(log)
+        if not _lock(output):
+            return _outlived(log, output, wait)
         process = subprocess.Popen(
             **as_process(command),
-            stdout=output,
+            stdout=output,  # and with it goes the lock
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for its starter, which then ends it
         )
-    return _Process(log, process)
+    try:
+        started(str(log))
+        while process.poll() is None:
+            wait()
+    except BaseException:
+        _end(process)
+        raise
+    return JobResult(exit_code=process.returncode, output=_tail(log), log=str(log))
+
+
+def _outlived(log: Path, output: IO[bytes], wait: Wait) -> JobResult:
+    """Of another's process nobody knows the exit code: whether it said what it made is taken for that."""
+    while not _lock(output):
+        wait()
+    result = JobResult(exit_code=None, output=_tail(log), log=str(log))
+    return replace(result, exit_code=0) if result.made else result
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -121,86 +133,48 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
-class _Orphan:
-    started = False
-
-    def __init__(self, log: Path) -> None:
-        self.log = str(log)
-
-    def poll(self) -> JobResult | None:
-        """Its exit code nobody knows: whether it said what it made is taken for that."""
-        with open(self.log, "rb") as output:
-            if not _lock(output):
-                return None
-        said = JobResult(exit_code=None, output=_tail(self.log))
-        return replace(said, exit_code=0) if said.made else said
-
-    def leave(self) -> None:
-        """Nothing."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it and whatever it started: asked first, then killed."""
+    with suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-class _Process:
-    started = True
-
-    def __init__(self, log: Path, process: subprocess.Popen[bytes]) -> None:
-        self.log, self._process = str(log), process
-
-    def poll(self) -> JobResult | None:
-        code = self._process.poll()
-        return None if code is None else JobResult(exit_code=code, output=_tail(self.log))
-
-    def leave(self) -> None:
-        """End it and whatever it started: asked first, then killed."""
-        with suppress(ProcessLookupError):  # all of it has ended
-            os.killpg(self._process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE_S)
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
-def _tail(log: str) -> str:
+def _tail(log: Path) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - _TAIL))
         return file.read().decode(errors="replace")
 
 
-def ray_job(client: Any, submission_id: str, command: Sequence[str]) -> Job:
-    """A job of a Ray cluster, with a copy of the project. It outlives whoever started it."""
-    started = False
+def ray_job(client: Any, submission_id: str, command: Sequence[str], *, started: Started, wait: Wait) -> JobResult:
+    """As a job of a Ray cluster, with a copy of the project. It outlives whoever started it."""
+    log = f"ray job logs {submission_id}"
     with _asking(f"the job {submission_id} was not taken", unless="already exists"):
         client.submit_job(
             entrypoint=shlex.join(command),
             submission_id=submission_id,
             runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
         )
-        started = True
-    return _RayJob(client, submission_id, started)
-
-
-class _RayJob:
-    def __init__(self, client: Any, submission_id: str, started: bool) -> None:
-        self._client, self._id, self.started = client, submission_id, started
-        self.log = f"ray job logs {submission_id}"
-
-    def poll(self) -> JobResult | None:
+        started(log)
+    while True:
         info = None
-        with _asking(f"the job {self._id} was not told of", unless="does not exist"):
-            info = self._client.get_job_info(self._id)
+        with _asking(f"the job {submission_id} was not told of", unless="does not exist"):
+            info = client.get_job_info(submission_id)
         if info is None:
-            return JobResult(exit_code=None, output="the cluster does not know the job any more")
-        if info.status in {"PENDING", "RUNNING"}:
-            return None
-        try:
-            with _asking("no log"):
-                output = str(self._client.get_job_logs(self._id))
-        except LaunchError as error:  # its node may be gone, and the log with it
-            output = str(error)
-        code = 0 if info.status == "SUCCEEDED" else info.driver_exit_code or None
-        return JobResult(exit_code=code, output=output[-_TAIL:] if output.strip() else str(info.message))
-
-    def leave(self) -> None:
-        """Nothing."""
+            return JobResult(exit_code=None, output="the cluster does not know the job any more", log=log)
+        if info.status not in {"PENDING", "RUNNING"}:
+            break
+        wait()
+    try:
+        with _asking("no log"):
+            output = str(client.get_job_logs(submission_id))
+    except LaunchError as error:  # its node may be gone, and the log with it
+        output = str(error)
+    code = 0 if info.status == "SUCCEEDED" else info.driver_exit_code or None
+    return JobResult(exit_code=code, output=output[-_TAIL:] if output.strip() else str(info.message), log=log)
 
 
 def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:

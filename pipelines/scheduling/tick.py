@@ -167,17 +167,18 @@ def _see_through(by: Ticker, name: str, schedule: Schedule, held: Any) -> Tick:
 
 def _follow(by: Ticker, name: str, tick: Tick, held: Any) -> Tick:
     """The tick, with how its job ended."""
-    job = by.launch(tick.submission_id, tick.command)
-    if job.started:
-        by.say(f"{name}  {tick.due} started as {tick.submission_id}; log: {job.log}")
-    try:
-        while (result := job.poll()) is None:
-            _wait(by, _POLL_S)
-            held.check()
-    except BaseException:
-        job.leave()
-        raise
-    tried = replace(tick, exit_code=result.exit_code, log=job.log, ended_at=said(by.now()))
+
+    def wait() -> None:
+        _wait(by, _POLL_S)
+        held.check()
+
+    result = by.launch(
+        tick.submission_id,
+        tick.command,
+        started=lambda log: by.say(f"{name}  {tick.due} started as {tick.submission_id}; log: {log}"),
+        wait=wait,
+    )
+    tried = replace(tick, exit_code=result.exit_code, log=result.log, ended_at=said(by.now()))
     if result.exit_code == 0:
         return replace(tried, status="succeeded", made=result.made)
     return replace(tried, status="failed", message=result.last_line)

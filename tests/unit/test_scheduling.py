@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,7 +30,7 @@ from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
 from pipelines.scheduling import loop
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
-from pipelines.scheduling.jobs import JobResult, LaunchError, local_job, open_launcher, ray_job
+from pipelines.scheduling.jobs import JobResult, LaunchError, Started, Wait, local_job, open_launcher, ray_job
 from pipelines.scheduling.loop import Passed, passing
 from pipelines.scheduling.records import Schedule, Schedules, Tick, said
 from pipelines.scheduling.resolve import SEEDS_PER_TICK, check_command, first_seed, pin_command, resolved
@@ -74,15 +75,16 @@ class FakeJob:
     ends: timedelta
     result: JobResult
     clock: Clock
-    started: bool = True
-    log: str = "log"
     left: bool = False
 
-    def poll(self) -> JobResult | None:
-        return self.result if self.clock.elapsed >= self.ends else None
-
-    def leave(self) -> None:
-        self.left = True
+    def follow(self, wait: Callable[[], None]) -> JobResult:
+        try:
+            while self.clock.elapsed < self.ends:
+                wait()
+        except BaseException:
+            self.left = True
+            raise
+        return replace(self.result, log="log")
 
 
 @dataclass
@@ -96,13 +98,13 @@ class FakeCluster:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     commands: list[tuple[str, ...]] = field(default_factory=list)
 
-    def launch(self, submission_id: str, command: Sequence[str]) -> FakeJob:
-        if submission_id in self.jobs and not self.forgets:
-            return replace(self.jobs[submission_id], started=False)
-        result = self.results.pop(0) if self.results else SUCCESS
-        self.jobs[submission_id] = FakeJob(self.clock.elapsed + self.takes, result, self.clock)
-        self.commands.append(tuple(command))
-        return self.jobs[submission_id]
+    def launch(self, submission_id: str, command: Sequence[str], *, started: Started, wait: Wait) -> JobResult:
+        if submission_id not in self.jobs or self.forgets:
+            result = self.results.pop(0) if self.results else SUCCESS
+            self.jobs[submission_id] = FakeJob(self.clock.elapsed + self.takes, result, self.clock)
+            self.commands.append(tuple(command))
+            started("log")
+        return self.jobs[submission_id].follow(wait)
 
 
 @dataclass
@@ -423,7 +425,7 @@ def test_what_a_killed_job_began_is_gone_on_with_and_its_command_stays(here: Wor
 
 
 def test_killed_between_record_and_start(here: World) -> None:
-    def dies(submission_id: str, command: Sequence[str]) -> FakeJob:
+    def dies(*args: Any, **more: Any) -> JobResult:
         raise Killed
 
     with pytest.raises(Killed):
@@ -744,26 +746,35 @@ def test_a_process_that_outlived_its_starter_is_followed(
 ) -> None:
     project.write_text(f"import time\nprint('up', flush=True)\ntime.sleep(1)\n{last}\n")
     launch = partial(local_job, tmp_path / "logs", "id", ["python", "pipelines/sample.py"])
-    job, orphan = launch(), launch()
-    assert (job.started, orphan.started) == (True, False)
-    assert orphan.poll() is None
-    while (ended := orphan.poll()) is None:
-        time.sleep(0.05)
+    begun, waits = threading.Event(), Counter[str]()
+    with ThreadPoolExecutor(1) as pool:
+        starter = pool.submit(launch, started=lambda log: begun.set(), wait=lambda: time.sleep(0.05))
+        assert begun.wait(60)
+        ended = launch(started=not_again, wait=lambda: waits.update(["orphan"]) or time.sleep(0.05))
     assert ended.exit_code == code
-    assert job.poll() is not None
-    again = launch()
-    assert again.started
-    again.leave()
+    assert waits["orphan"] > 5
+    assert starter.result().output == ended.output
+    logs: list[str] = []
+    launch(started=logs.append, wait=lambda: None)
+    assert logs == [ended.log]
+
+
+def not_again(log: str) -> None:
+    raise AssertionError(f"started again: {log}")
 
 
 def test_a_process_ends_with_its_starter(project: Path, tmp_path: Path) -> None:
-    project.write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
-    job = local_job(tmp_path / "logs", "id", ["python", "pipelines/sample.py"])
-    assert job.poll() is None
-    job.leave()
-    ended = job.poll()
-    assert ended is not None
-    assert ended.exit_code not in (0, None)
+    project.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    log = tmp_path / "logs" / "id.log"
+
+    def wait() -> None:
+        if log.read_text().endswith("\n"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        local_job(log.parent, "id", ["python", "pipelines/sample.py"], started=lambda log: None, wait=wait)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
 
 
 @pytest.mark.parametrize(
@@ -805,49 +816,62 @@ class FakeJobsApi:
         return MADE
 
 
+def job_info(status: str, code: int | None = None) -> SimpleNamespace:
+    return SimpleNamespace(status=status, driver_exit_code=code, message="")
+
+
 def test_a_submission_id_that_is_taken_is_the_job() -> None:
-    api = FakeJobsApi()
-    first = ray_job(api, "n-1", ("python", "pipelines/sample.py", "--name", "a b"))
-    second = ray_job(api, "n-1", ("python", "pipelines/sample.py"))
-    assert (first.started, second.started) == (True, False)
+    api, logs = FakeJobsApi(), list[str]()
+
+    def second() -> None:
+        waits = iter([lambda: None, lambda: api.jobs.update({"n-1": job_info("SUCCEEDED", 0)})])
+        followed = ray_job(api, "n-1", ("python", "pipelines/sample.py"), started=not_again, wait=lambda: next(waits)())
+        assert followed.exit_code == 0
+
+    words = ("python", "pipelines/sample.py", "--name", "a b")
+    ended = ray_job(api, "n-1", words, started=logs.append, wait=second)
+    assert ended == JobResult(exit_code=0, output=MADE, log="ray job logs n-1")
+    assert logs == [ended.log]
     assert len(api.submitted) == 1
     assert api.submitted[0]["entrypoint"] == "python pipelines/sample.py --name 'a b'"
     assert (Path(api.submitted[0]["runtime_env"]["working_dir"]) / "pipelines" / "schedule.py").is_file()
-    assert first.poll() is second.poll() is None
-    api.jobs["n-1"] = SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message="done")
-    assert first.poll() == second.poll() == JobResult(exit_code=0, output=MADE)
 
 
 @pytest.mark.parametrize(
-    ("status", "ended", "code"),
-    [("PENDING", False, None), ("RUNNING", False, None), ("SUCCEEDED", True, 0), ("FAILED", True, 1), ("STOPPED", True, None)],
-)  # fmt: skip
-def test_a_job_of_a_dead_starter_is_followed_and_not_submitted_again(
-    status: str, ended: bool, code: int | None
-) -> None:
-    api = FakeJobsApi()
-    api.jobs["n-1"] = SimpleNamespace(status=status, driver_exit_code=1 if status == "FAILED" else None, message="")
-    job = ray_job(api, "n-1", COMMAND)
-    assert not job.started
+    ("status", "waits", "code"),
+    [("PENDING", 3, 0), ("RUNNING", 3, 0), ("SUCCEEDED", 0, 0), ("FAILED", 0, 1), ("STOPPED", 0, None)],
+)
+def test_a_job_of_a_dead_starter_is_followed_and_not_submitted_again(status: str, waits: int, code: int | None) -> None:
+    api, waited = FakeJobsApi(), list[int]()
+    api.jobs["n-1"] = job_info(status, 1 if status == "FAILED" else None)
+
+    def wait() -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            api.jobs["n-1"] = job_info("SUCCEEDED", 0)
+
+    assert ray_job(api, "n-1", COMMAND, started=not_again, wait=wait).exit_code == code
     assert api.submitted == []
-    found = job.poll()
-    assert (found is not None) == ended
-    assert found is None or found.exit_code == code
+    assert len(waited) == waits
 
 
 def test_a_job_that_failed_or_was_lost_has_not_succeeded() -> None:
     api = FakeJobsApi()
-    job = ray_job(api, "n-1", COMMAND)
+    follow = partial(ray_job, api, "n-1", COMMAND, started=lambda log: None)
     for status, code, expected in [("FAILED", 2, 2), ("FAILED", 0, None), ("STOPPED", None, None)]:
-        api.jobs["n-1"] = SimpleNamespace(status=status, driver_exit_code=code, message="")
-        assert job.poll().exit_code == expected
-    del api.jobs["n-1"]
-    assert job.poll().exit_code is None
-    api.away = True
-    with pytest.raises(LaunchError, match="n-1"):
-        job.poll()
-    with pytest.raises(LaunchError, match=r"the job n-2 was not taken .*no agent"):
-        ray_job(api, "n-2", COMMAND)
+        api.jobs["n-1"] = job_info(status, code)
+        assert follow(wait=lambda: None).exit_code == expected
+    api.jobs["n-1"] = job_info("RUNNING")
+    lost = follow(wait=api.jobs.clear)
+    assert (lost.exit_code, lost.output) == (None, "the cluster does not know the job any more")
+
+    def goes_away() -> None:
+        api.away = True
+
+    with pytest.raises(LaunchError, match=r"the job n-1 was not told of .*no agent"):
+        follow(wait=goes_away)
+    with pytest.raises(LaunchError, match=r"the job n-1 was not taken .*no agent"):
+        follow(wait=lambda: None)
 
 
 def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,25 +152,24 @@ def _tail(log: Path) -> str:
 def ray_job(client: Any, submission_id: str, command: Sequence[str], *, started: Started, wait: Wait) -> JobResult:
     """As a job of a Ray cluster, with a copy of the project. It outlives whoever started it."""
     log = f"ray job logs {submission_id}"
-    with _asking(f"the job {submission_id} was not taken", unless="already exists"):
-        client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=submission_id,
-            runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
-        )
+    told = partial(
+        _ask, f"the job {submission_id} was not told of", client.get_job_info, submission_id, unless="does not exist"
+    )
+    if told() is None and _ask(
+        f"the job {submission_id} was not taken",
+        client.submit_job,
+        entrypoint=shlex.join(command),
+        submission_id=submission_id,
+        runtime_env={"working_dir": str(project_root()), "excludes": _EXCLUDES},
+        unless="already exists",
+    ):
         started(log)
-    while True:
-        info = None
-        with _asking(f"the job {submission_id} was not told of", unless="does not exist"):
-            info = client.get_job_info(submission_id)
-        if info is None:
-            return JobResult(exit_code=None, output="the cluster does not know the job any more", log=log)
-        if info.status not in {"PENDING", "RUNNING"}:
-            break
+    while (info := told()) and info.status in {"PENDING", "RUNNING"}:
         wait()
+    if info is None:
+        return JobResult(exit_code=None, output="the cluster does not know the job any more", log=log)
     try:
-        with _asking("no log"):
-            output = str(client.get_job_logs(submission_id))
+        output = str(_ask("no log", client.get_job_logs, submission_id))
     except LaunchError as error:  # its node may be gone, and the log with it
         output = str(error)
     code = 0 if info.status == "SUCCEEDED" else info.driver_exit_code or None
@@ -192,34 +191,34 @@ def open_launcher(address: str | None, logs: Path, store: str) -> Launcher:
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells of every file that is not copied
     try:
-        with _asking(f"no Ray cluster takes jobs at {address}"):
-            client = JobSubmissionClient(address)
-            num_nodes = len(list_nodes(client.get_address(), filters=[("state", "=", "ALIVE")]))
+        ask = partial(_ask, f"no Ray cluster takes jobs at {address}")
+        client = ask(JobSubmissionClient, address)
+        nodes = ask(list_nodes, client.get_address(), filters=[("state", "=", "ALIVE")])
     except (OSError, ValueError) as error:
         raise InputError(
             f"{error}; start it, set RAY_API_SERVER_ADDRESS to its dashboard as http://host:8265, or unset RAY_ADDRESS"
         ) from None
-    check_places(store, None, num_nodes, grows=False)
+    check_places(store, None, len(nodes), grows=False)
     return partial(ray_job, client)
 
 
-@contextmanager
-def _asking(doing: str, *, unless: str = "") -> Iterator[None]:
-    """Ray's errors as one line; its server answers with whole tracebacks, its client with a page on tokens.
+def _ask(doing: str, request: Callable[..., Any], *args: Any, unless: str = "", **more: Any) -> Any:
+    """What Ray answers; its errors as one line. Its server answers with whole tracebacks, its client with a page on tokens.
 
     Args:
-        doing: what did not succeed.
-        unless: what stands in an error that is none.
+        doing: what did not succeed, in an error.
+        unless: stands in an error that is none: the answer is None then.
     """
     from ray.exceptions import AuthenticationError
 
     try:
-        yield
+        return request(*args, **more)
     except AuthenticationError as error:
         said = str(error).partition("\n")[0]
         raise LaunchError(f"{doing} ({said}); set RAY_AUTH_MODE=token and the cluster's token here too") from error
     except (RuntimeError, OSError) as error:
-        if not unless or unless not in str(error):
-            lines = [line.strip(" .") for line in str(error).splitlines()]
-            said = next(filter(None, reversed(lines)), "no reason given")
-            raise LaunchError(f"{doing} ({said})") from error
+        if unless and unless in str(error):
+            return None
+        lines = [line.strip(" .") for line in str(error).splitlines()]
+        said = next(filter(None, reversed(lines)), "no reason given")
+        raise LaunchError(f"{doing} ({said})") from error

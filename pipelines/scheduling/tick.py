@@ -59,8 +59,8 @@ def do_due(by: Ticker, name: str) -> list[Tick]:
     """
     schedule, now = by.schedules.read(name), by.now()
     standing, _ = by.schedules.standing(name, schedule)
-    nothing = standing.current is None and not _set_back(standing, now) and _due(schedule, standing, now) is None
-    if schedule.paused or nothing:
+    at_hand = standing.current or _set_back(standing, now) or _due(schedule, standing, now)
+    if schedule.paused or not at_hand:
         return []
     try:
         with by.hold(by.schedules.folder(name), say=lambda line: None) as held:

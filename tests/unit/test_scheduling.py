@@ -791,10 +791,10 @@ class FakeJobsApi:
     def __init__(self) -> None:
         self.jobs: dict[str, SimpleNamespace] = {}
         self.submitted: list[dict] = []
-        self.away = False
+        self.away = self.full = False
 
     def submit_job(self, **request) -> str:
-        if self.away:
+        if self.away or self.full:
             raise RuntimeError("Request failed with status code 503: Traceback\nno agent.")
         name = request["submission_id"]
         if name in self.jobs:
@@ -870,8 +870,10 @@ def test_a_job_that_failed_or_was_lost_has_not_succeeded() -> None:
 
     with pytest.raises(LaunchError, match=r"the job n-1 was not told of .*no agent"):
         follow(wait=goes_away)
-    with pytest.raises(LaunchError, match=r"the job n-1 was not taken .*no agent"):
-        follow(wait=lambda: None)
+    api.away, api.full = False, True
+    with pytest.raises(LaunchError, match=r"the job n-2 was not taken .*no agent"):
+        ray_job(api, "n-2", COMMAND, started=not_again, wait=lambda: None)
+    assert follow(wait=api.jobs.clear).exit_code is None  # it is there already
 
 
 def test_the_launcher_follows_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: one line, if it is another command, says what the schedule says, or asks for too many seeds.
     """
-    given = " ".join(command) or "empty"
-    is_python = bool(command) and re.fullmatch(r"python[\d.]*", Path(command[0]).name)
-    if not is_python or len(command) < 2 or Path(command[1]).parts[-2:] != tuple(_DOOR.split("/")):
+    arguments = _arguments(command)
+    if arguments is None:
+        given = " ".join(command) or "empty"
         raise InputError(
-            f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags]: only that may be scheduled"
+            f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags], or ddpm sample ...: only that may be "
+            "scheduled"
         )
-    arguments = command[2:]
     for flags in (("--store",), ("--dry-run", "--help", "-h")):
         if _value(arguments, *flags) is not None:
             raise InputError(
@@ -44,6 +44,16 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
     if count > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
         raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED} given")
     return ("python", _DOOR, *arguments)
+
+
+def _arguments(command: Sequence[str]) -> Sequence[str] | None:
+    """What stands behind `python pipelines/sample.py` or `ddpm sample`; None if it is neither."""
+    program, *more = [Path(command[0]).name, *command[1:]] if command else [""]
+    if program == "ddpm" and more[:1] == ["sample"]:
+        return more[1:]
+    if re.fullmatch(r"python[\d.]*", program) and more and Path(more[0]).parts[-2:] == tuple(_DOOR.split("/")):
+        return more[1:]
+    return None
 
 
 def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Callable[[str], str]) -> tuple[str, ...]:

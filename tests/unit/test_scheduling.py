@@ -326,6 +326,7 @@ def test_another_command_is_refused(command: list[str], said: str) -> None:
 
 
 def test_any_python_and_any_path_to_the_door_will_do() -> None:
+    assert check_command([".venv/bin/ddpm", "sample", "mnist"]) == ("python", "pipelines/sample.py", "mnist")
     assert check_command(["/usr/bin/python3.11", "/home/me/pipelines/sample.py", "mnist"]) == (
         "python", "pipelines/sample.py", "mnist")  # fmt: skip
 

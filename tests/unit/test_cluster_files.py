@@ -1,0 +1,206 @@
+"""The files of `ray up`: Ray's own validator takes them, AWS's model knows the machines' fields, and what they name exists."""
+
+import copy
+import json
+import re
+import runpy
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.session
+import click
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from botocore.validate import ParamValidator
+from moto import mock_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
+
+ROOT = Path(__file__).parents[2]
+LOCAL, AWS = ROOT / "ray_cluster.yaml", ROOT / "infra/aws/cluster.yaml"
+FILES = [LOCAL, AWS]
+_SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+_TOKEN = "0123456789abcdef"
+
+
+def read(path: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    return config
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """The file as Ray completes it. Ray takes any field of a provider and of a machine, so these are checked here."""
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    unknown = set(config["provider"]) - set(_SCHEMA["properties"]["provider"]["properties"])
+    assert not unknown, f"fields of the provider that Ray does not read: {unknown}"
+    asked = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, node in config.get("available_node_types", {}).items():
+        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node["node_config"]}, asked)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+    return prepared
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_ray_takes_the_file(path: Path) -> None:
+    prepared = check(read(path))
+    assert prepared["cluster_name"] == "ddpm"
+    commands = [*prepared["setup_commands"], *prepared["head_setup_commands"], *prepared["worker_setup_commands"]]
+    assert not [each for each in commands if "pip install" in each], "Ray's default commands install another Ray"
+
+
+@pytest.mark.parametrize(
+    ("path", "where", "field"),
+    [
+        (LOCAL, (), "head_setup_command"),
+        (LOCAL, (), "available_node_types"),
+        (LOCAL, ("provider",), "worker_ip"),
+        (LOCAL, ("auth",), "ssh_key"),
+        (AWS, (), "idle_timeout_minute"),
+        (AWS, ("provider",), "zone"),
+        (AWS, ("available_node_types", "gpu-spot"), "prio"),
+        (AWS, ("available_node_types", "gpu-spot", "node_config"), "InstanceTyp"),
+        (AWS, ("available_node_types", "head", "node_config", "MetadataOptions"), "HttpToken"),
+    ],
+)
+def test_a_wrong_field_is_found(path: Path, where: tuple[str, ...], field: str) -> None:
+    config = read(path)
+    place = config
+    for name in where:
+        place = place[name]
+    place[field] = {"nothing": 1}
+    with pytest.raises((jsonschema.ValidationError, AssertionError, click.ClickException)):
+        check(config)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_what_a_file_names_is_in_the_project(path: Path) -> None:
+    config = read(path)
+    mounted = {target: source for target, source in config["file_mounts"].items() if not source.startswith("~")}
+    assert mounted
+    assert all((ROOT / source).exists() for source in mounted.values())
+    ignored = [source for source in mounted.values() if source in {".", ".git", ".venv"}]
+    assert not ignored, f"Ray hashes and copies all of {ignored}"
+    commands = " ".join(config["head_setup_commands"] + config["worker_setup_commands"])
+    named = re.findall(r"~/ddpm/(infra/[\w/.-]+)", commands)
+    assert named
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_both_files_open_the_same_ports_and_ask_for_the_token() -> None:
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        ports = [re.findall(r"--[\w-]+-?port=\d+|--dashboard-host=\S+", " ".join(read(path)[kind])) for path in FILES]
+        assert ports[0] == ports[1]
+        assert ports[0]
+        assert all("RAY_AUTH_MODE=token" in " ".join(read(path)[kind]) for path in FILES)
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_s3: Any) -> Any:
+    """An AWS of this process; the home folder is the test's own."""
+    use_s3("http://127.0.0.1:9")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with mock_aws():
+        yield
+
+
+def make_role(name: str, *policies: str) -> None:
+    """As docs/cluster.md makes it."""
+    iam, folder = boto3.client("iam"), ROOT / "infra/aws"
+    iam.create_role(RoleName=name, AssumeRolePolicyDocument=(folder / "trust.json").read_text())
+    for policy in policies:
+        document = (folder / f"{policy}.json").read_text()
+        iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=document)
+    iam.create_instance_profile(InstanceProfileName=name)
+    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+
+
+def test_aws_starts_each_kind_of_node_with_its_role_and_in_its_market(aws: Any) -> None:
+    config = AWSNodeProvider.bootstrap_config(check(read(AWS)))
+    make_role("ddpm-head", "head", "node")
+    make_role("ddpm-node", "node")
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    image = boto3.client("ec2", region_name="us-east-1").describe_images()["Images"][0]["ImageId"]
+    for kind, node in config["available_node_types"].items():
+        tags = {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: kind, TAG_RAY_USER_NODE_TYPE: kind}
+        provider.create_node({**node["node_config"], "ImageId": image}, tags, 1)
+    found = boto3.client("ec2", region_name="us-east-1").describe_instances()["Reservations"]
+    nodes = {
+        tag["Value"]: row for each in found for row in each["Instances"] for tag in row["Tags"] if tag["Key"] == "Name"
+    }
+    assert {name: row["InstanceType"] for name, row in nodes.items()} == {
+        "head": "m7i.large",
+        "gpu-spot": "g5.xlarge",
+        "gpu-on-demand": "g5.xlarge",
+    }
+    assert {name for name, row in nodes.items() if row.get("InstanceLifecycle") == "spot"} == {"gpu-spot"}
+    roles = {name: row["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] for name, row in nodes.items()}
+    assert roles == {"head": "ddpm-head", "gpu-spot": "ddpm-node", "gpu-on-demand": "ddpm-node"}
+
+
+def test_the_head_may_end_no_machine_but_this_cluster_s() -> None:
+    policy = {each["Sid"]: each for each in json.loads((ROOT / "infra/aws/head.json").read_text())["Statement"]}
+    only = policy["EndThoseOfThisClusterAlone"]["Condition"]["StringEquals"]
+    assert only == {"ec2:ResourceTag/ray-cluster-name": read(AWS)["cluster_name"]}
+
+
+def fetch(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["fetch_token.py", "--region", "us-east-1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "infra/aws/fetch_token.py"), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+def test_the_token_is_fetched_for_its_user_alone(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".ray/auth_token"
+    path.parent.mkdir()
+    path.write_text("an older one, which others may read")
+    boto3.client("ssm", region_name="us-east-1").put_parameter(
+        Name="/ddpm/ray-auth-token", Value=f"{_TOKEN}\n", Type="SecureString"
+    )
+    assert fetch(monkeypatch) == 0
+    assert path.read_text() == _TOKEN
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_without_a_token_there_one_line_says_what_is_missing(
+    aws: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch(monkeypatch) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: parameter /ddpm/ray-auth-token of us-east-1 cannot be read: ")
+    assert line.endswith("expected a SecureString there, and ssm:GetParameter in this machine's role")
+
+
+def nodes(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "infra/nodes.py"), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_node_of_other_versions_says_in_one_line_what_differs(tmp_path: Path) -> None:
+    ours = nodes("versions").stdout
+    noted = tmp_path / "head-versions.txt"
+    noted.write_text(ours)
+    assert nodes("same", str(noted)).returncode == 0
+    noted.write_text(re.sub(r"Python \S+,", "Python 3.99.1,", ours))
+    other = nodes("same", str(noted))
+    assert other.returncode == 1
+    (line,) = other.stderr.splitlines()
+    assert re.match(
+        r"error: \S+ has Python 3\.\d+\.\d+, the head Python 3\.99\.1; expected the same on every node", line
+    )
+
+
+def test_a_node_that_is_missing_is_named_with_what_its_set_up_said() -> None:
+    last_error = runpy.run_path(str(ROOT / "infra/nodes.py"))["last_error"]
+    log = "x NodeUpdater: 192.0.2.11: Got\nerror: b: no python3 and no uv on the PATH; install either\r\n"
+    assert last_error("192.0.2.11", log) == "error: b: no python3 and no uv on the PATH; install either"
+    assert last_error("192.0.2.12", log) == "not there yet"

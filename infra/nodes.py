@@ -35,8 +35,10 @@ def difference(ours: str, heads: str) -> str | None:
     other = [f"{mine}, the head {theirs}" for mine, theirs in pairs if mine != theirs]
     if not other:
         return None
+    # With the address by which it was reached, by which last_error finds it.
+    reached = os.environ.get("SSH_CONNECTION", "").split()[2:3]
     return (
-        f"{socket.gethostname()} has {'; '.join(other)}; expected the same on every node: "
+        f"{' '.join([socket.gethostname(), *reached])} has {'; '.join(other)}; expected the same on every node: "
         "the same release of the system, or uv, which brings the head's Python; then remove .venv here"
     )
 
@@ -49,8 +51,8 @@ def expected(config: dict[str, Any]) -> list[str]:
 
 def last_error(address: str, log: str) -> str:
     """What the set-up of a node said last in the head's log, if it was an error."""
-    said = re.findall(r"^.*?(error: .*)$", log, flags=re.M)
-    return said[-1].strip() if said and address in log else "not there yet"
+    said = re.findall(rf"error: (.*\b{re.escape(address)}\b.*)", log)
+    return said[-1].strip() if said else "not there yet"
 
 
 def wait_for_nodes(wanted: list[str], seconds: float) -> int:

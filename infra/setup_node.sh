@@ -13,7 +13,9 @@ noted=infra/head-versions.txt
 export UV_FIND_LINKS="${UV_FIND_LINKS-${PIP_FIND_LINKS-}}" UV_NO_PROGRESS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fail() {
-    echo "error: $(hostname): $1" >&2
+    # With the address by which the machine was reached: infra/nodes.py looks for it in the head's log.
+    set -- "$1" ${SSH_CONNECTION:-}
+    echo "error: $(hostname) ${4:-}: $1" >&2
     exit 1
 }
 

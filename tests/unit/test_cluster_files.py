@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import runpy
+import shutil
 import stat
 import subprocess
 import sys
@@ -201,6 +202,21 @@ def test_a_node_of_other_versions_says_in_one_line_what_differs(tmp_path: Path) 
 
 def test_a_node_that_is_missing_is_named_with_what_its_set_up_said() -> None:
     last_error = runpy.run_path(str(ROOT / "infra/nodes.py"))["last_error"]
-    log = "x NodeUpdater: 192.0.2.11: Got\nerror: b: no python3 and no uv on the PATH; install either\r\n"
-    assert last_error("192.0.2.11", log) == "error: b: no python3 and no uv on the PATH; install either"
-    assert last_error("192.0.2.12", log) == "not there yet"
+    log = "error: b 192.0.2.12: an older one\nerror: b 192.0.2.12: no python3\r\nerror: c 192.0.2.13: another\n"
+    assert last_error("192.0.2.12", log) == "b 192.0.2.12: no python3"
+    assert last_error("192.0.2.1", log) == "not there yet"
+
+
+def test_a_machine_without_python_says_so_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "infra", tmp_path / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("cat", "dirname", "hostname", "rm", "sed", "sha256sum"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    env = {"HOME": str(tmp_path), "PATH": str(tools), "SSH_CONNECTION": "192.0.2.1 50000 192.0.2.12 22"}
+    command = ["/bin/sh", str(tmp_path / "infra/setup_node.sh"), "worker"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"error: \S+ 192\.0\.2\.12: no python3 and no uv on the PATH; install either", line)

@@ -4,6 +4,7 @@ All workers hold the same state. Before Ray takes a group of them down, to repla
 saves the last completed step; so it does when the driver is told to end (SIGTERM, Ctrl-C).
 """
 
+import gc
 import os
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.placement import Ask, Waiting, for_training
 from pipelines.recipes.config import TrainStage
+from pipelines.training.backend import WorkerNetwork
 from pipelines.training.coordinator import Coordinator
 from pipelines.training.worker import RayWorkerSpec, train_on_worker
 
@@ -111,8 +113,9 @@ def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
             if failures > (_LOST if by_ray else 0):
                 raise
             said = _why_again(error)
-            if isinstance(error, ray.exceptions.RayActorError):
-                _free()
+        if by_ray:
+            gc.collect()  # the frames of the error know the controller, which lives as long as somebody does
+            _free()
         tell([("warned", said)])
 
 
@@ -120,9 +123,10 @@ def _why_again(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayActorError):
         return "Ray's controller was lost, another one goes on from the newest checkpoint"
     if isinstance(error, ray.train.ControllerError):
-        return (
-            f"the workers could not be brought together, and are started again: {_lines(error.controller_failure)[0]}"
-        )
+        failure = error.controller_failure
+        if isinstance(failure, ray.exceptions.RayTaskError):  # whose first line names the process, and not what it met
+            failure = failure.cause
+        return f"the workers could not be brought together, and are started again: {_lines(failure)[0]}"
     return f"training failed several times, and goes on as it got further: {_lines(error)[-1]}"
 
 
@@ -161,6 +165,7 @@ def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
         train_on_worker,
         train_loop_config={"orders": ray_spec},
         scaling_config=scaling,
+        torch_config=WorkerNetwork(),
         run_config=ray.train.RunConfig(
             # Ray resumes a run of the same name from its records; ours lie in the checkpoints: each attempt has its own.
             name=uuid.uuid4().hex[:12],

@@ -26,7 +26,7 @@ from ddpm_core.serialization import to_json
 from pipelines.cli.parsing import parse
 from pipelines.pipeline import open_pipeline
 from pipelines.recipes.config import Recipe
-from pipelines.training import trainer
+from pipelines.training import backend, trainer
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -141,6 +141,25 @@ def _failing(times: int, error: Exception) -> Callable[[], None]:
 def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
     said = trainer._why_again(ray.train.ControllerError(TimeoutError()))
     assert said == "the workers could not be brought together, and are started again: TimeoutError"
+
+
+def test_an_error_of_a_worker_is_told_by_what_it_met() -> None:
+    met = RuntimeError("Gloo connectFullMesh failed with Connection refused, remote=[127.0.1.1]:25992")
+    failure = ray.exceptions.RayTaskError("execute", "Traceback ...", met)
+    said = trainer._why_again(ray.train.ControllerError(failure))
+    assert said.endswith(
+        "are started again: Gloo connectFullMesh failed with Connection refused, remote=[127.0.1.1]:25992"
+    )
+
+
+def test_gloo_is_told_the_interface_of_the_node_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    backend.name_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"].startswith("lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    backend.name_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
 def test_workers_that_cannot_be_brought_together_are_started_again_thrice(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 from moto import mock_aws
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
+
+from pipelines.cluster.spot_first import SpotFirst
 
 ROOT = Path(__file__).parents[2]
 LOCAL, AWS = ROOT / "ray_cluster.yaml", ROOT / "infra/aws/cluster.yaml"
@@ -66,8 +69,8 @@ def test_ray_takes_the_file(path: Path) -> None:
         (LOCAL, ("auth",), "ssh_key"),
         (AWS, (), "idle_timeout_minute"),
         (AWS, ("provider",), "zone"),
-        (AWS, ("available_node_types", "gpu-spot"), "prio"),
-        (AWS, ("available_node_types", "gpu-spot", "node_config"), "InstanceTyp"),
+        (AWS, ("available_node_types", "gpu"), "prio"),
+        (AWS, ("available_node_types", "gpu", "node_config"), "InstanceTyp"),
         (AWS, ("available_node_types", "head", "node_config", "MetadataOptions"), "HttpToken"),
     ],
 )
@@ -124,27 +127,62 @@ def make_role(name: str, *policies: str) -> None:
     iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
-def test_aws_starts_each_kind_of_node_with_its_role_and_in_its_market(aws: Any) -> None:
-    config = AWSNodeProvider.bootstrap_config(check(read(AWS)))
+@pytest.fixture
+def ready(aws: Any) -> tuple[SpotFirst, dict[str, Any]]:
+    """The file's provider as `ray up` starts it, and its machines by node type."""
+    config = SpotFirst.bootstrap_config(check(read(AWS)))
     make_role("ddpm-head", "head", "node")
     make_role("ddpm-node", "node")
-    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     image = boto3.client("ec2", region_name="us-east-1").describe_images()["Images"][0]["ImageId"]
-    for kind, node in config["available_node_types"].items():
+    machines = {
+        kind: {**node["node_config"], "ImageId": image} for kind, node in config["available_node_types"].items()
+    }
+    return SpotFirst(config["provider"], config["cluster_name"]), machines
+
+
+def start(provider: SpotFirst, machines: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """Type, market and role of each machine, as AWS says."""
+    for kind, machine in machines.items():
         tags = {TAG_RAY_NODE_KIND: NODE_KIND_WORKER, TAG_RAY_NODE_NAME: kind, TAG_RAY_USER_NODE_TYPE: kind}
-        provider.create_node({**node["node_config"], "ImageId": image}, tags, 1)
+        provider.create_node(machine, tags, 1)
     found = boto3.client("ec2", region_name="us-east-1").describe_instances()["Reservations"]
-    nodes = {
+    rows = {
         tag["Value"]: row for each in found for row in each["Instances"] for tag in row["Tags"] if tag["Key"] == "Name"
     }
-    assert {name: row["InstanceType"] for name, row in nodes.items()} == {
-        "head": "m7i.large",
-        "gpu-spot": "g5.xlarge",
-        "gpu-on-demand": "g5.xlarge",
+    return {
+        name: (
+            row["InstanceType"],
+            row.get("InstanceLifecycle", "on demand"),
+            row["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1],
+        )
+        for name, row in rows.items()
     }
-    assert {name for name, row in nodes.items() if row.get("InstanceLifecycle") == "spot"} == {"gpu-spot"}
-    roles = {name: row["IamInstanceProfile"]["Arn"].rsplit("/", 1)[1] for name, row in nodes.items()}
-    assert roles == {"head": "ddpm-head", "gpu-spot": "ddpm-node", "gpu-on-demand": "ddpm-node"}
+
+
+def test_aws_starts_each_kind_of_node_with_its_role_and_in_its_market(ready: tuple[SpotFirst, dict[str, Any]]) -> None:
+    provider, machines = ready
+    head, gpu = ("m7i.large", "on demand", "ddpm-head"), ("g5.xlarge", "spot", "ddpm-node")
+    assert start(provider, machines) == {"head": head, "gpu": gpu}
+
+
+@pytest.mark.parametrize(("refusal", "market"), [("InsufficientInstanceCapacity", "on demand"), ("AuthFailure", None)])
+def test_where_aws_has_no_spot_machine_one_on_demand_is_taken(
+    ready: tuple[SpotFirst, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, refusal: str, market: str | None
+) -> None:
+    provider, machines = ready
+    create = provider.ec2_fail_fast.create_instances
+
+    def create_without_spot(**asked: Any) -> Any:
+        if "InstanceMarketOptions" in asked:
+            raise ClientError({"Error": {"Code": refusal, "Message": "none"}}, "RunInstances")
+        return create(**asked)
+
+    monkeypatch.setattr(provider.ec2_fail_fast, "create_instances", create_without_spot)
+    if market is None:
+        with pytest.raises(NodeLaunchException, match=refusal):
+            start(provider, {"gpu": machines["gpu"]})
+    else:
+        assert start(provider, {"gpu": machines["gpu"]}) == {"gpu": ("g5.xlarge", market, "ddpm-node")}
 
 
 def test_the_head_may_end_no_machine_but_this_cluster_s() -> None:

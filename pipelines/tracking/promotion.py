@@ -102,7 +102,7 @@ def promote(
     with refused(f"promoting {name} version {version}"):
         champion = _champion(client, name)
         if math.isfinite(figure.value):
-            _set_tags(client, name, version, {**ours.tags, "report_uri": report_uri})
+            _set_tags(client, name, version, {**ours.tags, **({"report_uri": report_uri} if report_uri else {})})
         if trainings:  # each of them was registered; this is the one that stands for all
             client.set_registered_model_alias(name, CANDIDATE, str(version))
         if champion and int(champion.version) == version:

@@ -45,7 +45,7 @@ def newest(store: Path) -> int:
 
 def kill_once(past: int, store: Path, find: Callable[[], list[int]], delay_s: float) -> bool:
     """kill -9 the last process that is found, so long after a checkpoint past that step; False if it never came to that."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if newest(store) > past and find():
             time.sleep(delay_s)

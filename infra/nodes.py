@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import socket
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -87,10 +88,26 @@ def wait_for_nodes(wanted: list[str], seconds: float) -> int:
     return 1 if missing else 0
 
 
+def stop(config: dict[str, Any]) -> int:
+    """The exit code. The head first, whose autoscaler would start the others again."""
+    subprocess.run(["ray", "stop"], check=False)
+    auth, failed = config["auth"], 0
+    for address in expected(config)[1:]:
+        key = ["-i", os.path.expanduser(auth["ssh_private_key"])] if "ssh_private_key" in auth else []
+        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=no"]
+        there = ["ssh", *key, *options, "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        # Its own `ray`, whatever the PATH of a shell that nobody logs into.
+        done = subprocess.run([*there, f"{auth['ssh_user']}@{address}", "~/ddpm/.venv/bin/ray stop"], check=False)
+        if done.returncode:
+            print(f"error: Ray on {address} could not be ended: ssh ended with {done.returncode}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("wait", "versions", "same"), default="wait")
+    parser.add_argument("what", nargs="?", choices=("wait", "versions", "same", "stop"), default="wait")
     parser.add_argument("file", nargs="?", type=Path, help="of same: where the head's versions are noted")
     parser.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="to wait for nodes (default: 600)"
@@ -104,6 +121,8 @@ def main() -> int:
         if differs:
             print(f"error: {differs}", file=sys.stderr)
         return 1 if differs else 0
+    if given.what == "stop":
+        return stop(json.loads(CONFIG.read_text()))
     return wait_for_nodes(expected(json.loads(CONFIG.read_text())), given.timeout)
 
 

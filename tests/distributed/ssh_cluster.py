@@ -312,13 +312,15 @@ def dashboard(laptop: Laptop) -> Iterator[None]:
     """As docs/cluster.md has it."""
     command = [ROOT / ".venv/bin/ray", "dashboard", "--port", str(PORT), str(laptop.file)]
     with open(laptop.home / "dashboard.log", "wb") as log:
-        tunnel = subprocess.Popen(command, env=laptop.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        tunnel = subprocess.Popen(
+            command, env=laptop.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     try:
         with phase("ray dashboard: the Jobs API answers"):
             wait_until(lambda: laptop.job("list").returncode == 0, "the Jobs API", 60)
         yield
     finally:
-        tunnel.terminate()
+        os.killpg(tunnel.pid, signal.SIGTERM)  # as Ctrl-C, its ssh with it
         tunnel.wait()
 
 
@@ -368,10 +370,13 @@ def life(user: str) -> None:
                 done = submit(laptop, "short", *OF_TRAINING, "--train.steps", "20")
                 must(done.returncode == 0, "ends with 0", done)
             a_machine_dies(laptop, found[2])
+        with phase("Ray is ended on all machines"):
+            done = laptop.ray("exec", str(laptop.file), "python ~/ddpm/infra/nodes.py stop")
+            must(done.returncode == 0 and "error" not in done.stdout, "ends with 0", done)
         with phase("ray down"):
             done = laptop.ray("down", "-y", str(laptop.file))
             must(done.returncode == 0, "ends with 0", done)
-        seconds = wait_until(lambda: not any(each.processes() for each in found), "the last process", 150)
+        seconds = wait_until(lambda: not any(each.processes() for each in found), "the last process", 60)
         print(f"{seconds:8.1f} s  later no process is left on any machine")
 
 

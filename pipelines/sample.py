@@ -26,13 +26,14 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
 from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
-from pipelines.cli.command import Outcome, as_recipe, run_command
+from pipelines.cli.command import Outcome, as_recipe, changed_flags, run_command
 from pipelines.cli.costs import sampling_time
 from pipelines.cli.invocation import typed
 from pipelines.cli.output import check_output, write_output
 from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, default_store
+from pipelines.recipes.recipes import make
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
@@ -113,7 +114,11 @@ def run(args: SampleArgs) -> Outcome:
         sampled = pipeline.sample(weights)
     if args.out:
         write_output(sampled.samples, weights, args.sample, args.out)
-    following = typed("evaluate.py", args.recipe, *(["--model", args.model] if args.model else []), store=args.store)
+    these = [
+        *(["--model", args.model] if args.model else []),
+        *changed_flags("sample", args.sample, make(args.recipe).sample),
+    ]
+    following = typed("evaluate.py", args.recipe, *these, store=args.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri, **({"out": args.out} if args.out else {})},
         metrics={"images": args.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},

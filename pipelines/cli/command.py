@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Never
@@ -173,12 +173,24 @@ def named_source(recipe: Recipe) -> list[str]:
     if recipe.dataset is not None:
         return ["--dataset", recipe.dataset]
     own = make(recipe.recipe).data
-    own = replace(own, source=source_uri(own.source))
-    changed = [f.name for f in fields(own) if getattr(recipe.data, f.name) != getattr(own, f.name)]
-    return [
-        word for name in changed for word in (f"--data.{name.replace('_', '-')}", *_words(getattr(recipe.data, name)))
-    ]
+    return changed_flags("data", recipe.data, replace(own, source=source_uri(own.source)))
 
 
-def _words(value: Any) -> list[str]:
-    return [str(each) for each in (value if isinstance(value, tuple) else (value,))]
+def changed_flags(section: str, asked: Any, own: Any) -> list[str]:
+    """The flags that make one config of another.
+
+    Args:
+        section: what they begin with: data, sample.
+        asked, own: dataclasses of one type.
+    """
+    words: list[str] = []
+    for f in fields(own):
+        value, before = getattr(asked, f.name), getattr(own, f.name)
+        flag = f"{section}.{f.name.replace('_', '-')}"
+        if is_dataclass(before):
+            words += changed_flags(flag, value, before)
+        elif isinstance(value, bool) and value != before:
+            words.append(f"--{flag}" if value else f"--{section}.no-{flag.rpartition('.')[2]}")
+        elif value != before:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from test_checkpoint import checkpoint
 
 from ddpm_core.artifacts.checkpoint import write_checkpoint
 from ddpm_core.errors import InputError
+from pipelines.cli.command import changed_flags
 from pipelines.cli.parsing import parse
 from pipelines.evaluate import EvaluateArgs
 from pipelines.recipes.recipes import make
@@ -77,3 +79,24 @@ def test_on_a_terminal_a_mistake_is_one_plain_line_after_the_first_word() -> Non
     assert process.returncode == 2
     expected = "error: train.steps is -1; expected 0 or more (all flags: --help-all)\r\n"
     assert said.decode() == f"train: starting\r\x1b[K{expected}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--num-images", "36", "--sample.labels", "3", "7", "--sample.use-gpu"],
+        ["--sample.sampler.name", "ddim", "--sample.sampler.num-steps", "None", "--sample.sampler.eta", "0.5"],
+    ],
+)
+def test_what_comes_after_samples_judges_the_same_samples(words: list[str]) -> None:
+    """evaluate.py draws them by the flags that it is given."""
+    asked = parse(SampleArgs, ["mnist", *words], "sample.py", "").sample
+    flags = changed_flags("sample", asked, make("mnist").sample)
+    assert parse(EvaluateArgs, ["mnist", *flags], "evaluate.py", "").sample == asked
+    assert changed_flags("sample", make("mnist").sample, asked) or not words
+
+
+def test_a_switch_that_is_off_is_typed_as_such() -> None:
+    on = make("cifar10").sample
+    assert changed_flags("sample", replace(on, use_gpu=False), on) == ["--sample.no-use-gpu"]

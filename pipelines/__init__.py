@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 _NEEDED = ("torch", "ray", "mlflow", "pyarrow", "tyro", "cattrs", "platformdirs")
 
@@ -9,9 +10,12 @@ _missing = [name for name in _NEEDED if name not in sys.modules and find_spec(na
 if sys.version_info < (3, 11) or _missing:
     _version = ".".join(map(str, sys.version_info[:2]))
     _lacks = f"has no {', '.join(_missing)}" if _missing else f"is Python {_version}; expected 3.11 or newer"
-    print(
-        f"error: {sys.executable} {_lacks}: `make install` sets up .venv, `. .venv/bin/activate` makes it this shell's python; "
-        "a job has the python of the shell that ran `ray start`, unless it names one: -- /path/to/.venv/bin/python pipelines/...",
-        file=sys.stderr,
-    )
+    if (Path(__file__).parents[1] / "Makefile").exists():
+        _remedy = (
+            "`make install` sets up .venv, `. .venv/bin/activate` makes it this shell's python; a job has the python of the shell "
+            "that ran `ray start`, unless it names one: -- /path/to/.venv/bin/python pipelines/..."
+        )
+    else:  # installed, and without what the commands need
+        _remedy = f"{sys.executable} -m pip install 'ddpm-pipeline[pipelines]' brings all that the commands need"
+    print(f"error: {sys.executable} {_lacks}: {_remedy}", file=sys.stderr)
     sys.exit(2)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,20 @@ def test_a_python_without_the_project_s_libraries_is_named(tmp_path: Path) -> No
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith(f"error: {bare}/bin/python has no torch, ray, mlflow")
         assert "activate" in line
+
+
+def test_a_python_in_which_the_library_alone_is_installed_is_told_what_to_install(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    (tmp_path / "installed/pipelines").mkdir(parents=True)
+    shutil.copy(ROOT / "pipelines/__init__.py", tmp_path / "installed/pipelines")
+    command = [str(bare / "bin/python"), "-c", "import pipelines"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "installed", check=False)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert line.endswith(
+        f"{bare}/bin/python -m pip install 'ddpm-pipeline[pipelines]' brings all that the commands need"
+    )
 
 
 @pytest.mark.parametrize("activated", [True, False])

@@ -1,6 +1,7 @@
 """What lies in a store, and who refers to it; whether it is as it was written; and less of it, or a copy.
 
   list                  datasets, runs, sample sets, reports, sweeps and caches: size, last change, what refers to them
+  show ITEM             what it is, and where its page or pictures lie
   verify [ITEM]         read each file and hold it against its sum; exit code 1 if anything is damaged
   rm ITEM               delete it, unless another item, a registered model or a schedule refers to it
   gc                    delete what nobody has used for 30 days and nothing refers to; --dry-run says what that is
@@ -38,6 +39,7 @@ from pipelines.cli.command import Outcome
 from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.housekeeping.copying import copy, needed_by
+from pipelines.housekeeping.description import describe
 from pipelines.housekeeping.inventory import KINDS, Item, add_registered, find, inventory, unknown_models
 from pipelines.housekeeping.removal import old_cache, remove, remove_unused, unused
 from pipelines.housekeeping.soundness import problems
@@ -47,6 +49,7 @@ from pipelines.tracking import open_server
 
 _SHOWN = 3
 _ORDER = (*KINDS, "cache", "records", "other")
+_UNFINISHED = "unfinished: a job is at it, or was killed"
 _HEADER = "kind", "name", "size", "files", "changed", "referred to by"
 
 
@@ -97,6 +100,19 @@ def listing(args: StoreArgs) -> Outcome:
     return Outcome(made={}, metrics={"bytes": total, "items": {item.name: _told(item) for item in items.values()}})
 
 
+def showing(args: StoreArgs) -> Outcome:
+    """One."""
+    items, _ = _items(args, removing=False)
+    item = find(items, args.item)
+    lines = [("item", item.uri), ("size", f"{_size(item.size_bytes)}, {len(item.files):,} files, changed {_age(item)}")]
+    lines += list(describe(item)) or [("state", _UNFINISHED)]
+    lines += [("referred to by", each) for each in item.referred_by] or [("referred to by", "nothing")]
+    width = max(len(what) for what, _ in lines)
+    for what, said in lines:
+        print(f"{what:{width}}  {said}")
+    return Outcome(made={}, metrics={"item": item.name, "lines": lines})
+
+
 def verifying(args: StoreArgs) -> Outcome:
     """All, or one."""
     items = inventory(args.store)
@@ -104,7 +120,7 @@ def verifying(args: StoreArgs) -> Outcome:
     wrong: dict[str, list[str]] = {}
     for item in chosen:
         found = list(problems(item))
-        sound = "as it was written" if item.is_whole else "unfinished: a job is at it, or was killed"
+        sound = "as it was written" if item.is_whole else _UNFINISHED
         print(f"{item.name}  {'; '.join(found) or sound}", flush=True)
         wrong |= {item.name: found} if found else {}
     return Outcome(made={}, metrics={"checked": len(chosen), "wrong": wrong}, exit_code=1 if wrong else 0)
@@ -215,6 +231,7 @@ def _referred(item: Item) -> str:
 
 COMMANDS = {
     "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing),
+    "show": Subcommand(about="What an item is.", args=StoreArgs, do=showing, words=("item",)),
     "verify": Subcommand(
         about="Hold each file against its sum.", args=StoreArgs, do=verifying, words=("item",), optional=True
     ),

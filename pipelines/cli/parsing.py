@@ -55,7 +55,7 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str, often: 
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     if often and {"-h", "--help"} & set(argv):
-        print(short_help(program, about, default, often))
+        print(short_help(program, about, default, often), flush=True)  # here, where a reader who has gone is known
         raise SystemExit(0)
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
     typed = any(word.replace("_", "-").startswith(_ATTENTION) for word in argv)

@@ -175,6 +175,13 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
     lines = {line.split()[1]: line for line in _of_store(capsys, "list", "--store", old)[1].splitlines()[1:-1]}
     assert "models:/ddpm-digits/1" in lines[run]
     assert report in lines[samples]
+    for name, said in (
+        (dataset, "images          8x8, grey: train 1,455, validation 162, test 180"),
+        (run, "checkpoints     3, the newest of step 6, after 96 images"),
+        (samples, "images          24 of seed 0 on, by ddim in 4 steps"),
+        (report, "24 generated images against"),
+    ):
+        assert said in _of_store(capsys, "show", name, "--store", old)[1]
 
     # With what it needs; twice, as after a kill.
     for _ in range(2):

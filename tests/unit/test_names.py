@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -187,7 +188,8 @@ def test_folders_deeper_than_the_stack_are_walked(tmp_path: Path) -> None:
 
 
 def test_a_listing_is_not_held_in_memory(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = [{"Key": f"{number:09d}", "Size": 1, "ETag": "e"} for number in range(1000)]
+    now = datetime.now(UTC)
+    page = [{"Key": f"{number:09d}", "Size": 1, "ETag": "e", "LastModified": now} for number in range(1000)]
     answer = {"Contents": page, "IsTruncated": True, "NextContinuationToken": "more"}
     monkeypatch.setattr(s3_client.client(), "list_objects_v2", lambda **_: answer)
     for number in range(2000):

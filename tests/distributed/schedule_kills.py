@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,9 @@ def killed(store: str, kills: int, chance: random.Random) -> None:
             runs[place].wait()
             runs[place] = start(store)
         schedules = Schedules(store)
-        while schedules.standing("each-minute", schedules.read("each-minute"))[0].current is not None:
+        while schedules.standing("each-minute", schedules.read("each-minute"))[0].current is not None or not all(
+            map(hears, runs)
+        ):
             time.sleep(0.5)
     finally:
         for run in runs:
@@ -79,6 +82,12 @@ def killed(store: str, kills: int, chance: random.Random) -> None:
 
 def start(store: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "pipelines/schedule.py", "run", "--store", store], cwd=ROOT)
+
+
+def hears(run: subprocess.Popen[bytes]) -> bool:
+    """Whether it is up: it listens to SIGTERM, which ends one that still imports as it ends any program."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{run.pid}/status").read_text(), flags=re.M)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def alone(ticks: list[Tick], store: str, other: str) -> None:

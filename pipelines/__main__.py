@@ -1,33 +1,18 @@
 """`ddpm COMMAND ...`: each command of this folder by its name, from anywhere."""
 
 import ast
-import difflib
 import runpy
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from ddpm_core.errors import nearest
 from pipelines.cli import invocation
 
 _FOLDER = Path(__file__).parent
-_COMMANDS = {
-    **{
-        name: _FOLDER / f"{name}.py"
-        for name in (
-            "workflow",
-            "shard",
-            "train",
-            "sample",
-            "evaluate",
-            "sweep",
-            "schedule",
-            "registry",
-            "store",
-            "doctor",
-        )
-    },
-    "ui": _FOLDER / "tracking/__main__.py",
-}
+_STAGES = "workflow", "shard", "train", "sample", "evaluate", "sweep"
+_OTHERS = "schedule", "registry", "store", "doctor"
+_COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)} | {"ui": _FOLDER / "tracking/__main__.py"}
 
 
 def main() -> None:
@@ -42,9 +27,8 @@ def main() -> None:
         sys.argv = [str(_COMMANDS[name]), *words]
         runpy.run_path(str(_COMMANDS[name]), run_name="__main__")
     else:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: ddpm has no command {name!r}; expected {', '.join(_COMMANDS)}{hint}", file=sys.stderr)
+        known = f"expected {', '.join(_COMMANDS)}{nearest(name, _COMMANDS)}"
+        print(f"error: ddpm has no command {name!r}; {known}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -57,10 +57,22 @@ _HEADER = "kind", "name", "size", "files", "changed", "referred to by"
 class StoreArgs:
     """Which store."""
 
-    item: tyro.conf.Suppress[str] = ""
-    to: tyro.conf.Suppress[str] = ""
     store: str = field(default_factory=default_store)
     """A folder or s3://bucket/prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemArgs(StoreArgs):
+    """And what of it."""
+
+    item: tyro.conf.Suppress[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyArgs(ItemArgs):
+    """And where to."""
+
+    to: tyro.conf.Suppress[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +112,7 @@ def listing(args: StoreArgs) -> Outcome:
     return Outcome(made={}, metrics={"bytes": total, "items": {item.name: _told(item) for item in items.values()}})
 
 
-def showing(args: StoreArgs) -> Outcome:
+def showing(args: ItemArgs) -> Outcome:
     """One."""
     items, _ = _items(args, removing=False)
     item = find(items, args.item)
@@ -113,7 +125,7 @@ def showing(args: StoreArgs) -> Outcome:
     return Outcome(made={}, metrics={"item": item.name, "lines": lines})
 
 
-def verifying(args: StoreArgs) -> Outcome:
+def verifying(args: ItemArgs) -> Outcome:
     """All, or one."""
     items = inventory(args.store)
     chosen = [find(items, args.item)] if args.item else [item for item in items.values() if item.kind in KINDS]
@@ -126,7 +138,7 @@ def verifying(args: StoreArgs) -> Outcome:
     return Outcome(made={}, metrics={"checked": len(chosen), "wrong": wrong}, exit_code=1 if wrong else 0)
 
 
-def removing(args: StoreArgs) -> Outcome:
+def removing(args: ItemArgs) -> Outcome:
     """One."""
     items, _ = _items(args)
     item = find(items, args.item)
@@ -182,7 +194,7 @@ def _cached(args: GcArgs, items: dict[str, Item]) -> list[storage.Entry]:
     return old_cache(items, _since_s(args)) if args.caches else []
 
 
-def copying(args: StoreArgs) -> Outcome:
+def copying(args: CopyArgs) -> Outcome:
     """One, and what it needs."""
     to = storage.absolute(args.to)
     if to == storage.absolute(args.store):
@@ -231,11 +243,11 @@ def _referred(item: Item) -> str:
 
 COMMANDS = {
     "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing),
-    "show": Subcommand(about="What an item is.", args=StoreArgs, do=showing, words=("item",)),
+    "show": Subcommand(about="What an item is.", args=ItemArgs, do=showing, words=("item",)),
     "verify": Subcommand(
-        about="Hold each file against its sum.", args=StoreArgs, do=verifying, words=("item",), optional=True
+        about="Hold each file against its sum.", args=ItemArgs, do=verifying, words=("item",), optional=True
     ),
-    "rm": Subcommand(about="Delete an item that nothing refers to.", args=StoreArgs, do=removing, words=("item",)),
+    "rm": Subcommand(about="Delete an item that nothing refers to.", args=ItemArgs, do=removing, words=("item",)),
     "gc": Subcommand(
         about="Delete what nobody has used for long and nothing refers to.",
         args=GcArgs,
@@ -244,7 +256,7 @@ COMMANDS = {
         plan=what_would_go,
     ),
     "copy": Subcommand(
-        about="An item, and what it refers to, into another store.", args=StoreArgs, do=copying, words=("item", "to")
+        about="An item, and what it refers to, into another store.", args=CopyArgs, do=copying, words=("item", "to")
     ),
 }
 

@@ -16,6 +16,7 @@ from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError, nearest
 from ddpm_core.model.form import UNetForm
+from pipelines.cli.invocation import as_typed
 from pipelines.cli.short_help import short_help
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
@@ -101,7 +102,7 @@ def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, a
                 args=argv,
                 default=default,
                 prog=program,
-                description=f"{about}\n\n{_EVERYWHERE}",
+                description=f"{as_typed(about)}\n\n{_EVERYWHERE}",
                 registry=_hiding() if {"-h", "--help"} & set(argv) else None,
             )
     except SystemExit as exit_:  # tyro ends the process; here the caller does

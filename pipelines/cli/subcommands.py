@@ -8,6 +8,7 @@ from typing import Any
 from ddpm_core.errors import InputError, nearest
 from pipelines.cli import command as cli
 from pipelines.cli.command import Outcome
+from pipelines.cli.invocation import as_typed
 from pipelines.cli.parsing import parse_flags
 
 
@@ -51,7 +52,7 @@ def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], 
         _run(script, word, commands[word], argv[1:])
         return
     if not word and {"-h", "--help"} & set(argv):
-        print(about)
+        print(as_typed(about))
         return
     known = f"expected {', '.join(commands)}{nearest(word, commands)} (--help says what each does)"
     print(f"error: {script} has no command {word!r}; {known}", file=sys.stderr)

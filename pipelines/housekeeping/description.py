@@ -10,6 +10,7 @@ from ddpm_core.artifacts.manifest import read_index
 from ddpm_core.artifacts.report import PAGE_NAME, read_findings
 from ddpm_core.artifacts.run_record import read_record
 from ddpm_core.artifacts.sample_set import read_sample_set
+from ddpm_core.data.pixels import CHANNELS
 from ddpm_core.data.sharding.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.evaluation.figures import Figure, number
 from pipelines.housekeeping.inventory import Item
@@ -30,7 +31,7 @@ def describe(item: Item) -> Iterator[tuple[str, str]]:
 def _dataset(item: Item) -> Iterator[tuple[str, str]]:
     index = read_index(item.uri)
     size = index.image_size if isinstance(index.image_size, tuple) else (index.image_size, index.image_size)
-    yield "images", f"{size[0]}x{size[1]}, {_COLOURS[index.channels]}: " + _counted(index.counts)
+    yield "images", f"{size[0]}x{size[1]}, {CHANNELS[index.channels]}: " + _counted(index.counts)
     yield "classes", ", ".join(index.class_names) or "none"
     yield "left out", f"{index.num_rejected:,}"
     yield "digest", index.digest
@@ -91,5 +92,4 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in counts.items())
 
 
-_COLOURS = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}
 _DESCRIBED = {"datasets": _dataset, "runs": _run, "samples": _samples, "reports": _report, "sweeps": _sweep}

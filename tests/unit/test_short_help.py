@@ -1,6 +1,7 @@
 """--help: a screen, with flags that are there; and commands by their names."""
 
-import importlib
+import contextlib
+import re
 import runpy
 import subprocess
 import sys
@@ -50,10 +51,31 @@ def test_help_is_a_screen_and_each_of_its_flags_is_one(
     assert "what they are for mnist" in "".join(lines)
 
 
-def test_every_flag_of_help_says_what_it_is() -> None:
-    for name in COMMANDS:
-        module = importlib.import_module(f"pipelines.{name}")
-        assert len(set(module._OFTEN)) == len(module._OFTEN) <= 13
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_of_help_says_what_it_is(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        read(name, ["--help"], monkeypatch)
+    flags = capsys.readouterr().out.split("flags that most people use")[1]
+    said = re.findall(r"^  (--\S+)(?: .*?)??(?:  +|\n {30})(\w.*)$", flags, flags=re.M)
+    assert [flag for flag, _ in said] == re.findall(r"^  (--\S+)", flags, flags=re.M)
+
+
+def test_examples_are_typed_as_the_command_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invocation, "_typed_by_name", ["ddpm"])
+    for script, argv, example in (
+        ("store", ["--help"], "ddpm store list"),
+        ("doctor", ["--help"], "ddpm doctor --store"),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *argv])
+        with contextlib.suppress(SystemExit):
+            runpy.run_path(str(ROOT / f"pipelines/{script}.py"), run_name="__main__")
+        out = capsys.readouterr().out
+        assert (example in out, "python pipelines" in out) == (True, False)
 
 
 def test_a_command_by_its_name_is_that_of_its_file(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from pipelines.metrics import WORK_LEFT, Gauges
+
 _PLAIN_EVERY_S = 15.0
 SPANS = (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0))
 
@@ -23,6 +25,8 @@ class Progress:
             if sys.stderr.isatty()
             else None
         )
+        self._gauges = Gauges(work=what, unit=unit)
+        self._gauges.set(WORK_LEFT, total - initial)
 
     def set(self, count: int, **metrics: str) -> None:
         """Show that `count` of the total are done, and the latest figures."""
@@ -37,6 +41,7 @@ class Progress:
                 file=sys.stderr,
             )
         self._count = count
+        self._gauges.set(WORK_LEFT, self._total - count)
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
@@ -44,6 +49,7 @@ class Progress:
 
     def close(self) -> None:
         """Take the bar away."""
+        self._gauges.close()
         if self._bar is not None:
             self._bar.close()
 

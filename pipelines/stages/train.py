@@ -1,6 +1,7 @@
 """The train stage: a run held, trained by Ray Train, and what is shown of it meanwhile."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from ddpm_core.artifacts.checkpoint import (
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.evaluation.features.random_conv import NAME as DISTANCE_NAME
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.averages import young_average
@@ -24,6 +26,7 @@ from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState
 from ddpm_core.types import Tensor
+from pipelines.metrics import RUN_HELD_SINCE, VALIDATION_BITS_PER_DIM, VALIDATION_DISTANCE, Gauges
 from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
@@ -33,6 +36,7 @@ from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator, averaged_model
 
 _PREVIEW_IMAGES, _PREVIEW_STEPS = 64, 25
+_VALIDATION = {f"validation/{DISTANCE_NAME}": VALIDATION_DISTANCE, "validation/bits_per_dim": VALIDATION_BITS_PER_DIM}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,13 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     name = run_name(recipe, index, init_from)
     run_uri = run_folder(recipe.store, name)
     if not _is_done(recipe, index, init_from, run_uri, run):
-        with hold_run(run_uri, say=say) as hold:
+        with hold_run(run_uri, say=say) as hold, Gauges(run=name) as gauges:
+            gauges.set(RUN_HELD_SINCE, datetime.fromisoformat(hold.holder.since).timestamp(), host=hold.holder.host)
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
-                reporter = _ProgressReporter(run, shown, validator, recipe.train)
+                reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges)
                 fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
                 reporter.note(validator.found(wait=True))
     final = checkpoint_uri(run_uri, recipe.train.steps)
@@ -102,8 +107,10 @@ def _points(history: list[HistoryRow]) -> list[HistoryRow]:
 class _ProgressReporter:
     """Shows a run's progress, logs its figures and pictures, and has its checkpoints judged."""
 
-    def __init__(self, run: RunHandle, shown: Progress, validator: Validator, train: TrainConfig) -> None:
-        self._run, self._shown, self._validator, self._train = run, shown, validator, train
+    def __init__(
+        self, run: RunHandle, shown: Progress, validator: Validator, train: TrainConfig, gauges: Gauges
+    ) -> None:
+        self._run, self._shown, self._validator, self._train, self._gauges = run, shown, validator, train, gauges
         self._warned = False
         self._step, self._machine = 0, Machine()
 
@@ -140,6 +147,9 @@ class _ProgressReporter:
         if metrics:
             self._warn_once(int(metrics[-1]["step"]))
             self._run.log_metrics(metrics)
+            for name, metric in _VALIDATION.items():
+                if name in metrics[-1]:
+                    self._gauges.set(metric, metrics[-1][name])
 
     def _warn_once(self, step: int) -> None:
         """Whoever looks at the images of a young average is told so, at the first of them."""

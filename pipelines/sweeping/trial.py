@@ -33,6 +33,7 @@ from pipelines.sweeping.record import SweepRecord, Trial, TrialResult
 from pipelines.sweeping.setting import apply
 from pipelines.training.run import check_run, worker_spec
 from pipelines.training.trainer import fit
+from pipelines.training.watching import watched
 
 METRICS: dict[SweepMetric, str] = {"distance": NAME, "bits_per_dim": "bits_per_dim"}
 """By the name that asks for it, the figure's own."""
@@ -127,7 +128,9 @@ def _train_here(what: WorkerSpec, store: CheckpointStore, recipe: Recipe, bench:
 
     events = Events(logged=partial(post, "logged"), preview=lambda state: None, warned=partial(post, "warned"))
     device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
-    run_worker(what, Worker(rank=0, num_workers=1, device=device), events, shard_cache(), store, checkpointer)
+    worker = Worker(rank=0, num_workers=1, device=device)
+    with watched(events, what.run.uri, worker) as seen:
+        run_worker(what, worker, seen, shard_cache(), store, checkpointer)
 
 
 def _pass_on(post: Post, events: list[tuple[str, Any]]) -> None:

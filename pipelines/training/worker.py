@@ -1,5 +1,6 @@
 """What each training worker does: ddpm_core's loop, with what happens posted to the coordinator, and an emergency checkpoint."""
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.session import shard_cache
+from pipelines.training.watching import watched
+
+logger = logging.getLogger(__name__)
 
 _BEAT_S = 5.0
 
@@ -56,13 +60,16 @@ def train_on_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(ray_spec.threads)
     coordinator = ray_spec.coordinator
     try:
-        with _beating(coordinator, worker.rank) as doing:
+        with (
+            _beating(coordinator, worker.rank) as doing,
+            watched(_events(ray_spec, doing), ray_spec.spec.run.uri, worker) as events,
+        ):
             spec = ray_spec.spec if ray_spec.init is None else replace(ray_spec.spec, init=ray.get(ray_spec.init))
             store = CheckpointStore(spec.run.uri, ray_spec.hold)
             run_worker(
                 spec,
                 worker,
-                _events(ray_spec, doing),
+                events,
                 shard_cache(),
                 store,
                 lambda state: _checkpointer(state, ray_spec, store),
@@ -109,13 +116,22 @@ def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Event
 def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec, store: CheckpointStore) -> Checkpointer:
     """The state's checkpointer, and a thread that has it save when the worker is told to leave."""
     coordinator, spec = ray_spec.coordinator, ray_spec.spec
+
+    def saved(uri: str) -> None:
+        logger.info("saved %s", uri)
+        coordinator.post.remote("saved", uri)
+
+    def warned(line: str) -> None:
+        logger.warning("%s", line)
+        coordinator.post.remote("warned", line)
+
     checkpointer = Checkpointer(
         state,
         spec.train,
         spec.run,
         store,
-        saved=lambda uri: coordinator.post.remote("saved", uri),
-        warned=lambda line: coordinator.post.remote("warned", line),
+        saved=saved,
+        warned=warned,
         best=lambda: best_step(spec.run.uri),
     )
 
@@ -126,7 +142,7 @@ def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec, store: CheckpointS
             try:
                 step = checkpointer.save_emergency()
             except UserError as error:
-                coordinator.post.remote("warned", f"the last step could not be saved: {error}")
+                warned(f"the last step could not be saved: {error}")
             ray.get(coordinator.left.remote(order, step))
 
     threading.Thread(target=leave_when_told, name="leave", daemon=True).start()

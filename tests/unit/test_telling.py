@@ -15,6 +15,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state
 from pipelines import pipeline
+from pipelines.metrics import Gauges
 from pipelines.recipes.recipes import make
 from pipelines.stages.train import _ProgressReporter
 from pipelines.training.worker import _events
@@ -45,7 +46,7 @@ class Shown:
 
 def reporter(shown: Shown, config: TrainConfig) -> _ProgressReporter:
     validator = SimpleNamespace(found=list, saved=lambda uri: None)
-    return _ProgressReporter(shown, shown, validator, config)  # type: ignore[arg-type]
+    return _ProgressReporter(shown, shown, validator, config, Gauges())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["preview", "validated"])

@@ -1,15 +1,18 @@
 """Tells the Ray cluster that this machine's node is about to go, so that a training saves its last step and goes on elsewhere.
 
-    python infra/spot/leave.py --seconds 120          # now: of a Kubernetes preStop hook, as in pod.yaml
-    python infra/spot/leave.py --on-ec2-notice        # once EC2 says so: of a systemd unit, spot-notice.service
+    python infra/spot/leave.py --seconds 120               # now: a preStop hook of Kubernetes, kubernetes/base/raycluster.yaml
+    python infra/spot/leave.py --seconds 120 --commands    # of a head, where the commands run and no worker does
+    python infra/spot/leave.py --on-ec2-notice             # once EC2 says so: of a systemd unit, spot-notice.service
 
 Runs on each node that may be taken away, with the python and the token of its `ray start`. Ends with 0 once no worker of a training
-is left here, or the time is over; with 2 and one line if there is no node here, or the cluster refuses.
+(or no command) is left here, or the time is over; with 2 and one line if there is no node here, or the cluster refuses.
 """
 
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +26,7 @@ from ray._private.services import find_gcs_addresses, find_node_ids
 
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
 _WORKER = b"ray::RayTrainWorker"
+_COMMAND = re.compile(rb"[^\0]*python[^\0]*\0(?:[^\0]*/)?(?:pipelines/\w+\.py|bin/ddpm)\0")
 _LOOK_S = 2.0
 _TOKEN_S = 60
 
@@ -88,14 +92,29 @@ def announce(seconds: int) -> None:
 def wait_until_left(seconds: int) -> None:
     """Until no worker of a training is here: it has saved, and goes on elsewhere."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(_WORKER in command for command in _commands()):
+    while time.monotonic() < deadline and any(_WORKER in command for _, command in _commands()):
         time.sleep(0.5)
 
 
-def _commands() -> Iterator[bytes]:
+def end_commands(seconds: int) -> None:
+    """SIGTERM to each of this project's commands here: it saves, and ends with 143, which whoever started it takes for a failure.
+
+    A `ray job stop` would not do: a RayJob that was stopped is complete for KubeRay, and never started again.
+    """
+    deadline = time.monotonic() + seconds
+    told = [pid for pid, command in _commands() if _COMMAND.match(command)]
+    for pid in told:
+        os.kill(pid, signal.SIGTERM)
+        print(f"process {pid} was told to end", flush=True)
+    while time.monotonic() < deadline and any(pid in told for pid, command in _commands() if command):
+        time.sleep(0.5)
+
+
+def _commands() -> Iterator[tuple[int, bytes]]:
+    """Number and arguments of each process; one that has ended and was not waited for has none."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            yield path.read_bytes()
+            yield int(path.parent.name), path.read_bytes()
         except OSError:  # it has ended
             continue
 
@@ -106,8 +125,14 @@ def main() -> int:
     when = parser.add_mutually_exclusive_group(required=True)
     when.add_argument("--seconds", type=int, help="until the machine is gone")
     when.add_argument("--on-ec2-notice", action="store_true", help="wait for EC2's notice")
+    parser.add_argument(
+        "--commands", action="store_true", help="end this project's commands here; tell the cluster nothing"
+    )
     given = parser.parse_args()
     seconds = wait_for_ec2() if given.on_ec2_notice else given.seconds
+    if given.commands:
+        end_commands(seconds)
+        return 0
     try:
         announce(seconds)
     except ValueError as error:

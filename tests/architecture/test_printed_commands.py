@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.cli import command as cli
 from pipelines.cli.parsing import parse as parse_recipe
@@ -21,6 +22,22 @@ _MEASURES = re.compile(r"python (tests/[\w/]+\.py.*?)(?:`|  |$)", flags=re.M)
 
 def printed(what: re.Pattern[str] = _COMMAND) -> list[tuple[str, str]]:
     return [(page.name, command) for page in PAGES for command in what.findall(page.read_text())]
+
+
+def deployed() -> list[tuple[str, str]]:
+    """What pods and containers are told to run."""
+    found = []
+    for path in [*sorted((ROOT / "infra/kubernetes").rglob("*.yaml")), ROOT / "infra/compose.yaml"]:
+        for line in re.findall(r"^#.*?(pipelines/\w+\.py.*)$", path.read_text(), flags=re.M):
+            found.append((path.name, line))
+        todo = list(yaml.safe_load_all(path.read_text()))
+        while todo:
+            each = todo.pop()
+            todo += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
+            command = each.get("entrypoint", each.get("command")) if isinstance(each, dict) else None
+            command = shlex.join(command) if isinstance(command, list) else command or ""
+            found += [(path.name, one) for one in re.findall(r"python .*?(pipelines/\w+\.py.*)$", command)]
+    return found
 
 
 def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -38,7 +55,7 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return opened[0]
 
 
-@pytest.mark.parametrize(("page", "command"), printed())
+@pytest.mark.parametrize(("page", "command"), [*printed(), *deployed()])
 def test_a_printed_command_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(command, monkeypatch).store
 
@@ -67,6 +84,7 @@ def test_a_printed_measurement_is_one(page: str, command: str, monkeypatch: pyte
 
 def test_one_that_is_none_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(printed()) > 15
+    assert [page for page, _ in deployed()] == ["schedule.yaml", "rayjob.yaml", "compose.yaml"]
     for wrong in ("pipelines/train.py digits --train.step 3", "pipelines/train.py digit", "pipelines/trian.py digits"):
         with pytest.raises((ValueError, OSError)):
             parse(wrong, monkeypatch)

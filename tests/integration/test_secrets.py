@@ -110,8 +110,8 @@ def script(place: Place, **env: str) -> subprocess.CompletedProcess[str]:
 def type_page(place: Place) -> subprocess.CompletedProcess[str]:
     """docs/cluster.md's commands, in one shell, once its cluster is there; its pipeline's first stage stands for all of it."""
     text = re.sub(
-        r"^## AWS.*?(?=^## )", "", (ROOT / "docs/cluster.md").read_text(), flags=re.M | re.S
-    )  # of a cluster elsewhere
+        r"^## (?:AWS|Kubernetes).*?(?=^## )", "", (ROOT / "docs/cluster.md").read_text(), flags=re.M | re.S
+    )  # of clusters elsewhere
     typed = re.findall(r"^    (ray (?:job|status).*)$", text, flags=re.M)
     assert len(typed) == 5
     shorter = typed[0].replace("workflow.py", "shard.py").replace("s3://bucket/ddpm", "s3://kept/store")

@@ -1,11 +1,12 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # uv installs in parallel, but looks for local wheels only where it is told.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: install demo test benchmark ui lint clean
+.PHONY: install demo test benchmark ui lint clean stack stack-down stack-test
 
 .venv/.installed: pyproject.toml infra/constraints.txt
 	@echo "setting up .venv (a minute or two, once)"
@@ -29,6 +30,19 @@ demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 test: .venv/.installed-test lint  ## every test that this machine can run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks %.py %/__pycache__,$(wildcard tests/*))
 	@$(BIN)/python -m pytest --durations=10 tests/integration
+
+.venv/.installed-stack: .venv/.installed-test
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[server]'
+	@touch $@
+
+stack: .venv/.installed-stack  ## S3, PostgreSQL, MLflow and three Ray nodes of their own, on this machine; asks for root
+	@$(SUDO) $(BIN)/python infra/stack/stack.py up
+
+stack-down:  ## nothing is left of them, data included
+	@$(SUDO) $(BIN)/python infra/stack/stack.py down
+
+stack-test: .venv/.installed-stack  ## the whole pipeline there, while each part of it is killed
+	@$(SUDO) $(BIN)/python tests/distributed/stack_kills.py
 
 lint: .venv/.installed-test
 	@$(BIN)/ruff check .

@@ -43,7 +43,7 @@ from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe
 from pipelines.subject import of_model
-from pipelines.tracking import TrackingError
+from pipelines.tracking import TrackingError, is_server
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
@@ -143,7 +143,9 @@ def _run(pipeline: "Pipeline", seeds: int) -> Outcome:
         print(f"error: {error}", file=sys.stderr)
         return Outcome(made=made, metrics={**metrics, **clock.took}, exit_code=1)
     clock.done("promote", f"version {version}: {promotion.reason}")
-    shown = f"{pipeline.tracker.shown_uri}   ({ui(pipeline.recipe.store)} shows it)"
+    shown = pipeline.tracker.shown_uri
+    if not is_server(shown):  # which is a page of its own
+        shown += f"   ({ui(pipeline.recipe.store)} shows it)"
     return Outcome(
         made={**made, "model": f"models:/{pipeline.model_name}/{version}", "MLflow": shown},
         metrics={**metrics, **clock.took, "promoted": promotion.promoted},

@@ -2,10 +2,11 @@
 
     python infra/mlflow/serve.py
 
-It reads POSTGRES_HOST and POSTGRES_PASSWORD (of the user and the database `mlflow`), MLFLOW_ARTIFACTS (s3://bucket/prefix),
-MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (which it makes the administrator's, the first time) and
-MLFLOW_FLASK_SERVER_SECRET_KEY; MLFLOW_CERTIFICATE and MLFLOW_KEY, two files, if it is to speak https. MLflow wants the database's
-password in a file, which is written here, for this user alone, and nothing of it among a process's arguments.
+It reads POSTGRES_HOST, as HOST or HOST:PORT, and POSTGRES_PASSWORD (of the user and the database `mlflow`), MLFLOW_ARTIFACTS
+(s3://bucket/prefix), MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (which it makes the administrator's, the first time)
+and MLFLOW_FLASK_SERVER_SECRET_KEY; MLFLOW_ADDRESS, if it is to listen at that one alone; MLFLOW_CERTIFICATE and MLFLOW_KEY, two
+files, if it is to speak https. MLflow wants the database's password in a file, which is written here, for this user alone, and
+nothing of it among a process's arguments.
 """
 
 import os
@@ -48,7 +49,8 @@ def main() -> None:
         sys.exit(2)
     given = os.environ
     database = f"postgresql://mlflow:{quote(given['POSTGRES_PASSWORD'], safe='')}@{given['POSTGRES_HOST']}/mlflow"
-    command = ["mlflow", "server", "--app-name", "basic-auth", "--host", "0.0.0.0", "--port", "5000"]
+    command = ["mlflow", "server", "--app-name", "basic-auth", "--port", "5000"]
+    command += ["--host", given.get("MLFLOW_ADDRESS", "0.0.0.0")]
     command += ["--serve-artifacts", "--artifacts-destination", given["MLFLOW_ARTIFACTS"], "--workers", "2"]
     if given.get("MLFLOW_CERTIFICATE"):
         command += [

@@ -19,6 +19,8 @@ _TELL_S = 15.0
 def check_reach(store: str, source: str | None = None) -> None:
     """Refuse a store or a source that not all nodes of the attached cluster reach; each node tries the store.
 
+    A node that is lost meanwhile is none that cannot use it: nothing will be asked of that one.
+
     Args:
         store: where the command writes.
         source: the raw images, of a command that reads them.
@@ -26,7 +28,7 @@ def check_reach(store: str, source: str | None = None) -> None:
     Raises:
         InputError: in one line, naming the node.
     """
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    nodes = _nodes()
     check_places(store, source, len(nodes), grows=read_demand().grows)
     storage.check_store(store)
     if len(nodes) > 1:
@@ -50,27 +52,34 @@ def check_places(store: str, source: str | None, num_nodes: int, grows: bool) ->
             )
 
 
+def _nodes() -> dict[str, str]:
+    """The addresses of those that the cluster takes for alive, by their ids."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
 def _try_everywhere(store: str, nodes: dict[str, str]) -> None:
     tries = {
-        _try_store.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(store): address
-        for node, address in nodes.items()
+        _try_store.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(store): node
+        for node in nodes
     }
     began, silent = time.monotonic(), list(tries)
     while silent and time.monotonic() - began < _TRY_S:
         done, silent = ray.wait(list(tries), num_returns=len(tries), timeout=_TELL_S)
         if silent:
             say(f"each node tries the store: {len(done)} of {len(tries)} have, {time.monotonic() - began:.0f} s so far")
+    still = _nodes()
     for reference in done:
         try:
             refused = ray.get(reference)
-        except ray.exceptions.RayError as error:  # the node has gone, or no worker starts there
-            refused = str(error).strip().splitlines()[-1]
+        except ray.exceptions.RayError as error:  # no worker starts there, or the node has gone
+            refused = str(error).strip().splitlines()[-1] if tries[reference] in still else None
         if refused:
-            raise InputError(f"node {tries[reference]} cannot use the store: {refused}")
-    if silent:
-        raise InputError(
-            f"node {tries[silent[0]]} has not tried the store {store} within {_TRY_S:.0f} s; see that node's logs in /tmp/ray"
-        )
+            raise InputError(f"node {nodes[tries[reference]]} cannot use the store: {refused}")
+    for node in (tries[reference] for reference in silent):
+        if node in still:
+            raise InputError(
+                f"node {nodes[node]} has not tried the store {store} within {_TRY_S:.0f} s; see that node's logs in /tmp/ray"
+            )
 
 
 def _try_store_here(store: str) -> str | None:

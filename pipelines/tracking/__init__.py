@@ -8,7 +8,7 @@ from pipelines.tracking.outage import TrackingError
 from pipelines.tracking.promotion import Promotion, is_champion, promote
 from pipelines.tracking.registry import ResolvedModel, default_model, register_model, resolve_model
 from pipelines.tracking.runs import RunHandle
-from pipelines.tracking.store import Server, import_meanwhile, open_server, tracking_uri
+from pipelines.tracking.store import Server, import_meanwhile, is_server, open_server, tracking_uri
 from pipelines.tracking.tracker import Tracker, open_tracking, sync
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "default_model",
     "import_meanwhile",
     "is_champion",
+    "is_server",
     "open_server",
     "open_tracking",
     "promote",

@@ -35,9 +35,13 @@ from moto.server import ThreadedMotoServer
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
-BRIDGE, NETWORK, GATEWAY = "ddpm-ssh0", "10.88.0", "10.88.0.1"
+sys.path.insert(0, str(ROOT / "infra/stack"))
+
+from machines import Machine, Network, sh  # noqa: E402
+
+NETWORK = Network("ddpm-ssh", "10.88.0")
 CACHE = Path("/var/tmp/ddpm-ssh-cluster-cache")
-PORT, UID, MTU = 8299, 4000, "1400"
+PORT, UID = 8299, 4000
 TOOLS = ("sshd", "ssh-keygen", "rsync", "ip", "iptables", "unshare")
 OF_TRAINING = [
     "--train.num-workers",
@@ -50,72 +54,14 @@ OF_TRAINING = [
     "16",
 ]
 # The machine's own settings must not be seen; sshd is its process 1's child, and what it leaves is collected by the shell.
-MACHINE = """
-set -e
-hostname {name}
-mount -t tmpfs tmpfs /run && mkdir /run/sshd && cp {etc}/sshd_config {etc}/host_key /run/
-mount -t tmpfs tmpfs /dev/shm
-for file in passwd group shadow hosts hostname; do mount --bind {etc}/$file /etc/$file; done
-mount --bind {folder}/home /home
-mount --bind {folder}/root /root
-mount --bind {folder}/tmp /tmp
+SSHD = """
+mkdir /run/sshd && cp "$ETC/sshd_config" "$ETC/host_key" /run/
+for file in passwd group shadow hosts hostname; do mount --bind "$ETC/$file" "/etc/$file"; done
+unset ETC
 /usr/sbin/sshd -D -e -f /run/sshd_config &
 wait
 """
-
-
-@dataclass
-class Machine:
-    """A machine that is not there, but for its folder, until it is started."""
-
-    name: str
-    address: str
-    folder: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def namespace(self) -> str:
-        return f"ddpm-ssh-{self.name}"
-
-    def start(self) -> None:
-        inside = ["ip", "netns", "exec", self.namespace]
-        sh("ip", "netns", "add", self.namespace)
-        sh("ip", "link", "add", self.namespace, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        sh("ip", "link", "set", self.namespace, "mtu", MTU, "master", BRIDGE, "up")
-        for command in (
-            "link set lo up",
-            f"addr add {self.address}/24 dev eth0",
-            f"link set eth0 mtu {MTU} up",
-            f"route add default via {GATEWAY}",
-        ):
-            sh(*inside, "ip", *command.split())
-        script = MACHINE.format(name=self.name, folder=self.folder, etc=self.folder / "etc")
-        spaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
-        with open(self.folder / "sshd.log", "ab") as log:
-            self.process = subprocess.Popen([*inside, *spaces, "bash", "-c", script], stdout=log, stderr=log)
-
-    def die(self) -> None:
-        """The network falls silent, and every process is gone."""
-        if self.process is None:
-            return
-        sh("ip", "link", "set", self.namespace, "down", check=False)
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-        sh("ip", "link", "del", self.namespace, check=False)
-        sh("ip", "netns", "del", self.namespace, check=False)
-
-    def processes(self) -> list[str]:
-        """The commands that run there, but for the machine's own."""
-        found = []
-        for pid in sh("ip", "netns", "pids", self.namespace, check=False).split():
-            with contextlib.suppress(OSError):
-                command = (
-                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                )
-                if command and not re.match(r"(unshare|bash -c \nset -e|sshd:|/usr/sbin/sshd)", command):
-                    found.append(command)
-        return found
+OF_THE_MACHINE = r"unshare|bash -c \nset -e|sshd:|/usr/sbin/sshd"
 
 
 @dataclass
@@ -141,13 +87,6 @@ class Laptop:
     def job(self, *args: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
         verb, *others = args
         return self.ray("job", verb, "--address", f"http://127.0.0.1:{PORT}", *others, timeout_s=timeout_s)
-
-
-def sh(*command: str | Path, check: bool = True) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
-    return done.stdout
 
 
 @contextlib.contextmanager
@@ -179,29 +118,27 @@ def bridged() -> Iterator[None]:
     """A bridge that the machines hang on, and a way out through this machine, for packages."""
     forward = Path("/proc/sys/net/ipv4/ip_forward")
     before = forward.read_text()
-    rule = ["POSTROUTING", "-s", f"{NETWORK}.0/24", "!", "-o", BRIDGE, "-j", "MASQUERADE"]
-    sh("ip", "link", "add", BRIDGE, "type", "bridge")  # fails where another of these scripts runs
+    rule = ["POSTROUTING", "-s", f"{NETWORK.prefix}.0/24", "!", "-o", NETWORK.bridge, "-j", "MASQUERADE"]
+    NETWORK.up()  # fails where another of these scripts runs
     try:
-        sh("ip", "addr", "add", f"{GATEWAY}/24", "dev", BRIDGE)
-        sh("ip", "link", "set", BRIDGE, "mtu", MTU, "up")
         sh("iptables", "-t", "nat", "-A", *rule)
         forward.write_text("1")
         yield
     finally:
         forward.write_text(before)
         sh("iptables", "-t", "nat", "-D", *rule, check=False)
-        sh("ip", "link", "del", BRIDGE, check=False)
+        NETWORK.down()
 
 
 @contextlib.contextmanager
 def store() -> Iterator[dict[str, str]]:
     """An S3 server for all machines, and the environment with its address and keys."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address=GATEWAY, port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=NETWORK.gateway, port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     env = {
-        "AWS_ENDPOINT_URL_S3": f"http://{GATEWAY}:{port}",
+        "AWS_ENDPOINT_URL_S3": f"http://{NETWORK.gateway}:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -216,12 +153,12 @@ def store() -> Iterator[dict[str, str]]:
         server.stop()
 
 
-def make_machine(folder: Path, name: str, address: str, user: str, key: str, env: dict[str, str]) -> Machine:
+def furnish(machine: Machine, user: str, key: str, env: dict[str, str]) -> None:
     """Its folder: what a fresh Debian has of accounts and hosts, the key, and the environment that a login sees."""
-    etc, home = folder / "etc", folder / ("root" if user == "root" else f"home/{user}")
-    for each in (etc, folder / "home", folder / "root", folder / "tmp", home / ".ssh"):
+    name, etc = machine.name, machine.folder / "etc"
+    home = machine.folder / ("root" if user == "root" else f"home/{user}")
+    for each in (etc, home / ".ssh"):
         each.mkdir(parents=True, exist_ok=True)
-    (folder / "tmp").chmod(0o1777)
     line = f"{user}:x:{UID}:{UID}::/home/{user}:/bin/bash\n" if user != "root" else ""
     (etc / "passwd").write_text(Path("/etc/passwd").read_text() + line)
     (etc / "group").write_text(Path("/etc/group").read_text() + (f"{user}:x:{UID}:\n" if line else ""))
@@ -240,7 +177,11 @@ def make_machine(folder: Path, name: str, address: str, user: str, key: str, env
     cache.mkdir(parents=True, exist_ok=True)
     if user != "root":
         sh("chown", "-R", f"{UID}:{UID}", home, cache)
-    return Machine(name, address, folder)
+
+
+def switch_on(machine: Machine) -> None:
+    etc = machine.folder / "etc"
+    machine.start(SSHD, {"PATH": os.environ["PATH"], "ETC": str(etc)}, machine.folder / "sshd.log")
 
 
 def make_laptop(folder: Path, user: str) -> Laptop:
@@ -264,7 +205,8 @@ def make_laptop(folder: Path, user: str) -> Laptop:
     done = laptop.run("bash", "-c", "(umask 077; ray get-auth-token --generate > /dev/null)")
     must((folder / ".ray/auth_token").stat().st_mode & 0o077 == 0, "a token, for its user alone", done)
     config = yaml.safe_load((laptop.checkout / "ray_cluster.yaml").read_text())
-    config["provider"] |= {"head_ip": f"{NETWORK}.11", "worker_ips": [f"{NETWORK}.12", f"{NETWORK}.13"]}
+    head, *workers = (f"{NETWORK.prefix}.{number}" for number in (11, 12, 13))
+    config["provider"] |= {"head_ip": head, "worker_ips": workers}
     # ssh takes ~ for the home of the account that runs it, whatever HOME says.
     config["auth"] = {"ssh_user": user, "ssh_private_key": str(folder / ".ssh/id_ed25519")}
     laptop.file.write_text(yaml.safe_dump(config))
@@ -288,10 +230,11 @@ def machines(user: str, of_one: dict[str, str]) -> Iterator[tuple[Laptop, list[M
         key = (folder / "laptop/.ssh/id_ed25519.pub").read_text()
         for number, name in enumerate("abc"):
             own = {**env, **(of_one if name == "c" else {})}
-            found.append(make_machine(folder / name, name, f"{NETWORK}.{11 + number}", user, key, own))
+            found.append(Machine(name, 11 + number, NETWORK, folder / name))
+            furnish(found[-1], user, key, own)
         stack.callback(lambda: [machine.die() for machine in found])
         for machine in found:
-            machine.start()
+            switch_on(machine)
         try:
             yield laptop, found
         except (RuntimeError, subprocess.TimeoutExpired):
@@ -330,7 +273,7 @@ def nodes(laptop: Laptop, seconds: float = 600) -> subprocess.CompletedProcess[s
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line.strip() for line in done.stdout.splitlines() if re.match(rf"{NETWORK}\.1\d  ", line)]
+    return [line.strip() for line in done.stdout.splitlines() if re.match(rf"{NETWORK.prefix}\.1\d  ", line)]
 
 
 def submit(laptop: Laptop, name: str, *args: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
@@ -376,7 +319,7 @@ def life(user: str) -> None:
         with phase("ray down"):
             done = laptop.ray("down", "-y", str(laptop.file))
             must(done.returncode == 0, "ends with 0", done)
-        seconds = wait_until(lambda: not any(each.processes() for each in found), "the last process", 60)
+        seconds = wait_until(lambda: not any(each.processes(OF_THE_MACHINE) for each in found), "the last process", 60)
         print(f"{seconds:8.1f} s  later no process is left on any machine")
 
 
@@ -397,7 +340,7 @@ def a_machine_dies(laptop: Laptop, machine: Machine) -> None:
     with phase(f"machine {machine.name} died, its network with it, after step {before}: the next checkpoint"):
         wait_until(reached(before + 20), "a further step", 300)
     must(laptop.job("status", "long").stdout.count("RUNNING") > 0, "the job goes on, on two machines")
-    machine.start()
+    switch_on(machine)
     with phase(f"machine {machine.name} is switched on again: it is in the cluster"):
         done = nodes(laptop)
         must(done.returncode == 0 and len(rows(done)) == 3, "three nodes", done)

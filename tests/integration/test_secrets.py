@@ -110,7 +110,10 @@ def script(place: Place, **env: str) -> subprocess.CompletedProcess[str]:
 def type_page(place: Place) -> subprocess.CompletedProcess[str]:
     """docs/cluster.md's commands, in one shell, once its cluster is there; its pipeline's first stage stands for all of it."""
     text = re.sub(
-        r"^## (?:AWS|Kubernetes).*?(?=^## )", "", (ROOT / "docs/cluster.md").read_text(), flags=re.M | re.S
+        r"^## (?:AWS|Kubernetes|A cluster of real parts).*?(?=^## )",
+        "",
+        (ROOT / "docs/cluster.md").read_text(),
+        flags=re.M | re.S,
     )  # of clusters elsewhere
     typed = re.findall(r"^    (ray (?:job|status).*)$", text, flags=re.M)
     assert len(typed) == 5

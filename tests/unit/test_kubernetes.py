@@ -475,6 +475,7 @@ def test_the_image_is_of_the_tested_versions_and_of_what_is_sent() -> None:
             "${TORCH}",
             "pyproject.toml",
             "pipelines",
+            "server",
             ".",
         }
         assert {package.lower() for package in packages} <= pinned

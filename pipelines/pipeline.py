@@ -16,6 +16,7 @@ from ddpm_core.artifacts.checkpoint import Weights, read_weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.run_record import hold
 from ddpm_core.artifacts.sample_set import SampleSet
+from ddpm_core.interop.model_folder import training_of
 from ddpm_core.serialization import to_json
 from ddpm_core.training.averages import young_weights
 from pipelines.cluster.placement import Ask, check_cluster
@@ -254,13 +255,7 @@ class Pipeline:
 
     def _register(self, run: RunHandle, weights: Weights) -> int:
         weights.check()
-        training = {
-            "checkpoint_uri": weights.uri,
-            "step": weights.step,
-            "dataset_uri": weights.dataset_uri,
-            "dataset_digest": weights.dataset_digest,
-            "recipe": weights.recipe,
-        }
+        training = training_of(weights)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.safetensors"
             path.write_bytes(weights.file)

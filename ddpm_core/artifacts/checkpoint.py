@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -78,7 +78,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a sampler needs of a checkpoint: the averaged weights and what they are."""
+    """What a sampler needs of a checkpoint: the weights, as a rule the averaged ones, and what they are."""
 
     uri: str
     step: int
@@ -222,14 +222,18 @@ def is_sound(uri: str) -> bool:
     return True
 
 
-def read_weights(uri: str) -> Weights:
-    """Read the averaged weights of a checkpoint. Errors as in `read_checkpoint`."""
+def read_weights(uri: str, part: Literal["ema", "model"] = "ema") -> Weights:
+    """Read the weights of a checkpoint. Errors as in `read_checkpoint`.
+
+    Args:
+        part: ema, the averaged ones, which are sampled from; model, those that training went on from.
+    """
     state = read_state(uri)
-    data = read_part(uri, "ema", state)
+    data = read_part(uri, part, state)
     return Weights(
         uri=uri,
         step=state["step"],
-        sha256=parts_of(state)["ema"][1],
+        sha256=parts_of(state)[part][1],
         config=state["config"],
         dataset_digest=state["dataset_digest"],
         dataset_uri=state["dataset_uri"],

@@ -1,6 +1,7 @@
 """A model's folder: config.json and weights.safetensors, as a registered version has them, for weights that no run made."""
 
 import json
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -37,6 +38,34 @@ def write_model(folder_uri: str, config: ModelConfig, tensors: dict[str, Tensor]
             ),
         }
     )
+
+
+def write_weights(folder_uri: str, weights: Weights) -> None:
+    """Write weights as such a folder: the same file to the byte, all that their config says, and what they were trained on.
+
+    Done twice, it changes nothing.
+
+    Raises:
+        InputError: in one line: another model lies in the folder.
+    """
+    config = {**weights.config, "training": training_of(weights)}
+    write_once(
+        {
+            storage.join(folder_uri, CONFIG): (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            storage.join(folder_uri, WEIGHTS): weights.file,
+        }
+    )
+
+
+def training_of(weights: Weights) -> dict[str, Any]:
+    """Where weights come from, as `read_model` takes it from the config's `training`."""
+    return {
+        "checkpoint_uri": weights.uri,
+        "step": weights.step,
+        "dataset_uri": weights.dataset_uri,
+        "dataset_digest": weights.dataset_digest,
+        "recipe": weights.recipe,
+    }
 
 
 def read_model(folder_uri: str) -> Weights:

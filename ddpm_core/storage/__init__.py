@@ -11,6 +11,7 @@ seconds (default 120) after it began. A try that is under way then is not cut of
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,7 @@ __all__ = [
     "StorageError",
     "absolute",
     "below",
+    "check_absent",
     "check_store",
     "check_temporary",
     "copy",
@@ -67,6 +69,7 @@ __all__ = [
     "walk",
     "write_bytes",
     "writing",
+    "writing_folder",
 ]
 
 
@@ -180,6 +183,48 @@ def writing(uri: str) -> Iterator[Path]:
         with local.errors(path):
             yield path
         _s3_upload.upload(path, uri)
+
+
+def check_absent(uri: str) -> None:
+    """Refuse to write where something stands: a file, or a folder, even an empty one.
+
+    Raises:
+        InputError: in one line.
+    """
+    there = exists(uri) or any(True for _ in walk(uri)) if is_s3(uri) else os.path.lexists(local_path(uri))
+    if there:
+        raise local.occupied(uri)
+
+
+@contextmanager
+def writing_folder(uri: str, last: str) -> Iterator[Path]:
+    """A folder on local disk to write files to; at the end of the block it stands at the URI, and after an error nothing does.
+
+    On local disk it appears in one step. On S3 its files go up one by one.
+
+    Args:
+        uri: where nothing stands yet.
+        last: the file, below the folder, that goes up at the end: without it the others are nothing.
+
+    Raises:
+        InputError: if something stands there, before the block or after it.
+    """
+    check_absent(uri)
+    if not is_s3(uri):
+        with local.writing_folder(local_path(uri)) as path:
+            yield path
+        return
+    with temporary_folder() as folder:
+        yield folder
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        check_absent(uri)
+        try:
+            for name in sorted(files, key=lambda name: name == last):
+                upload(folder / name, join(uri, name))
+        except BaseException:
+            for name in files:
+                delete(join(uri, name))
+            raise
 
 
 def upload(path: Path | str, uri: str) -> None:

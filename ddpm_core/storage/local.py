@@ -175,6 +175,31 @@ def writing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
 
 
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """See ddpm_core.storage.writing_folder."""
+    aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    with errors(path):
+        aside.mkdir(parents=True)  # not by tempfile, whose folders are for their owner alone
+    try:
+        yield aside
+        with errors(path):
+            try:
+                os.rename(aside, path)  # refuses a folder with anything in it
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise occupied(str(path)) from None
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def occupied(uri: str) -> InputError:
+    """Something stands where something new was to be written."""
+    return InputError(f"{uri} is there; expected a folder that does not exist yet: name another one, or delete it")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with writing(path) as aside:
         aside.write_bytes(data)

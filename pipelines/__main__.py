@@ -11,7 +11,7 @@ from pipelines.cli import invocation
 
 _FOLDER = Path(__file__).parent
 _STAGES = "workflow", "shard", "train", "sample", "evaluate", "sweep"
-_OTHERS = "schedule", "registry", "store", "doctor"
+_OTHERS = "show", "export", "schedule", "registry", "store", "doctor"
 _COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)} | {"ui": _FOLDER / "tracking/__main__.py"}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,18 @@ def headline_settings(recipe: Recipe) -> dict[str, Any]:
         always = _ALWAYS.get(part, ())
         shown[part] = {key: value for key, value in each.items() if key in always or value != usual[part].get(key)}
     return {part: each for part, each in shown.items() if each}
+
+
+def unlike_paper(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's config as JSON, by dotted names: the settings that are not the defaults, which are the paper's."""
+    train = Recipe().train
+    usual = settings(replace(Recipe(), train=replace(train, precision=train.resolved_precision)))
+    return {
+        f"{part}.{key}": value
+        for part, defaults in usual.items()
+        for key, value in config.get(part, {}).items()
+        if key not in defaults or value != defaults[key]  # JSON leaves out what is younger than it and has its default
+    }
 
 
 def digest(plain: Any, length: int = 12) -> str:

@@ -5,7 +5,6 @@
   compare MODEL OTHER               two versions, figure by figure
   promote MODEL --reason TEXT       make it the champion, whatever the gate said
   rollback NAME                     the champion before this one, again
-  export MODEL FOLDER               weights.safetensors and config.json, checked against their sha256
 
 MODEL is models:/NAME@champion, models:/NAME@candidate or models:/NAME/VERSION. What other tools registered is listed, and left
 alone.
@@ -31,15 +30,14 @@ from typing import Any
 
 import tyro
 
-from ddpm_core import storage
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.figures import number
-from ddpm_core.interop.model_folder import CONFIG, WEIGHTS, write_once
 from pipelines.cli.command import Outcome
 from pipelines.cli.invocation import typed
-from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
+from pipelines.cli.subcommands import Subcommand, print_rows, print_table, run_subcommand
+from pipelines.housekeeping.description import describe_version
 from pipelines.recipes.config import default_store
-from pipelines.tracking import Server, open_server, resolve_model
+from pipelines.tracking import Server, open_server
 from pipelines.tracking.promotion import champions, compare, judged_by, promote_by_hand, rollback
 from pipelines.tracking.registry import (
     CHAMPION,
@@ -73,7 +71,6 @@ class RegistryArgs:
     name: tyro.conf.Suppress[str] = ""
     model: tyro.conf.Suppress[str] = ""
     other: tyro.conf.Suppress[str] = ""
-    folder: tyro.conf.Suppress[str] = ""
     store: str = field(default_factory=default_store)
     """Whose registry, a folder or s3://bucket/prefix; MLFLOW_TRACKING_URI names another MLflow than the store's own."""
 
@@ -146,22 +143,15 @@ def _versions(server: Server, name: str) -> list[list[str]]:
 
 
 def show(args: RegistryArgs) -> Outcome:
-    """What is known of a version."""
+    """What is known of a version, and which were the champion so far."""
     server = args.open()
     version = find_version(server.client, args.model)
     model = registered(server.client, version.name)
+    said = describe_version(version, aliases_of(model).get(int(version.version), []), args.store)
+    crowned = [("champion", f"version {each.version} since {each.at}: {each.reason}") for each in champions(model)]
+    print_rows([*said.rows, *crowned])
     facts = {key: version.tags[key] for key in _LINEAGE if key in version.tags}
-    judged = judged_by(version.tags)
-    rows = [("model", f"models:/{version.name}/{version.version}")]
-    rows += [("alias", alias) for alias in aliases_of(model).get(int(version.version), [])]
-    rows += [(each.metric, f"{number(each.value)} against {each.reference}") for each in judged.values()]
-    rows += [("gate", version.tags["gate"])] if "gate" in version.tags else []
-    rows += [*facts.items(), ("run", version.run_id or "")]
-    rows += [("champion", f"version {each.version} since {each.at}: {each.reason}") for each in champions(model)]
-    width = max(len(what) for what, _ in rows)
-    for what, value in rows:
-        print(f"{what:{width}}  {value}")
-    return Outcome(made={}, metrics={**facts, "figures": {each.metric: each.value for each in judged.values()}})
+    return Outcome(made={}, metrics={**facts, "figures": said.figures})
 
 
 def comparing(args: RegistryArgs) -> Outcome:
@@ -207,19 +197,6 @@ def _crowned(args: RegistryArgs, name: str, version: int) -> Outcome:
     )
 
 
-def exporting(args: RegistryArgs) -> Outcome:
-    """A folder that `ddpm_core.load` reads."""
-    found = resolve_model(args.open(), args.model)
-    folder = storage.absolute(args.folder)
-    files = {
-        name: found.weights.with_name(name).read_bytes() for name in (CONFIG, WEIGHTS)
-    }  # without its weights it is no model
-    write_once({storage.join(folder, name): data for name, data in files.items()})
-    return Outcome(
-        made={"model": f"models:/{found.name}/{found.version}", "folder": folder, "sha256": found.weights_sha256}
-    )
-
-
 COMMANDS = {
     "list": Subcommand(
         about="The models of a registry, or the versions of one.",
@@ -247,13 +224,6 @@ COMMANDS = {
     ),
     "rollback": Subcommand(
         about="The champion before this one, again.", args=RollbackArgs, do=rolling_back, words=("name",)
-    ),
-    "export": Subcommand(
-        about="A version's weights and config, as a folder.",
-        args=RegistryArgs,
-        do=exporting,
-        words=("model", "folder"),
-        check=check_models,
     ),
 }
 

@@ -1,13 +1,12 @@
 """What lies in a store, and who refers to it; whether it is as it was written; and less of it, or a copy.
 
   list                  datasets, runs, sample sets, reports, sweeps and caches: size, last change, what refers to them
-  show ITEM             what it is, and where its page or pictures lie
   verify [ITEM]         read each file and hold it against its sum; exit code 1 if anything is damaged
   rm ITEM               delete it, unless another item, a registered model or a schedule refers to it
   gc                    delete what nobody has used for 30 days and nothing refers to; --dry-run says what that is
   copy ITEM TO          an item, and what it refers to, into another store
 
-ITEM is KIND/NAME as `list` prints it.
+ITEM is KIND/NAME as `list` prints it; `show.py` says what one is.
 
 examples:
   python pipelines/store.py list
@@ -39,17 +38,25 @@ from pipelines.cli.command import Outcome
 from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, print_table, run_subcommand
 from pipelines.housekeeping.copying import copy, needed_by
-from pipelines.housekeeping.description import describe
-from pipelines.housekeeping.inventory import KINDS, Item, add_registered, find, inventory, unknown_models
+from pipelines.housekeeping.inventory import (
+    KINDS,
+    UNFINISHED,
+    Item,
+    add_registered,
+    age,
+    find,
+    inventory,
+    size_words,
+    unknown_models,
+)
 from pipelines.housekeeping.removal import old_cache, remove, remove_unused, unused
 from pipelines.housekeeping.soundness import problems
-from pipelines.progress import counted, span
+from pipelines.progress import counted
 from pipelines.recipes.config import default_store
 from pipelines.tracking import open_server
 
 _SHOWN = 3
 _ORDER = (*KINDS, "cache", "records", "other")
-_UNFINISHED = "unfinished: a job is at it, or was killed"
 _HEADER = "kind", "name", "size", "files", "changed", "referred to by"
 
 
@@ -108,21 +115,8 @@ def listing(args: StoreArgs) -> Outcome:
         _HEADER, [_row(item) for item in sorted(items.values(), key=lambda item: (_ORDER.index(item.kind), item.name))]
     )
     total = _total(list(items.values()))
-    print(f"{_size(total)} in {args.store}; {registry}")
+    print(f"{size_words(total)} in {args.store}; {registry}")
     return Outcome(made={}, metrics={"bytes": total, "items": {item.name: _told(item) for item in items.values()}})
-
-
-def showing(args: ItemArgs) -> Outcome:
-    """One."""
-    items, _ = _items(args, removing=False)
-    item = find(items, args.item)
-    lines = [("item", item.uri), ("size", f"{_size(item.size_bytes)}, {len(item.files):,} files, changed {_age(item)}")]
-    lines += list(describe(item)) or [("state", _UNFINISHED)]
-    lines += [("referred to by", each) for each in item.referred_by] or [("referred to by", "nothing")]
-    width = max(len(what) for what, _ in lines)
-    for what, said in lines:
-        print(f"{what:{width}}  {said}")
-    return Outcome(made={}, metrics={"item": item.name, "lines": lines})
 
 
 def verifying(args: ItemArgs) -> Outcome:
@@ -132,7 +126,7 @@ def verifying(args: ItemArgs) -> Outcome:
     wrong: dict[str, list[str]] = {}
     for item in chosen:
         found = list(problems(item))
-        sound = "as it was written" if item.is_whole else _UNFINISHED
+        sound = "as it was written" if item.is_whole else UNFINISHED
         print(f"{item.name}  {'; '.join(found) or sound}", flush=True)
         wrong |= {item.name: found} if found else {}
     return Outcome(made={}, metrics={"checked": len(chosen), "wrong": wrong}, exit_code=1 if wrong else 0)
@@ -143,7 +137,7 @@ def removing(args: ItemArgs) -> Outcome:
     items, _ = _items(args)
     item = find(items, args.item)
     remove(args.store, items, item)
-    return Outcome(made={"removed": f"{item.name}, {_size(item.size_bytes)}"})
+    return Outcome(made={"removed": f"{item.name}, {size_words(item.size_bytes)}"})
 
 
 def check_age(args: GcArgs) -> None:
@@ -158,11 +152,11 @@ def what_would_go(args: GcArgs) -> list[str]:
     """What gc would remove now."""
     items, registry = _items(args)
     found, cached = unused(args.store, items, _since_s(args)), _cached(args, items)
-    lines = [f"{item.name}  {_size(item.size_bytes)}, {_age(item)}" for item in found]
+    lines = [f"{item.name}  {size_words(item.size_bytes)}, {age(item)}" for item in found]
     lines += [f"{len(cached):,} files of features and bounds"] if cached else []
     kept = len([item for item in items.values() if item.kind in KINDS]) - len(found)
     size_bytes = _total(found) + sum(entry.size_bytes or 0 for entry in cached)
-    return [*lines, f"{_size(size_bytes)} would go; {kept} items stay, also for {registry}"]
+    return [*lines, f"{size_words(size_bytes)} would go; {kept} items stay, also for {registry}"]
 
 
 def collecting(args: GcArgs) -> Outcome:
@@ -171,7 +165,7 @@ def collecting(args: GcArgs) -> Outcome:
     cached = _cached(args, items)
     gone, kept = [], {}
     for item, why in remove_unused(args.store, items, _since_s(args)):
-        print(f"{'kept' if why else 'removed'} {item.name}, {why or _size(item.size_bytes)}", flush=True)
+        print(f"{'kept' if why else 'removed'} {item.name}, {why or size_words(item.size_bytes)}", flush=True)
         if why:
             kept[item.name] = why
         else:
@@ -180,7 +174,7 @@ def collecting(args: GcArgs) -> Outcome:
         storage.delete(storage.join(args.store, entry.name))
     size_bytes = _total(gone) + sum(entry.size_bytes or 0 for entry in cached)
     files = f" and {len(cached):,} files of features and bounds" if cached else ""
-    made = {"removed": f"{counted(len(gone), 'item')}{files}, {_size(size_bytes)}", "asked": registry}
+    made = {"removed": f"{counted(len(gone), 'item')}{files}, {size_words(size_bytes)}", "asked": registry}
     return Outcome(
         made=made, metrics={"bytes": size_bytes, "removed_items": [item.name for item in gone], "kept": kept}
     )
@@ -204,12 +198,12 @@ def copying(args: CopyArgs) -> Outcome:
     item = find(items, args.item)
     for each in (*needed_by(items, item), item):
         copy(args.store, each, to)
-        print(f"copied {each.name}, {_size(each.size_bytes)}", flush=True)
+        print(f"copied {each.name}, {size_words(each.size_bytes)}", flush=True)
     return Outcome(made={"to": to}, next=typed("store.py", "verify", item.name, store=to))
 
 
 def _row(item: Item) -> list[str]:
-    return [item.kind, item.name, _size(item.size_bytes), f"{len(item.files):,}", _age(item), _referred(item)]
+    return [item.kind, item.name, size_words(item.size_bytes), f"{len(item.files):,}", age(item), _referred(item)]
 
 
 def _told(item: Item) -> dict[str, Any]:
@@ -223,19 +217,6 @@ def _total(items: list[Item]) -> int:
     return sum(item.size_bytes for item in items)
 
 
-def _size(size_bytes: int) -> str:
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def _age(item: Item) -> str:
-    return f"{span(time.time() - item.changed_s)} ago" if math.isfinite(item.changed_s) else ""
-
-
 def _referred(item: Item) -> str:
     more = len(item.referred_by) - _SHOWN
     return ", ".join(item.referred_by[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -243,7 +224,6 @@ def _referred(item: Item) -> str:
 
 COMMANDS = {
     "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing),
-    "show": Subcommand(about="What an item is.", args=ItemArgs, do=showing, words=("item",)),
     "verify": Subcommand(
         about="Hold each file against its sum.", args=ItemArgs, do=verifying, words=("item",), optional=True
     ),

@@ -63,6 +63,29 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str, often: 
     return parsed if typed or not isinstance(parsed, Recipe) else _fitted(parsed)
 
 
+def parse_named(
+    args_type: type[A], argv: list[str], program: str, about: str, *, field: str, word: str, often: Sequence[str]
+) -> A:
+    """What a word names, before or after the flags, for a command that is about one thing that is there.
+
+    Args:
+        field: that gets the word, a positional one.
+        word: what it may be, for --help: RUN|MODEL.
+        often: the flags that --help shows, dotted; --help-all shows all.
+
+    Raises:
+        InputError: for a misspelt flag, a value that is none, or no word; in one line.
+        SystemExit: with 0, after --help.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(short_help(program, about, args_type(), often, word), flush=True)
+        raise SystemExit(0)
+    parsed = parse_flags(args_type, argv, args_type(), program, about)
+    if not getattr(parsed, field):
+        raise InputError(f"nothing is named; expected `{program} {word}` (--help shows examples)")
+    return parsed
+
+
 def _fitted(recipe: R) -> R:
     """The recipe with a network for images of its size, which may be another than that of the recipe's name; it is said."""
     shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)

@@ -24,23 +24,25 @@ _OF_ALL = {
 }
 
 
-def short_help(program: str, about: str, args: Any, often: Sequence[str]) -> str:
+def short_help(program: str, about: str, args: Any, often: Sequence[str], word: str = "") -> str:
     """A screen of help.
 
     Args:
+        program: how the command is typed.
         about: the command's docstring.
         args: its flags, with the recipe's values.
         often: of these the ones to show, dotted, as train.steps.
+        word: what is typed before the flags, RUN|MODEL; a RECIPE unless said.
     """
     width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
     shown = {f"--{_dashed(name)} {_value(args, name)}".rstrip(): _meaning(args, name) for name in often}
-    recipes = f"RECIPE: {', '.join(RECIPES)}, or a file NAME.toml; digits unless named"
-    parts = [
-        f"usage: {program} [RECIPE] [flags]",
-        invocation.as_typed(about.strip()),
-        textwrap.fill(recipes, width, subsequent_indent="  "),
-        f"flags that most people use, with what they are for {args.recipe}:",
-    ]
+    parts = [f"usage: {program} {word or '[RECIPE]'} [flags]", invocation.as_typed(about.strip())]
+    if word:
+        parts.append("flags that most people use:")
+    else:
+        recipes = f"RECIPE: {', '.join(RECIPES)}, or a file NAME.toml; digits unless named"
+        parts.append(textwrap.fill(recipes, width, subsequent_indent="  "))
+        parts.append(f"flags that most people use, with what they are for {args.recipe}:")
     lines = [_line(flag, meaning, width) for flag, meaning in (shown | _OF_ALL).items()]
     return "\n\n".join(parts) + "\n" + "\n".join(lines)
 

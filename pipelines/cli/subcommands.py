@@ -45,6 +45,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """What, and what is said of it, a line each."""
+    width = max(len(what) for what, _ in rows)
+    for what, said in rows:
+        print(f"{what:{width}}  {said}")
+
+
 def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], argv: list[str]) -> None:
     """Run what the first word names, as `run_command` does."""
     word = argv[0] if argv and not argv[0].startswith("-") else ""

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,11 +11,13 @@ from ddpm_core.artifacts.manifest import INDEX_NAME
 from ddpm_core.artifacts.report import MARKER_NAME
 from ddpm_core.artifacts.run_record import RECORD
 from ddpm_core.errors import InputError, MissingError, nearest
+from pipelines.progress import span
 from pipelines.tracking.registry import models, versions
 from pipelines.tracking.store import Server
 
 KINDS = ("datasets", "runs", "samples", "reports", "sweeps")
 """Folders of a store whose folders are items; datasets/sources is a cache."""
+UNFINISHED = "unfinished: a job is at it, or was killed"
 _CACHES = ("references", "bounds", "datasets/sources", "feature_weights")
 _RECORDS = ("tracking", "schedules", "registry", "mlflow", "mlflow.db", "mlflow.db.lock")
 _SAYS_WHOLE = re.compile(rf"{INDEX_NAME}|{MARKER_NAME}|set-\d+-\d+\.json|state\.json|sweep\.json|{re.escape(RECORD)}")
@@ -33,6 +36,11 @@ class Item:
     """Its files, by their names below the store."""
     referred_by: list[str] = field(default_factory=list)
     """Items; models:/NAME/VERSION; schedules."""
+
+    @property
+    def store(self) -> str:
+        """In which it lies."""
+        return self.uri.removesuffix(f"/{self.name}")
 
     @property
     def kind(self) -> str:
@@ -141,6 +149,21 @@ def find(items: dict[str, Item], name: str) -> Item:
             f"no {name} in the store; expected KIND/NAME as `store.py list` prints it{nearest(name, known)}"
         )
     return item
+
+
+def size_words(size_bytes: int) -> str:
+    """For a person, to a tenth of B, kB, MB, GB or TB."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def age(item: Item) -> str:
+    """How long ago its newest file was written; empty where none can be read."""
+    return f"{span(time.time() - item.changed_s)} ago" if math.isfinite(item.changed_s) else ""
 
 
 def says_whole(name: str) -> bool:

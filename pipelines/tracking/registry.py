@@ -119,7 +119,7 @@ def resolve_model(tracker: Server, uri: str) -> ResolvedModel:
         return _fetch(tracker, version, source)
 
 
-def default_model(tracker: Tracker, name: str) -> str:
+def default_model(tracker: Server, name: str) -> str:
     """The URI of a model's champion, or of its candidate while there is no champion.
 
     Raises:

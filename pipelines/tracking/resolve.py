@@ -8,10 +8,10 @@ from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import INDEX_NAME, DatasetIndex, read_index
 from ddpm_core.errors import InputError
 from ddpm_core.interop.model_folder import read_model
-from pipelines.tracking import Tracker, resolve_model
+from pipelines.tracking import Server, resolve_model
 
 
-def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
+def find_weights(model: str, tracker: Server, store: str) -> Weights:
     """The averaged weights of a model.
 
     Args:
@@ -24,7 +24,7 @@ def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
     if model.startswith("models:/"):
         registered = read_model(str(resolve_model(tracker, model).weights.parent))
         registered.check()
-        return replace(registered, uri=_here(store, registered.uri))
+        return replace(registered, uri=here(store, "runs", registered.uri, "state.json"))
     weights = loading.find_weights(model)
     if weights is None:
         raise InputError(
@@ -33,11 +33,16 @@ def find_weights(model: str, tracker: Tracker, store: str) -> Weights:
     return weights
 
 
-def _here(store: str, checkpoint: str) -> str:
-    """Where a registered version's checkpoint lies, if the store was moved or copied since."""
-    _, found, below = checkpoint.rpartition("/runs/")
-    own = storage.join(storage.absolute(store), "runs", below)
-    return own if found and storage.exists(storage.join(own, "state.json")) else checkpoint
+def here(store: str, kind: str, folder: str, file: str) -> str:
+    """Where a folder of a store lies now, if the store was moved or copied since it was told where.
+
+    Args:
+        kind: under which it lies there: runs, reports.
+        file: in it, by which it is known.
+    """
+    _, found, below = folder.rpartition(f"/{kind}/")
+    own = storage.join(storage.absolute(store), kind, below)
+    return own if found and storage.exists(storage.join(own, file)) else folder
 
 
 def find_dataset(named: str, store: str) -> DatasetIndex:

@@ -67,6 +67,12 @@ def tracking_uri(store: str) -> str:
     return _database_uri(folder)
 
 
+def is_there(store: str) -> bool:
+    """Whether a store's MLflow can be asked without being made first: a server, or a database that stands."""
+    uri = tracking_uri(store)
+    return not uri.startswith(_SQLITE) or _database(uri).is_file()
+
+
 def _database_uri(folder: Path) -> str:
     """Of the SQLite in a folder; what would mean something in a URI as %NN, which SQLAlchemy (from 2.1 on) takes back."""
     return _SQLITE + re.sub("[%?]", lambda found: f"%{ord(found[0]):02X}", str(folder / "mlflow.db"))

@@ -32,7 +32,7 @@ from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
-from pipelines import evaluate, workflow
+from pipelines import evaluate, show, workflow
 from pipelines import store as store_command
 from pipelines.cli.subcommands import run_subcommand
 from pipelines.housekeeping.inventory import KINDS, inventory
@@ -175,13 +175,24 @@ def test_what_lies_in_a_store_is_listed_verified_copied_and_removed(
     lines = {line.split()[1]: line for line in _of_store(capsys, "list", "--store", old)[1].splitlines()[1:-1]}
     assert "models:/ddpm-digits/1" in lines[run]
     assert report in lines[samples]
-    for name, said in (
-        (dataset, "images          8x8, grey: train 1,455, validation 162, test 180"),
-        (run, "checkpoints     3, the newest of step 6, after 96 images"),
-        (samples, "images          24 of seed 0 on, by ddim in 4 steps"),
-        (report, "24 generated images against"),
+    for name, *said in (
+        (dataset, "8x8, grey: train 1,455, validation 162, test 180", "0, 1, 2, 3", run, "models:/ddpm-digits/1 ("),
+        (
+            run,
+            "6, after 96 images",
+            "digits: unet.base_channels 8",
+            "fd_random_conv ",
+            "models:/ddpm-digits/1 (",
+            samples,
+        ),
+        (samples, "24 of seed 0 on, by ddim in 4 steps", "digits: unet.base_channels 8", report),
+        (report, "24 generated images against", "digits: unet.base_channels 8", "models:/ddpm-digits/1 ("),
+        ("models:/ddpm-digits@candidate", "6, after 96 images", "digits: unet.base_channels 8", "report.html"),
     ):
-        assert said in _of_store(capsys, "show", name, "--store", old)[1]
+        show.run(show.ShowArgs(thing=name, store=old))
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 12
+        assert [each for each in said if not any(each in line for line in lines)] == []
 
     # With what it needs; twice, as after a kill.
     for _ in range(2):

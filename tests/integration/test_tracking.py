@@ -33,6 +33,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+import ddpm_core
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import make_index
@@ -47,8 +48,8 @@ from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.serialization import to_json
+from pipelines import export, registry, show, tracking, workflow
 from pipelines import pipeline as pipeline
-from pipelines import registry, tracking, workflow
 from pipelines.cli.command import run_command
 from pipelines.cli.subcommands import run_subcommand
 from pipelines.naming import digest, headline_settings
@@ -944,7 +945,7 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     assert _typed(capsys, store, "promote", "models:/digits/3", "--reason", "newer", "--unlike")[0] == 0
     _, out, _ = _typed(capsys, store, "show", champion)
     shown = [line.split(maxsplit=1) for line in out.splitlines()]
-    assert ["checkpoint_uri", "/runs/2"] in shown
+    assert ["checkpoint", "/runs/2"] in shown
     assert [re.sub(r" since \S+:", ":", what) for name, what in shown if name == "champion"] == [
         "version 1: the first champion, with fd 2",
         "version 2: by hand: cleaner",
@@ -955,10 +956,36 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     code, out, _ = _typed(capsys, store, "rollback", "digits", "--reason", "worse strokes")
     assert (code, out.splitlines()[0]) == (0, f"champion  {champion} is version 1")
     assert _typed(capsys, store, "rollback", "digits")[0] == 2  # and not forth to what was left
-    code, out, _ = _typed(capsys, store, "export", champion, str(tmp_path / "out"))
-    assert code == 0
-    assert (tmp_path / "out/weights.safetensors").read_bytes() == _weights(tmp_path, 0).read_bytes()
-    assert _typed(capsys, store, "export", "models:/digits/3", str(tmp_path / "out"))[0] == 2  # another one lies there
+
+
+def test_a_model_is_shown_and_exported_by_any_of_its_names(
+    tracker: tracking.Tracker, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bit for bit; a name alone means the champion, or the candidate while there is none."""
+    for seed in (0, 1):
+        _register(tracker, tmp_path, seed)
+    for number, (named, seed) in enumerate((("digits", 1), ("models:/digits/1", 0), ("models:/digits@candidate", 1))):
+        capsys.readouterr()
+        show.run(show.ShowArgs(thing=named, store=store))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"model       models:/digits/{seed + 1}{' (candidate)' if seed else ''}"
+        assert f"checkpoint  /runs/{seed}" in lines
+        assert "step        100" in lines
+        out = str(tmp_path / f"out{number}")
+        outcome = export.run(export.ExportArgs(model=named, to="safetensors", out=out, store=store))
+        assert Path(out, "weights.safetensors").read_bytes() == _weights(tmp_path, seed).read_bytes()
+        assert outcome.made["sha256"] == hashlib.sha256(_weights(tmp_path, seed).read_bytes()).hexdigest()
+        assert ddpm_core.load(out).sample([0], num_steps=2).shape == (1, 8, 8, 1)
+    tracking.promote(tracker, "digits", 1, figure=Figure(name="fd", value=2.0, of="images"), reference="r")
+    show.run(show.ShowArgs(thing="digits", store=store, open=True))
+    said = capsys.readouterr()
+    assert said.out.startswith("model       models:/digits/1 (champion)\n")
+    assert "figures     fd 2 against r\n" in said.out
+    assert said.err.startswith("it has no page; ")
+    with pytest.raises(InputError, match=r"weights is model, and digits has the averaged weights of one step alone"):
+        export.run(export.ExportArgs(model="digits", to="onnx", out=str(tmp_path / "o"), weights="model", store=store))
+    with pytest.raises(InputError, match=r"no digit in .*; did you mean digits\?"):
+        show.run(show.ShowArgs(thing="digit", store=store))
 
 
 @pytest.mark.parametrize(
@@ -980,7 +1007,7 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
             ["compare", "models:/digits/1", "models:/digits/1"],
             "models:/digits/1 was judged by nothing, models:/digits/1 by nothing",
         ),
-        (["crown"], "registry.py has no command 'crown'; expected list, show, compare, promote, rollback, export"),
+        (["crown"], "registry.py has no command 'crown'; expected list, show, compare, promote, rollback"),
     ],
 )
 def test_a_mistake_with_the_registry_is_one_line(

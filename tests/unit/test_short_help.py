@@ -16,6 +16,8 @@ from pipelines.cli.parsing import parse
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["shard", "train", "sample", "evaluate", "workflow", "sweep"]
+NAMED = {"show": "RUN|MODEL|SAMPLES|REPORT|DATASET|SWEEP", "export": "RUN|MODEL"}
+"""Commands about one thing that is there, and what that may be."""
 
 
 def read(name: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -31,7 +33,7 @@ def read(name: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return taken[0]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *NAMED])
 def test_help_is_a_screen_and_each_of_its_flags_is_one(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,17 +43,18 @@ def test_help_is_a_screen_and_each_of_its_flags_is_one(
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0
     assert len(lines) <= 42
-    assert lines[0] == f"usage: ddpm {name} [RECIPE] [flags]"
+    assert lines[0] == f"usage: ddpm {name} {NAMED.get(name, '[RECIPE]')} [flags]"
     flags = [line.split()[0] for line in lines if line.startswith("  --") and "FIELD" not in line]
     assert flags[-3:] == ["--dry-run", "--json", "--help-all"]
     with pytest.raises(SystemExit):
         read(name, ["mnist", "--help-all"], monkeypatch)
     known = set(capsys.readouterr().out.replace(",", " ").split())
     assert set(flags[:-3]) <= known
-    assert "what they are for mnist" in "".join(lines)
+    assert ("what they are for mnist" in "".join(lines)) == (name in COMMANDS)
+    assert any(line.startswith(f"  python pipelines/{name}.py") for line in lines)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *NAMED])
 def test_every_flag_of_help_says_what_it_is(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,7 +90,7 @@ def test_a_command_by_its_name_is_that_of_its_file(tmp_path: Path) -> None:
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert unknown.stderr.endswith("did you mean train?\n")
     overview = ended()
-    assert (overview.returncode, len(overview.stdout.splitlines())) == (0, 17)
+    assert (overview.returncode, len(overview.stdout.splitlines())) == (0, 19)
     planned = ended("train", "digits", "--train.steps", "3", "--store", str(tmp_path), "--dry-run", "--json")
     assert '"steps": 3' in planned.stdout
     wrong = ended("train", "digits", "--train.step", "3")

@@ -1,0 +1,193 @@
+"""What show.py says of a thing, and how it finds it."""
+
+import json
+import re
+import runpy
+import sys
+import webbrowser
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from written_run import write_run
+
+from ddpm_core import storage
+from ddpm_core.artifacts import run_record
+from ddpm_core.artifacts.manifest import make_index
+from ddpm_core.artifacts.report import write_report
+from ddpm_core.artifacts.run_record import hold
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from pipelines.naming import trajectory, unlike_paper
+from pipelines.recipes.config import Recipe, TrainStage
+
+ROOT = Path(__file__).parents[2]
+REPORT = "reports/small-0123456789ab"
+FIGURE = {
+    "name": "fd_random_conv",
+    "value": 4.5,
+    "of": "24 generated images",
+    "low": 4.0,
+    "high": 5.0,
+    "headline": True,
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run and a report about it, and no MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    store = str(tmp_path / "store")
+    facts = {"reference": "dataset 0123", "checkpoint": f"{write_run(store)}/checkpoints/step-00000002"}
+    write_report(storage.join(store, REPORT), [FIGURE, {**FIGURE, "name": "kid", "headline": False}], facts, "<p>", {})
+    return store
+
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """Exit code, stdout and stderr of show.py."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["show.py", *words, *([] if "--store" in words else ["--store", store])])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "pipelines/show.py"), run_name="__main__")
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def rows(out: str) -> dict[str, str]:
+    return dict(re.split("  +", line, maxsplit=1) for line in out.splitlines())
+
+
+def test_a_run_in_a_dozen_lines(typed: Typed, store: str) -> None:
+    code, out, err = typed("runs/small")
+    said = rows(out)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) <= 12
+    assert said["run"] == f"{store}/runs/small"
+    assert re.fullmatch(r"20..-..-.. ..:.. UTC, \d+ seconds ago; [\d.]+ [kM]B in 10 files", said["changed"])
+    assert re.match(
+        "digits: unet.base_channels 16, unet.channel_multipliers 1 2, .*schedule.rescale True", said["recipe"]
+    )
+    assert "linear" not in said["recipe"]  # the paper's
+    assert said["step"] == "2, after 8 images; loss 0.25 at step 2"
+    assert said["data"].endswith("datasets/small-0123456789ab")
+    assert said["checkpoints"] == f"2, the newest {store}/runs/small/checkpoints/step-00000002"
+    assert said["figures"] == "fd_random_conv 4.5 (95%: 4 to 5)"
+    assert said["page"] == f"{store}/{REPORT}/report.html"
+    assert not Path(store, "mlflow.db").exists()  # looking makes nothing
+
+
+def test_of_the_papers_own_settings_none_is_named() -> None:
+    """However a run's config says them: precision as it was resolved, averaging as it is done."""
+    index = make_index("", image_size=32, channels=3, class_names=(), shards=(), num_rejected=0)
+    assert unlike_paper(trajectory(Recipe(), index, None)) == {}
+    other = replace(Recipe(), train=TrainStage(ema_decay=0.9999, augment=0.1), schedule=ScheduleConfig(name="cosine"))
+    assert unlike_paper(trajectory(other, index, None)) == {
+        "schedule.name": "cosine",
+        "train.ema_decay": 0.9999,
+        "train.augment": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "small",
+        "runs/small/",
+        "{store}/runs/small",
+        "store/../store/runs/small",
+        "{store}/runs/small/checkpoints/step-00000001",
+    ],
+)
+def test_a_thing_has_several_names(typed: Typed, store: str, named: str) -> None:
+    named = f"./{named}" if named.startswith("store") else named.format(store=store)
+    elsewhere = ("--store", "nowhere") if named.startswith(("/", ".")) else ()
+    code, out, _ = typed(named, *elsewhere)
+    assert (code, rows(out)["run"]) == (0, f"{store}/runs/small")
+
+
+def test_json_has_figures_and_page(typed: Typed, store: str) -> None:
+    code, out, _ = typed(REPORT, "--json")
+    said = json.loads(out.splitlines()[-1])
+    assert (code, said["kind"], said["name"], said["opened"]) == (0, "report", REPORT, False)
+    assert said["figures"] == {"fd_random_conv": 4.5, "kid": 4.5}
+    assert said["page"] == f"{store}/{REPORT}/report.html"
+    assert said["lines"]["fd_random_conv"] == "4.5 (95%: 4 to 5), of 24 generated images"
+    assert said["lines"]["others"] == "kid 4.5"
+    assert said["lines"]["of"] == f"{store}/runs/small/checkpoints/step-00000002"
+    assert said["lines"]["recipe"].startswith("digits: unet.base_channels 16")
+
+
+def test_a_store_that_was_moved_refers_to_itself(typed: Typed, store: str) -> None:
+    moved = Path(store).rename(Path(store).with_name("moved"))
+    said = rows(typed(REPORT, "--store", str(moved))[1])
+    assert said["of"] == f"{moved}/runs/small/checkpoints/step-00000002"
+    assert said["recipe"].startswith("digits: ")
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_its_page_is_opened_where_there_is_a_browser(
+    typed: Typed, store: str, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: not opened.append(url) and takes)
+    code, out, err = typed("small", "--open", "--json")
+    page = f"{store}/{REPORT}/report.html"
+    assert (code, opened, json.loads(out.splitlines()[-1])["opened"]) == (0, [Path(page).as_uri()], takes)
+    assert err == ("" if takes else f"there is no browser here to open {page}\n")
+
+
+def test_what_has_no_page_is_seen_in_mlflow(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webbrowser, "open", lambda url: pytest.fail(url))
+    write_run(store, "other")
+    code, _, err = typed("other", "--open")
+    assert (code, err.count("\n")) == (0, 1)
+    assert re.match(r"it has no page; .*pipelines.tracking --store \S+ shows MLflow's", err)
+
+
+def test_an_mlflow_that_is_away_hides_nothing_else(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, out, err = typed("small")
+    assert (code, rows(out)["run"]) == (0, f"{store}/runs/small")
+    assert "which models are registered is not known: MLflow at http://127.0.0.1:9 cannot be opened" in err
+
+
+def test_what_is_under_way_is_said_to_be_so(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_record, "BEAT_S", 0.2)
+    with hold(storage.join(store, "runs/begun"), say=print):
+        said = rows(typed("begun")[1])
+    assert said["at work"].startswith("process ")
+    assert said["checkpoints"] == "none yet"
+    storage.write_bytes(storage.join(store, "datasets/half-0123456789ab/shard-000000.tar"), b"")
+    assert rows(typed("half-0123456789ab")[1])["state"] == "unfinished: a job is at it, or was killed"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("smal",), r"no smal in \S+/store; expected KIND/NAME or NAME as .*; did you mean small\?"),
+        (("runs/smal",), r"no runs/smal in \S+; .*; did you mean runs/small\?"),
+        (("twice",), r"twice is runs/twice and sweeps/twice; expected one of them"),
+        (("models:/digits/1",), r"models:/digits/1: no model is registered in \S+/store; expected another --store, .*"),
+        (("models:/digits",), r"models:/digits names no model; expected models:/NAME@ALIAS or .*"),
+        ((), r"nothing is named; expected `python pipelines/show.py RUN.*` .*"),
+        (("small", "--opne"), r".*did you mean --open.*"),
+    ],
+)
+def test_a_mistake_is_one_line(typed: Typed, store: str, words: tuple[str, ...], said: str) -> None:
+    for kind in ("runs", "sweeps"):
+        storage.write_bytes(f"{store}/{kind}/twice/run.json", b"{}")
+    code, out, err = typed(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.fullmatch(f"error: {said}\n", err), err
+    assert not Path(store, "mlflow.db").exists()

@@ -49,7 +49,13 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
     try:
         return _strict.structure(plain, kind)
     except cattrs.BaseValidationError as error:
-        raise InputError(f"not a {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from None
+        told = cattrs.transform_error(error, format_exception=_told)
+        raise InputError(f"not a {kind.__name__}: {'; '.join(told)}") from None
+
+
+def _told(error: BaseException, kind: Any) -> str:
+    """What a config itself said of a value that is out of its range is kept."""
+    return str(error) if isinstance(error, InputError) else cattrs.v.format_exception(error, kind)
 
 
 def _plain(value: Any) -> Any:

@@ -52,6 +52,7 @@ class EvaluateArgs:
     """Whose samples to judge, and how."""
 
     recipe: tyro.conf.Suppress[str] = ""
+    file: tyro.conf.Suppress[str] = ""
     store: str = field(default_factory=default_store)
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     model: str | None = None

@@ -8,13 +8,13 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.report_page import DatasetFacts, ModelFacts
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, as_named
 from pipelines.subject import Subject
 
 
 def command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Features) -> str:
     """The one that gives this report again."""
-    config, words = recipe.evaluate, ["python", "pipelines/evaluate.py", recipe.recipe, "--store", recipe.store]
+    config, words = recipe.evaluate, ["python", "pipelines/evaluate.py", as_named(recipe), "--store", recipe.store]
     if subject.model:
         words += ["--model", subject.model[0].uri, "--sample.num-images", str(subject.images.num_images)]
     else:

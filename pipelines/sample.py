@@ -32,8 +32,8 @@ from pipelines.cli.invocation import typed
 from pipelines.cli.output import check_output, write_output
 from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
-from pipelines.recipes.config import SampleStage, default_store
-from pipelines.recipes.recipes import make
+from pipelines.recipes.config import SampleStage, as_named, default_store
+from pipelines.recipes.files import find_recipe
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
@@ -46,6 +46,7 @@ class SampleArgs:
     """Whose images, how many, and how."""
 
     recipe: tyro.conf.Suppress[str] = ""
+    file: tyro.conf.Suppress[str] = ""
     store: str = field(default_factory=default_store)
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     model: str | None = None
@@ -116,9 +117,9 @@ def run(args: SampleArgs) -> Outcome:
         write_output(sampled.samples, weights, args.sample, args.out)
     these = [
         *(["--model", args.model] if args.model else []),
-        *changed_flags("sample", args.sample, make(args.recipe).sample),
+        *changed_flags("sample", args.sample, find_recipe(as_named(args)).sample),
     ]
-    following = typed("evaluate.py", args.recipe, *these, store=args.store)
+    following = typed("evaluate.py", as_named(args), *these, store=args.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri, **({"out": args.out} if args.out else {})},
         metrics={"images": args.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},

@@ -24,7 +24,7 @@ from pipelines.cli.checks import check_data, data_census, data_summary
 from pipelines.cli.command import Outcome, named_source, run_command
 from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_a_cpu
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, as_named
 
 _OFTEN = (
     "data.source", "data.image_size", "data.channels", "data.fit", "data.labels", "data.test_fraction", "data.validation_fraction",
@@ -59,7 +59,7 @@ def run(recipe: Recipe) -> Outcome:
             "contact sheet": storage.join(index.uri, SHEET_NAME),
         },
         metrics={"digest": index.digest, **index.counts, "rejected": index.num_rejected},
-        next=typed("train.py", recipe.recipe, *named_source(recipe), store=recipe.store),
+        next=typed("train.py", as_named(recipe), *named_source(recipe), store=recipe.store),
     )
 
 

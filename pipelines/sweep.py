@@ -37,7 +37,7 @@ from pipelines.cli.parsing import parse
 from pipelines.cluster.placement import check_here, for_a_cpu, for_trials, for_workers_of_trials
 from pipelines.naming import digest
 from pipelines.progress import counted
-from pipelines.recipes.config import Recipe, SweepStage
+from pipelines.recipes.config import Recipe, SweepStage, as_named
 from pipelines.subject import of_model
 from pipelines.sweeping.identity import identity_of
 from pipelines.sweeping.plan import settings_of, shape_of, space_of, trials_at
@@ -185,7 +185,7 @@ def run(args: SweepArgs) -> Outcome:
         following = typed("workflow.py", swept.winner_uri, store=args.store)
     else:
         flags = flags_of(best.setting)
-        following = typed("sample.py", args.recipe, "--model", str(args.model), *flags, store=args.store)
+        following = typed("sample.py", as_named(args), "--model", str(args.model), *flags, store=args.store)
     return Outcome(
         made={"sweep": swept.page_uri, "winner": swept.winner_uri, **promoted},
         metrics={"ranking": [_json(row) for row in swept.ranking], "verdict": swept.verdict, "state": swept.state},
@@ -233,9 +233,9 @@ def _json(row: "Ranked") -> dict[str, Any]:
 
 def _promote(pipeline: "Pipeline", swept: "Swept", index: DatasetIndex) -> dict[str, str]:
     """Sample and evaluate the winner, which is trained already."""
-    from pipelines.recipes.files import read_recipe
+    from pipelines.recipes.files import find_recipe
 
-    recipe = replace(read_recipe(swept.winner_uri), store=pipeline.recipe.store)
+    recipe = replace(find_recipe(swept.winner_uri), store=pipeline.recipe.store)
     winner = replace(pipeline, recipe=recipe)
     trained = winner.train(index)
     weights = winner.find_weights(trained.checkpoint_uri)

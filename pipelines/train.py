@@ -25,7 +25,7 @@ from pipelines.cli.costs import training_cost
 from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.progress import counted
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, as_named
 
 _OFTEN = (
     "data.source", "data.image_size", "data.channels", "dataset", "train.steps", "train.batch_size", "train.learning_rate",
@@ -73,7 +73,7 @@ def run(args: TrainArgs) -> Outcome:
             **({"model": f"models:/{name}/{trained.version}"} if trained.version else {}),
         },
         metrics={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
-        next=typed("sample.py", args.recipe, "--model", trained.checkpoint_uri, store=args.store),
+        next=typed("sample.py", as_named(args), "--model", trained.checkpoint_uri, store=args.store),
     )
 
 

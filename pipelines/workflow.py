@@ -41,7 +41,7 @@ from pipelines.cli.costs import evaluation_cost, sampling_cost, sampling_time, t
 from pipelines.cli.invocation import typed, ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling, for_training
 from pipelines.progress import counted
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, as_named
 from pipelines.subject import of_model
 from pipelines.tracking import TrackingError, is_server
 
@@ -149,7 +149,7 @@ def _run(pipeline: "Pipeline", seeds: int) -> Outcome:
     return Outcome(
         made={**made, "model": f"models:/{pipeline.model_name}/{version}", "MLflow": shown},
         metrics={**metrics, **clock.took, "promoted": promotion.promoted},
-        next=typed("sample.py", pipeline.recipe.recipe, "--num-images", "4096", store=pipeline.recipe.store),
+        next=typed("sample.py", as_named(pipeline.recipe), "--num-images", "4096", store=pipeline.recipe.store),
     )
 
 

@@ -21,8 +21,8 @@ from pipelines.cluster.address import cluster_address
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.session import Terminated
 from pipelines.progress import shown
-from pipelines.recipes.config import Recipe
-from pipelines.recipes.recipes import make
+from pipelines.recipes.config import Recipe, as_named
+from pipelines.recipes.files import find_recipe
 from pipelines.tracking.store import check_place
 
 _INTERRUPTED = 130
@@ -165,14 +165,16 @@ def _show(outcome: Outcome, as_json: bool) -> None:
 def as_recipe(args: Any) -> Recipe:
     """The recipe behind a command's flags: its fields where the command has them, the recipe's own elsewhere."""
     of_recipe = {f.name for f in fields(Recipe)}
-    return replace(make(args.recipe), **{f.name: getattr(args, f.name) for f in fields(args) if f.name in of_recipe})
+    return replace(
+        find_recipe(as_named(args)), **{f.name: getattr(args, f.name) for f in fields(args) if f.name in of_recipe}
+    )
 
 
 def named_source(recipe: Recipe) -> list[str]:
     """The flags that name the dataset, or the raw images and what is made of them, where the recipe's name does not say it."""
     if recipe.dataset is not None:
         return ["--dataset", recipe.dataset]
-    own = make(recipe.recipe).data
+    own = find_recipe(as_named(recipe)).data
     return changed_flags("data", recipe.data, replace(own, source=source_uri(own.source)))
 
 

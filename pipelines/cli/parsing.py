@@ -20,9 +20,9 @@ from pipelines.cli.invocation import as_typed
 from pipelines.cli.short_help import short_help
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
-from pipelines.recipes.files import read_recipe
+from pipelines.recipes.files import KEPT, find_recipe
 from pipelines.recipes.fitting import fitted
-from pipelines.recipes.recipes import RECIPES, make
+from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.resolve import find_dataset
 
 A = TypeVar("A")
@@ -46,13 +46,7 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str, often: 
         SystemExit: with 0, after --help.
     """
     name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
-    if name.endswith(".toml"):
-        recipe = read_recipe(storage.absolute(name))
-    elif name in RECIPES:
-        recipe = make(_recipe_of_model(argv) or name)
-    else:
-        expected = f"{', '.join(RECIPES)}, or a file NAME.toml"
-        raise InputError(f"unknown recipe {name!r}; expected one of {expected}{nearest(name, RECIPES)}")
+    recipe = find_recipe((name in RECIPES and _recipe_of_model(argv)) or name)
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     if often and {"-h", "--help"} & set(argv):
@@ -99,15 +93,16 @@ def _fitted(recipe: R) -> R:
 
 
 def _recipe_of_model(argv: list[str]) -> str | None:
-    """The recipe of the model that --model names: it says how its images are made, whichever recipe is typed."""
+    """The recipe of the model that --model names, or the file that a project's run keeps, which say how its images are made."""
     words = [word for each in argv for word in each.split("=", 1)]
     model = words[words.index("--model") + 1] if "--model" in words[:-1] else ""
     if registered := re.match(r"models:/ddpm-([^@/]+)[@/]", model):
-        name = registered[1]
-    else:
-        checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
-        name = recipe_of(checkpoint) if checkpoint else ""
-    return name if name in RECIPES else None
+        return registered[1] if registered[1] in RECIPES else None
+    checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
+    if checkpoint is None:
+        return None
+    name, kept = recipe_of(checkpoint), storage.join(checkpoint.rpartition("/checkpoints/")[0], KEPT)
+    return name if name in RECIPES else kept if storage.exists(kept) else None
 
 
 def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, about: str) -> A:
@@ -165,7 +160,7 @@ def _recipes() -> str:
     )
     return (
         f"RECIPE (default: digits; any flag below overrides its field):\n{recipes}\n"
-        "  NAME.toml: one of these with changes, as a sweep writes its winner"
+        "  NAME.toml: one of these with changes, as a sweep writes its winner; or a project, as `ddpm new NAME` writes it"
     )
 
 

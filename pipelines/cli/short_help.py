@@ -40,7 +40,7 @@ def short_help(program: str, about: str, args: Any, often: Sequence[str], word: 
     if word:
         parts.append("flags that most people use:")
     else:
-        recipes = f"RECIPE: {', '.join(RECIPES)}, or a file NAME.toml; digits unless named"
+        recipes = f"RECIPE: {', '.join(RECIPES)}, or a file NAME.toml (`ddpm new` writes one); digits unless named"
         parts.append(textwrap.fill(recipes, width, subsequent_indent="  "))
         parts.append(f"flags that most people use, with what they are for {args.recipe}:")
     lines = [_line(flag, meaning, width) for flag, meaning in (shown | _OF_ALL).items()]

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 import tyro
@@ -182,6 +182,9 @@ class Recipe:
     store: str = field(default_factory=default_store)
     """Where all artifacts go: a folder or s3://bucket/prefix."""
     recipe: tyro.conf.Suppress[str] = ""
+    """The name under which its datasets, runs and models lie: a recipe's, or a project's."""
+    file: tyro.conf.Suppress[str] = field(default="", metadata={"unless_default": True})
+    """The file that says all this, as it was typed; empty where a name did."""
     name: str | None = None
     """Name of the run; by default the recipe's name and a digest of what decides its weights."""
     dataset: str | None = None
@@ -198,6 +201,27 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name)
+
+
+def as_named(args: Any) -> str:
+    """How a recipe is named on a command line, or flags that have its `recipe` and `file`: by the file, else by name."""
+    return str(args.file or args.recipe)
+
+
+def check_folder_name(what: str, name: str) -> None:
+    """Refuse a name that cannot begin those of datasets and models everywhere.
+
+    Args:
+        what: it names.
+
+    Raises:
+        InputError: in one line.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise InputError(
+            f"{what} is {name!r}; expected up to 100 of the letters A to Z, digits, dots, dashes and underscores, the first a "
+            "letter or digit"
+        )
 
 
 def check_name(name: str) -> None:

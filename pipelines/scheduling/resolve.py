@@ -10,6 +10,7 @@ from pathlib import Path
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
+from pipelines.recipes.files import SUFFIX, find_recipe
 from pipelines.scheduling.jobs import as_process
 from pipelines.tracking import open_tracking, resolve_model
 
@@ -43,6 +44,8 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
     count = max((int(each) for each in counts if each.isdecimal()), default=0)
     if count > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
         raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED} given")
+    if arguments and arguments[0].endswith(SUFFIX):  # a tick has another working directory
+        arguments = [storage.absolute(arguments[0]), *arguments[1:]]
     return ("python", _DOOR, *arguments)
 
 
@@ -84,8 +87,9 @@ def first_seed(tick: datetime) -> int:
 
 
 def recipe_of(command: Sequence[str]) -> str:
-    """The recipe that a checked command names."""
-    return command[2] if len(command) > 2 and not command[2].startswith("-") else "digits"
+    """The name of the recipe, or of the file's, that a checked command names."""
+    named = command[2] if len(command) > 2 and not command[2].startswith("-") else "digits"
+    return find_recipe(named).recipe if named.endswith(SUFFIX) else named
 
 
 def resolved(store: str, recipe: str, model: str) -> str:

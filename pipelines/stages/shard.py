@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -27,11 +26,12 @@ from ddpm_core.data.sources import (
     source_identity,
     source_uri,
 )
-from ddpm_core.errors import InputError
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
 from pipelines.progress import say
+from pipelines.recipes.config import check_folder_name
+from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.resolve import find_dataset
 
 _IDENTITY_FIELDS = (
@@ -47,7 +47,6 @@ _IDENTITY_FIELDS = (
     "class_level",
 )
 _SOURCES = "sources"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def source_key(config: DataConfig, grows: DatasetIndex | None = None) -> str:
@@ -79,8 +78,7 @@ def run_shard(
         InputError: one line, for a name that cannot be a folder's, a source that cannot be used, or too many bad images.
         StorageError: if the store cannot be reached.
     """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"the dataset's name is {name!r}; expected letters, digits, '.', '_' and '-' only")
+    check_folder_name("the dataset's name", name)
     labels = config.labels if config.labels in ("", "none") else storage.absolute(config.labels)
     config = replace(config, source=source_uri(config.source), labels=labels)
     grows = find_dataset(config.grows, store) if config.grows else None
@@ -131,13 +129,22 @@ def _write(
 
 
 def _known(folder: str, key: str, name: str) -> DatasetIndex | None:
-    """The dataset that the source was found to be; or that code before this one named by its source."""
+    """The dataset that the source was found to be; or that code before this one named by its source.
+
+    One that lies under another name is taken between recipes alone: a project has its own, which no other one can remove.
+    """
     try:
-        dataset = json.loads(storage.read_bytes(_pointer(folder, key)))["dataset"]
+        found = json.loads(storage.read_bytes(_pointer(folder, key)))
+        own, other = f"{name}-{found['digest'][:12]}", found["dataset"]
     except FileNotFoundError:
-        dataset = f"{name}-{key}"
-    uri = storage.join(folder, dataset)
-    return read_index(uri) if storage.exists(index_uri(uri)) else None
+        own = other = f"{name}-{key}"
+    owner = other.rpartition("-")[0]
+    shared = owner == name or {owner, name} <= RECIPES.keys()
+    for dataset in dict.fromkeys((own, *([other] if shared else []))):
+        uri = storage.join(folder, dataset)
+        if storage.exists(index_uri(uri)):
+            return read_index(uri)
+    return None
 
 
 def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIndex:

@@ -167,7 +167,7 @@ def _write_outcome(sweep: _Sweep, ranking: list[Ranked], recipe: Recipe, state: 
     """
     folder, agenda = sweep.hold.folder, sweep.agenda
     said = verdict(ranking, agenda.metric)
-    winner = recipe_file(apply(recipe, ranking[0].setting), f"The winner of the sweep in {folder}")
+    winner = recipe_file(apply(recipe, ranking[0].setting), f"The winner of the sweep in {folder}.")
     winner_uri, page_uri = (storage.join(folder, name) for name in ("winner.toml", "sweep.html"))
     storage.write_bytes(winner_uri, winner.encode())
     page = sweep_page(

@@ -31,7 +31,7 @@ from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import Machine, RunHandle
-from pipelines.training.run import check_run, run_name, worker_spec
+from pipelines.training.run import check_run, keep_recipe, run_name, worker_spec
 from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator, averaged_model
 
@@ -66,6 +66,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
         with hold_run(run_uri, say=say) as hold, Gauges(run=name) as gauges:
             gauges.set(RUN_HELD_SINCE, datetime.fromisoformat(hold.holder.since).timestamp(), host=hold.holder.host)
             done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
+            keep_recipe(recipe, run_uri)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex
@@ -19,6 +20,8 @@ from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
 from pipelines.naming import code_version, digest, trajectory
 from pipelines.recipes.config import Recipe
+from pipelines.recipes.files import KEPT, recipe_file
+from pipelines.recipes.recipes import RECIPES
 
 
 def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:
@@ -27,6 +30,16 @@ def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> 
         return recipe.name
     decides = {**trajectory(recipe, index, origin(init_from)), "dataset": index.digest}
     return f"{recipe.recipe}-{digest(decides)}"
+
+
+def keep_recipe(recipe: Recipe, run_uri: str) -> None:
+    """A project's settings as they were trained, flags and all, beside the run: a file that every command takes.
+
+    A recipe's are in the code, and its runs need none.
+    """
+    if recipe.recipe not in RECIPES:
+        text = recipe_file(recipe, f"As the run {run_uri.rpartition('/')[2]} was trained, flags included.")
+        storage.write_bytes(storage.join(run_uri, KEPT), text.encode())
 
 
 def origin(init_from: Weights | None) -> str | None:

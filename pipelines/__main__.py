@@ -10,7 +10,7 @@ from ddpm_core.errors import nearest
 from pipelines.cli import invocation
 
 _FOLDER = Path(__file__).parent
-_STAGES = "workflow", "shard", "train", "sample", "evaluate", "sweep"
+_STAGES = "new", "workflow", "shard", "train", "sample", "evaluate", "sweep"
 _OTHERS = "show", "export", "schedule", "registry", "store", "doctor"
 _COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)} | {"ui": _FOLDER / "tracking/__main__.py"}
 
@@ -39,9 +39,8 @@ def _overview() -> str:
     about["ui"] = "MLflow's pages of a store, on loopback."
     lines = [f"  {name:9} {said}" for name, said in about.items()]
     first = "usage: ddpm COMMAND ...\n\nImages in; a trained, registered and judged diffusion model, and its samples, out.\n"
-    return "\n".join(
-        [first, *lines, "\n`ddpm COMMAND --help` says more; `ddpm workflow` does it all on handwritten digits."]
-    )
+    more = "`ddpm COMMAND --help` says more; `ddpm workflow` does it all on handwritten digits, `ddpm new` begins with your images."
+    return "\n".join([first, *lines, f"\n{more}"])
 
 
 if __name__ == "__main__":

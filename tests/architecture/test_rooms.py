@@ -16,7 +16,7 @@ from ddpm_core.serialization import to_json
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = sorted((ROOT / "ddpm_core").rglob("*.py"))
-COMMANDS = ["shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule", "show", "export"]
+COMMANDS = ["new", "shard", "train", "sweep", "sample", "evaluate", "workflow", "schedule", "show", "export"]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

@@ -90,7 +90,7 @@ def test_a_command_by_its_name_is_that_of_its_file(tmp_path: Path) -> None:
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert unknown.stderr.endswith("did you mean train?\n")
     overview = ended()
-    assert (overview.returncode, len(overview.stdout.splitlines())) == (0, 19)
+    assert (overview.returncode, len(overview.stdout.splitlines())) == (0, 20)
     planned = ended("train", "digits", "--train.steps", "3", "--store", str(tmp_path), "--dry-run", "--json")
     assert '"steps": 3' in planned.stdout
     wrong = ended("train", "digits", "--train.step", "3")

@@ -8,7 +8,6 @@ in its run is said by `checkpoint_store.py`.
 """
 
 import hashlib
-import io
 import json
 import re
 import uuid
@@ -253,5 +252,7 @@ def read_history(uri: str) -> list[HistoryRow]:
 
 
 def _history_of(uri: str, state: dict[str, Any]) -> list[HistoryRow]:
-    rows: list[HistoryRow] = pq.read_table(io.BytesIO(read_part(uri, "history", state))).to_pylist()
+    rows: list[HistoryRow] = pq.read_table(
+        pa.BufferReader(read_part(uri, "history", state)), use_threads=False
+    ).to_pylist()
     return rows

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ddpm_core import storage
+from ddpm_core.artifacts.parquet import opened_parquet
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.types import ImageSize, canonical_size
 
@@ -184,13 +185,13 @@ def read_rows(dataset: DatasetIndex | str, shard_number: int) -> pa.Table:
             raise InputError(
                 f"the dataset at {uri} has shards 0 to {file.num_row_groups - 1}; number {shard_number} was asked for"
             )
-        return file.read_row_group(shard_number).replace_schema_metadata(None)
+        return file.read_row_group(shard_number, use_threads=False).replace_schema_metadata(None)
 
 
 @contextmanager
 def _open(uri: str) -> Iterator[pq.ParquetFile]:
     try:
-        with storage.open_read(index_uri(uri)) as stream, pq.ParquetFile(stream) as file:
+        with opened_parquet(index_uri(uri)) as file:
             yield file
     except FileNotFoundError:
         raise MissingError(f"no dataset at {uri}: it has no {INDEX_NAME}; make it with pipelines/shard.py") from None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import DatasetIndex, index_uri
+from ddpm_core.artifacts.parquet import parquet_file
 from ddpm_core.data.images import decode_png
 from ddpm_core.data.shard_cache import DAMAGED, open_copy
 from ddpm_core.errors import InputError, MissingError
@@ -49,7 +50,7 @@ class _Rows:
             with self._lock:  # one file, which is at one place at a time
                 if self._file is None:
                     self._file = self._opened(uri)
-                rows = self._file.read_row_group(number, columns=_COLUMNS)
+                rows = self._file.read_row_group(number, columns=_COLUMNS, use_threads=False)
         except (FileNotFoundError, storage.StorageError):
             raise
         except (pa.ArrowInvalid, OSError) as error:  # an OSError is how pyarrow tells of what cannot be decompressed
@@ -61,7 +62,7 @@ class _Rows:
     def _opened(self, uri: str) -> pq.ParquetFile:
         stream = storage.open_read(uri)
         weakref.finalize(self, stream.close)
-        file = pq.ParquetFile(stream)
+        file = parquet_file(stream)
         digest = json.loads((file.schema_arrow.metadata or {}).get(b"ddpm", b"{}")).get("digest")
         if digest != self._index.digest:
             raise InputError(

@@ -5,12 +5,11 @@ import json
 import re
 from collections.abc import Iterator
 
-import pyarrow.parquet as pq
-
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import is_sound
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import read_index
+from ddpm_core.artifacts.parquet import opened_parquet
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.sample_set import missing_blocks, read_images, read_sample_set
 from pipelines.housekeeping.inventory import Item
@@ -47,8 +46,9 @@ def _of_samples(item: Item) -> Iterator[str]:
             if missing := missing_blocks(sample_set):
                 yield f"{name}: {len(missing)} blocks are missing, the first is that of seed {missing[0]}"
                 continue
-            with storage.open_read(sample_set.set_uri.removesuffix(".json") + ".parquet") as file:
-                expected = dict(zip(*pq.read_table(file, columns=["seed", "sha256"]).to_pydict().values(), strict=True))
+            with opened_parquet(sample_set.set_uri.removesuffix(".json") + ".parquet") as file:
+                table = file.read(columns=["seed", "sha256"], use_threads=False)
+            expected = dict(zip(*table.to_pydict().values(), strict=True))
             wrong = [
                 seed for seed, png in read_images(sample_set) if hashlib.sha256(png).hexdigest() != expected.get(seed)
             ]

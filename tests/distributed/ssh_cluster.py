@@ -153,7 +153,7 @@ def store() -> Iterator[dict[str, str]]:
         server.stop()
 
 
-def furnish(machine: Machine, user: str, key: str, env: dict[str, str]) -> None:
+def furnish(machine: Machine, user: str, key: str, env: dict[str, str], first: str) -> None:
     """Its folder: what a fresh Debian has of accounts and hosts, the key, and the environment that a login sees."""
     name, etc = machine.name, machine.folder / "etc"
     home = machine.folder / ("root" if user == "root" else f"home/{user}")
@@ -172,7 +172,7 @@ def furnish(machine: Machine, user: str, key: str, env: dict[str, str]) -> None:
     )
     (home / ".ssh/authorized_keys").write_text(key)
     for file in (".bashrc", ".profile"):
-        shutil.copy(Path("/etc/skel") / file, home)
+        (home / file).write_text(first + (Path("/etc/skel") / file).read_text())
     cache = CACHE / user
     cache.mkdir(parents=True, exist_ok=True)
     if user != "root":
@@ -180,8 +180,9 @@ def furnish(machine: Machine, user: str, key: str, env: dict[str, str]) -> None:
 
 
 def switch_on(machine: Machine) -> None:
-    etc = machine.folder / "etc"
-    machine.start(SSHD, {"PATH": os.environ["PATH"], "ETC": str(etc)}, machine.folder / "sshd.log")
+    """With this script's Python where it lies, which may be a home's folder: `mixed` wants it."""
+    env = {"PATH": os.environ["PATH"], "ETC": str(machine.folder / "etc")}
+    machine.start(SSHD, env, machine.folder / "sshd.log", visible=[Path(sys.base_prefix)])
 
 
 def make_laptop(folder: Path, user: str) -> Laptop:
@@ -214,8 +215,8 @@ def make_laptop(folder: Path, user: str) -> Laptop:
 
 
 @contextlib.contextmanager
-def machines(user: str, of_one: dict[str, str]) -> Iterator[tuple[Laptop, list[Machine]]]:
-    """Three, and a laptop; the last one has an environment of its own besides."""
+def machines(user: str, of_one: str = "") -> Iterator[tuple[Laptop, list[Machine]]]:
+    """Three, and a laptop; the last one's shells begin with `of_one`."""
     folder = Path(tempfile.mkdtemp(prefix="ssh-cluster-", dir="/var/tmp"))
     folder.chmod(0o755)
     found: list[Machine] = []
@@ -229,9 +230,8 @@ def machines(user: str, of_one: dict[str, str]) -> Iterator[tuple[Laptop, list[M
         laptop = make_laptop(folder / "laptop", user)
         key = (folder / "laptop/.ssh/id_ed25519.pub").read_text()
         for number, name in enumerate("abc"):
-            own = {**env, **(of_one if name == "c" else {})}
             found.append(Machine(name, 11 + number, NETWORK, folder / name))
-            furnish(found[-1], user, key, own)
+            furnish(found[-1], user, key, env, of_one if name == "c" else "")
         stack.callback(lambda: [machine.die() for machine in found])
         for machine in found:
             switch_on(machine)
@@ -290,7 +290,7 @@ def up(laptop: Laptop) -> None:
 
 def life(user: str) -> None:
     """Up, a job, a machine that dies and comes back, down."""
-    with machines(user, {}) as (laptop, found):
+    with machines(user) as (laptop, found):
         up(laptop)
         with phase("both workers are set up and have joined"):
             done = nodes(laptop)
@@ -373,7 +373,7 @@ def mixed() -> None:
     if found[0] == found[1]:
         print("            left out: this machine has one Python alone")
         return
-    with machines("root", {"PATH": f"{other}:/usr/sbin:/usr/bin:/sbin:/bin"}) as (laptop, _machines):
+    with machines("root", f'export PATH="{other}:$PATH"\n') as (laptop, _machines):
         up(laptop)
         with phase("the other one joins, machine c does not"):
             done = nodes(laptop, 120)

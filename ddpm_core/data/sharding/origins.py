@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import INDEX_NAME
+from ddpm_core.artifacts.parquet import opened_parquet
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.fit import Fit
 from ddpm_core.data.sources import ImageFiles, Source
@@ -109,20 +110,20 @@ def read_head(uri: str) -> OriginsHead:
 def read_origins(uri: str, group: int) -> pa.Table:
     """The origins of one shard, by its number among them; only its row group is fetched."""
     with _open(uri) as file:
-        return file.read_row_group(group).replace_schema_metadata(None)
+        return file.read_row_group(group, use_threads=False).replace_schema_metadata(None)
 
 
 def each_origins(uri: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Some columns of the origins of every shard, in their order."""
     with _open(uri) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=list(columns))
+            yield file.read_row_group(group, columns=list(columns), use_threads=False)
 
 
 @contextmanager
 def _open(uri: str) -> Iterator[pq.ParquetFile]:
     try:
-        with storage.open_read(storage.join(uri, ORIGINS_NAME)) as stream, pq.ParquetFile(stream) as file:
+        with opened_parquet(storage.join(uri, ORIGINS_NAME)) as file:
             yield file
     except FileNotFoundError:
         raise InputError(

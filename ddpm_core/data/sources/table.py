@@ -6,7 +6,6 @@ cache once, with an index of where each lies.
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core import storage
+from ddpm_core.artifacts.parquet import opened_parquet
 from ddpm_core.data.sources.base import Listing, RawImage, check_file_size, class_counts
 from ddpm_core.data.sources.cache import Room, cached, fetched, make_room
 from ddpm_core.data.sources.damage import worded
@@ -95,15 +95,8 @@ def open_parquet(uris: Sequence[str], rule: LabelRule = NO_RULE) -> TableSource:
     return source
 
 
-@contextmanager
-def _opened(uri: str) -> Iterator[pq.ParquetFile]:
-    """A file where it lies."""
-    with storage.open_read(uri) as stream, pq.ParquetFile(stream) as file:
-        yield file
-
-
 def _num_rows(uri: str) -> int:
-    with _opened(uri) as file:
+    with opened_parquet(uri) as file:
         promised, groups = int(file.metadata.num_rows), range(file.metadata.num_row_groups)
         _check_rows(sum(file.metadata.row_group(group).num_rows for group in groups), promised, uri)
         return promised
@@ -196,7 +189,7 @@ def _labels(uris: Sequence[str], where: str, rule: LabelRule, num_rows: int) -> 
     given: dict[str, tuple[str, ...]] = {}
     column = ""
     for uri in uris:
-        with _opened(uri) as file:
+        with opened_parquet(uri) as file:
             schema = file.schema_arrow
             image = _image_column(schema, uri)
             found = _label_column(schema)
@@ -208,7 +201,7 @@ def _labels(uris: Sequence[str], where: str, rule: LabelRule, num_rows: int) -> 
                 continue
             column = found
             given |= {uri: _named_classes(schema, found)}
-            labels = file.read([found])[found]
+            labels = file.read([found], use_threads=False)[found]
             _check_rows(len(labels), rows, uri)
             chunks.append(plain_labels(labels, f"{found} in {uri}"))
     if not column:

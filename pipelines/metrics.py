@@ -105,8 +105,8 @@ def tell(metric: Metric, value: float, **tags: str) -> bool:
         if ray is None or not ray.is_initialized():
             return False
         getattr(_instrument(metric), _HOW[metric.kind])(value, tags)
-    except Exception:  # nobody's training ends because a figure of it is not seen
-        logger.debug("%s could not be told", metric.name, exc_info=True)
+    except Exception as error:  # nobody's training ends because a figure of it is not seen
+        _cannot_tell(metric, f"{type(error).__name__}: {error}")
     return True
 
 
@@ -116,13 +116,16 @@ class Gauges:
     def __init__(self, **tags: str) -> None:
         self._tags = tags
         self._standing: dict[tuple[Metric, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()  # else a value could be told again after the one that came in its place
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def set(self, metric: Metric, value: float, **tags: str) -> None:
         """Set one; `tags` are those that the others do not have."""
-        self._standing[metric, tuple(tags.items())] = value
-        if tell(metric, value, **self._tags, **tags) and self._thread is None:
+        with self._lock:
+            self._standing[metric, tuple(tags.items())] = value
+            there = tell(metric, value, **self._tags, **tags)
+        if there and self._thread is None:
             self._thread = threading.Thread(target=self._set_again, name="gauges", daemon=True)
             self._thread.start()
 
@@ -138,8 +141,15 @@ class Gauges:
 
     def _set_again(self) -> None:
         while not self._ended.wait(_AGAIN_S):
-            for (metric, tags), value in list(self._standing.items()):
-                tell(metric, value, **self._tags, **dict(tags))
+            with self._lock:
+                for (metric, tags), value in self._standing.items():
+                    tell(metric, value, **self._tags, **dict(tags))
+
+
+@cache
+def _cannot_tell(metric: Metric, why: str) -> None:
+    """Said once each, where logs are kept and not on a terminal: as a command ends, Ray may be gone first."""
+    logger.info("the metric %s is not told: %s", metric.name, why)
 
 
 @cache

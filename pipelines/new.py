@@ -85,10 +85,14 @@ def check(args: NewArgs) -> None:
         raise InputError(f"project is {args.name!r}; expected a name, of which the file is made: {args.name[:-5]!r}")
     check_project(args.name)
     if os.path.lexists(args.file):
-        raise InputError(f"there is a file {args.file} already, which stays as it is; expected another name")
+        raise _is_there(args)
     if not args.data.source:
         raise InputError("data.source is empty; expected your images: --data.source FOLDER")
     open_source(args.data.source)
+
+
+def _is_there(args: NewArgs) -> InputError:
+    return InputError(f"there is a file {args.file} already, which stays as it is; expected another name")
 
 
 def _chosen(args: NewArgs) -> tuple[Survey, Chosen]:
@@ -138,11 +142,8 @@ def run(args: NewArgs) -> Outcome:
     costs = costs_here(chosen.recipe)
     for line in costs:
         print(line)
-    try:
-        with open(args.file, "x") as file:
-            file.write(_text(args, found, chosen, costs))
-    except FileExistsError:
-        raise InputError(f"there is a file {args.file} already, which stays as it is; expected another name") from None
+    if not storage.create_bytes(storage.absolute(args.file), _text(args, found, chosen, costs).encode()):
+        raise _is_there(args)
     data, train = chosen.recipe.data, chosen.recipe.train
     return Outcome(
         made={"project": args.file},

@@ -1,7 +1,7 @@
 """Parquet files where they lie, read without pyarrow's threads.
 
 Those let a file of Python's go some time after the table is there. Where the process ends in between, they ask for an interpreter
-that is gone, and abort it: exit code 134 after all was done, in 2 of 60 short processes (apache/arrow, issues 33975 and 34314).
+that is gone, and abort it: exit code 134 after all was done, in 20 of 60 short processes (apache/arrow, issues 33975 and 34314).
 So whoever reads says `use_threads=False`, too.
 """
 

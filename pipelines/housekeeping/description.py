@@ -17,7 +17,7 @@ from ddpm_core.artifacts.run_record import read_record
 from ddpm_core.artifacts.sample_set import SampleSet, read_sample_set
 from ddpm_core.data.pixels import CHANNELS
 from ddpm_core.data.sharding.census import CENSUS_NAME, SHEET_NAME
-from ddpm_core.errors import UserError
+from ddpm_core.errors import MissingError
 from ddpm_core.evaluation.figures import Figure, number
 from ddpm_core.types import height_and_width
 from pipelines.housekeeping.inventory import KINDS, UNFINISHED, Item, age, size_words
@@ -192,10 +192,14 @@ def _figures(report: Item) -> tuple[list[Figure], dict[str, Any]]:
 
 
 def _trained(checkpoint: str, store: str) -> list[tuple[str, str]]:
-    """Of a checkpoint: how it was trained, on what, and how far; nothing if it does not stand any more."""
+    """Of a checkpoint: how it was trained, on what, and how far; nothing if it does not stand any more.
+
+    Raises:
+        InputError: in one line, if it is damaged.
+    """
     try:
         state, history = read_state(checkpoint), read_history(checkpoint)
-    except (OSError, UserError):
+    except MissingError:
         return []
     versions = dict(state["versions"])
     recipe = versions.pop("recipe", "") or "not known"

@@ -2,16 +2,14 @@
 
 import json
 import re
-import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from written_run import MODEL, SIZE, T, tensors, write_run
+from written_run import MODEL, SIZE, T, Typed, tensors, typing, write_run
 
 import ddpm_core
 from ddpm_core import storage
@@ -28,24 +26,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "store")
 
 
-Typed = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def typed(store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """Exit code, stdout and stderr of export.py."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *words, "--store", store])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "pipelines/export.py"), run_name="__main__")
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return typing("export.py", store, capsys, monkeypatch)
 
 
 def loaded(line: str) -> dict[str, Any]:

@@ -2,15 +2,12 @@
 
 import json
 import re
-import runpy
-import sys
 import webbrowser
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from written_run import write_run
+from written_run import Typed, typing, write_run
 
 from ddpm_core import storage
 from ddpm_core.artifacts import run_record
@@ -44,24 +41,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return store
 
 
-Typed = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def typed(store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """Exit code, stdout and stderr of show.py."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["show.py", *words, *([] if "--store" in words else ["--store", store])])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "pipelines/show.py"), run_name="__main__")
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return typing("show.py", store, capsys, monkeypatch)
 
 
 def rows(out: str) -> dict[str, str]:
@@ -191,3 +173,11 @@ def test_a_mistake_is_one_line(typed: Typed, store: str, words: tuple[str, ...],
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.fullmatch(f"error: {said}\n", err), err
     assert not Path(store, "mlflow.db").exists()
+
+
+def test_a_damaged_checkpoint_is_said(typed: Typed, store: str) -> None:
+    (state,) = Path(store).glob("runs/small/checkpoints/step-00000002/history-*.parquet")
+    state.write_bytes(state.read_bytes()[:-9])
+    code, _, err = typed("runs/small")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "step-00000002" in err

@@ -1,5 +1,11 @@
-"""A run with two checkpoints that nobody trained, of a network that diffusers can say, too."""
+"""A run with two checkpoints that nobody trained, of a network that diffusers can say, too; and commands typed about it."""
 
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 
 from ddpm_core import storage
@@ -11,6 +17,9 @@ from ddpm_core.model.unet import UNetConfig, UNetForm
 from ddpm_core.serialization import to_json
 from ddpm_core.types import Tensor
 
+ROOT = Path(__file__).parents[2]
+Typed = Callable[..., tuple[int, str, str]]
+"""Words to exit code, stdout and stderr."""
 SIZE, T = 8, 25
 MODEL = ModelConfig(
     image_size=SIZE,
@@ -54,4 +63,21 @@ def write_run(store: str, name: str = "small", steps: tuple[int, ...] = (1, 2)) 
             ],
         )
         write_checkpoint(run, checkpoint)
+    return run
+
+
+def typing(script: str, store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """A command as it is typed, in this process, on a store unless it names one."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        given = words if "--store" in words else (*words, "--store", store)
+        monkeypatch.setattr(sys, "argv", [script, *given])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "pipelines" / script), run_name="__main__")
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
     return run

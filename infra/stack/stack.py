@@ -10,7 +10,7 @@
     start PART      and back again, with its data
 
 The nodes are namespaces (machines.py); the head has no CPUs to give, a and b two each. All data and passwords lie in one folder,
-/var/tmp/ddpm-stack. Nothing listens but on a network that only this machine and the nodes see.
+/var/tmp/ddpm-stack. Nothing listens but on loopback and on a network that only this machine and the nodes see.
 """
 
 import argparse
@@ -25,8 +25,12 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ceph import S3
 from machines import Machine, Network, sh
-from services import MARK, POSTGRES, S3, MLflow, PostgreSQL, Service, marked, wait_until, write_secret
+from services import MARK, Service, marked, wait_until, write_secret
+from tracking import POSTGRES, MLflow, PostgreSQL
+
+from ddpm_core.errors import InputError
 
 FOLDER = Path("/var/tmp/ddpm-stack")
 NETWORK = Network("ddpm", "10.89.0")
@@ -61,11 +65,13 @@ def main() -> int:
         parser.error(f"{args.what} takes {'one of the parts' if args.part is None else 'no part'}")
     try:
         need_a_machine()
+        if args.what in ("env", "kill", "start") and not FOLDER.exists():
+            raise InputError("no stack is here; infra/stack/stack.py up, first")
         {"up": up, "down": down, "status": status, "env": env}.get(args.what, lambda: one(args.what, args.part))()
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except PermissionError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -73,10 +79,10 @@ def main() -> int:
 
 def need_a_machine() -> None:
     if os.geteuid() != 0:
-        raise PermissionError("the stack's nodes are namespaces, which root alone can make: run it with sudo")
+        raise InputError("the stack's nodes are namespaces, which root alone can make: run it with sudo")
     missing = sorted({package for program, package in PACKAGES.items() if not shutil.which(program)})
     if missing:
-        raise PermissionError(f"not installed: apt-get install {' '.join(missing)}")
+        raise InputError(f"not installed: apt-get install {' '.join(missing)}")
 
 
 def up() -> None:

@@ -31,6 +31,7 @@ from mlflow import MlflowClient
 from ssh_cluster import must, phase, wait_until
 
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "infra/stack"))
@@ -61,8 +62,8 @@ def main() -> int:
     try:
         stack.need_a_machine()
         if stack.FOLDER.exists():
-            raise PermissionError(f"{stack.FOLDER} is there, a stack of somebody's: infra/stack/stack.py down, first")
-    except PermissionError as error:
+            raise InputError(f"{stack.FOLDER} is there, a stack of somebody's: infra/stack/stack.py down, first")
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:

@@ -170,7 +170,7 @@ def test_what_validation_found_is_told(told: Told) -> None:
 
 
 def wait_for(what: Any) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while not what():
         assert time.monotonic() < until, threading.enumerate()
         time.sleep(0.01)

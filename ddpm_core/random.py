@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     SUBSET = 9
     AUGMENT = 10
     CROP = 11
+    LOOK = 12
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Int[Tensor, "*shape 4"]:

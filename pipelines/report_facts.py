@@ -3,11 +3,12 @@
 import shlex
 from typing import Any
 
-from ddpm_core.artifacts.checkpoint import HistoryRow, Weights, read_history
+from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.report_page import DatasetFacts, ModelFacts
+from ddpm_core.training.course import Course, course_of
 from pipelines.recipes.config import Recipe, as_named
 from pipelines.subject import Subject
 
@@ -93,9 +94,9 @@ def _noise(identity: dict[str, Any]) -> str:
             return ""
 
 
-def loss_history(weights: Weights) -> list[HistoryRow]:
-    """The loss curve, where the checkpoint still stands; old ones are deleted by policy."""
+def course_to(weights: Weights) -> Course | None:
+    """What is known of the run up to these weights, where the checkpoint still stands; old ones are deleted by policy."""
     try:
-        return read_history(weights.uri)
+        return course_of(weights.uri)
     except FileNotFoundError:
-        return []
+        return None

@@ -25,6 +25,7 @@ from ddpm_core.evaluation.neighbours import Neighbours, merge, nearest
 from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
 from ddpm_core.evaluation.report_page import ImageFacts, ReportContent, Strip, render_report
 from ddpm_core.serialization import from_json, to_json
+from ddpm_core.training.ailments import judge
 from ddpm_core.types import Tensor
 from pipelines.cluster.model_cache import loaded_model
 from pipelines.cluster.placement import for_a_cpu, for_sampling
@@ -35,7 +36,7 @@ from pipelines.measuring.image_sets import SplitImages
 from pipelines.naming import code_version
 from pipelines.recipes.config import Recipe, SampleStage
 from pipelines.recipes.paper import Printed
-from pipelines.report_facts import command, dataset_facts, loss_history, model_facts
+from pipelines.report_facts import command, course_to, dataset_facts, model_facts
 from pipelines.subject import Subject
 
 _STRIP_FRAMES = 11
@@ -129,7 +130,8 @@ def _content(
     subject: Subject, index: DatasetIndex, recipe: Recipe, found: Found, pictures: Pictures, features: Features
 ) -> ReportContent:
     name = recipe.recipe
-    history = loss_history(subject.model[0]) if subject.model else []
+    course = course_to(subject.model[0]) if subject.model else None
+    history = course.history if course else ()
     rates = sorted(row["images_per_s"] for row in history)
     return ReportContent(
         title=f"{name}: a DDPM after {subject.step:,} steps" if subject.model else f"Images of {subject.where}",
@@ -154,6 +156,8 @@ def _content(
         queries=pictures.generated[: recipe.evaluate.num_rows],
         neighbours=pictures.neighbours,
         history=history,
+        looks=course.looks if course else (),
+        course=judge(course).lines if course else (),
         train_images_per_s=rates[len(rates) // 2] if rates else None,
         commands=(command(subject, index, recipe, features),),
         versions={**versions(), "code": code_version()},

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
 from dataclasses import dataclass
 
+from ddpm_core.artifacts.looks import PROGRESS
 from pipelines.cli.checks import check_data, check_training, data_summary, warn_of_young_average
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.costs import training_cost
@@ -69,10 +70,16 @@ def run(args: TrainArgs) -> Outcome:
     return Outcome(
         made={
             "checkpoint": trained.checkpoint_uri,
-            "previews": f"{trained.run_uri}/samples",
+            "course": trained.verdict.words or "too few looks at it to say",
+            "progress": f"{trained.run_uri}/{PROGRESS}",
             **({"model": f"models:/{name}/{trained.version}"} if trained.version else {}),
         },
-        metrics={"step": trained.step, "images_per_s": trained.images_per_s, "run": trained.name},
+        metrics={
+            "step": trained.step,
+            "images_per_s": trained.images_per_s,
+            "run": trained.name,
+            "ailments": [each.name for each in trained.verdict.ailments],
+        },
         next=typed("sample.py", as_named(args), "--model", trained.checkpoint_uri, store=args.store),
     )
 

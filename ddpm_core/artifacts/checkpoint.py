@@ -115,6 +115,11 @@ def checkpoint_uri(run_uri: str, step: int) -> str:
     return storage.join(run_uri, "checkpoints", f"step-{step:08d}")
 
 
+def run_of(uri: str) -> str:
+    """The run of a checkpoint's URI; empty if it is of none."""
+    return uri.rpartition("/checkpoints/")[0]
+
+
 def step_of(uri: str) -> int:
     """The step of a checkpoint's URI."""
     return int(uri.rsplit("-", 1)[1])

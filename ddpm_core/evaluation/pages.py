@@ -1,11 +1,13 @@
 """HTML pages from templates; whatever came from outside is escaped, and what a template misses is an error."""
 
 import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from ddpm_core.evaluation.figures import number
 
@@ -16,7 +18,9 @@ _PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_PAGES.filters.update(count=lambda value: f"{value:,}", number=number)
+_PAGES.filters.update(
+    count=lambda value: f"{value:,}", number=number, sentence=lambda line: line[:1].upper() + line[1:] + "."
+)
 
 
 def render(template: str, **content: Any) -> str:
@@ -32,3 +36,10 @@ def themed(chart: Callable[..., bytes]) -> dict[str, str]:
 def png_uri(data: bytes) -> str:
     """A picture that the page carries itself."""
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def webp_uri(image: Image.Image) -> str:
+    """Likewise, of a large one."""
+    out = io.BytesIO()
+    image.save(out, format="WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"

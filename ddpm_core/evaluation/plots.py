@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from ddpm_core.artifacts.looks import Look
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.evaluation.bits_per_dim import BoundStats
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
@@ -35,6 +36,35 @@ def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = Fal
         _draw_course(axes, step, np.array([row[key] for row in history], dtype=np.float64), accent)
         dress(axes, ink, "", name)
     lower.set_xlabel("step", color=ink)
+    return png(figure)
+
+
+def look_curves(looks: Sequence[Look], *, dark: bool = False) -> bytes:
+    """The loss on fixed images over the steps: the averaged weights on images held out and trained on and the newest ones; and by
+    bands of t."""
+    ink, accent = inks(dark)
+    figure = empty_figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2)
+    step = [look.step for look in looks]
+    courses = {
+        "held out": (accent, "-", [look.validation for look in looks]),
+        "trained on": (ink, "-", [look.train for look in looks]),
+        "newest weights": (ink, ":", [look.newest for look in looks]),
+    }
+    for name, (color, style, losses) in courses.items():
+        if all(losses):
+            left.plot(step, [np.mean(each) for each in losses], style, color=color, linewidth=1.6, label=name)
+    bands = looks[-1].bands
+    for number, (first, last) in enumerate(bands):
+        shade = 1.0 - 0.75 * number / max(1, len(bands) - 1)
+        of_band = [look.judged[number] for look in looks]
+        right.plot(step, of_band, color=accent, alpha=shade, linewidth=1.6, label=f"t {first} to {last}")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:.3g}")
+        dress(axes, ink, "step", "loss")
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
     return png(figure)
 
 

@@ -1,7 +1,5 @@
 """The report as one page: a single HTML file that carries its pictures and asks nothing of the network."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ddpm_core.artifacts.looks import Look
 from ddpm_core.data.images import encode_png
 from ddpm_core.data.pixels import CHANNELS, on_white
 from ddpm_core.errors import InputError
@@ -19,8 +18,15 @@ from ddpm_core.evaluation.copies import CopyReport
 from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import Neighbours
-from ddpm_core.evaluation.pages import png_uri, render, themed
-from ddpm_core.evaluation.plots import bound_curves, distance_curve, loss_curve, precision_recall_curve, steps_curve
+from ddpm_core.evaluation.pages import png_uri, render, themed, webp_uri
+from ddpm_core.evaluation.plots import (
+    bound_curves,
+    distance_curve,
+    look_curves,
+    loss_curve,
+    precision_recall_curve,
+    steps_curve,
+)
 from ddpm_core.types import ImageSize, Tensor, UInt8, height_and_width
 
 _WIDTH, _GAP = 1104, 3
@@ -123,6 +129,10 @@ class ReportContent:
     strip: Strip | None = None
     history: Sequence[Mapping[str, int | float]] = field(default=(), repr=False)
     """Rows of a checkpoint's history; none, no curve."""
+    looks: Sequence[Look] = field(default=(), repr=False)
+    """At the run while it trained, up to the model's step."""
+    course: Sequence[str] = ()
+    """What to think of the run, in lines."""
     curve: Extrapolation | None = field(default=None, repr=False)
     """The distance against the number of images, where there are enough."""
     precision_recall: NDArray[np.float64] | None = field(default=None, repr=False)
@@ -155,6 +165,7 @@ def render_report(content: ReportContent) -> str:
         copies=[_image_uris(pair) for pair in content.copy_pairs] if content.copy_pairs is not None else [],
         neighbours=_neighbour_rows(content),
         curves=themed(partial(loss_curve, content.history)) if content.history else {},
+        looks=themed(partial(look_curves, content.looks)) if content.looks else {},
         distance=themed(partial(distance_curve, content.curve)) if content.curve else {},
         precision_recall=themed(partial(precision_recall_curve, content.precision_recall))
         if content.precision_recall is not None
@@ -207,6 +218,4 @@ def _image_uris(images: UInt8[Tensor, "n c h w"]) -> list[str]:
 def _image_uri(image: UInt8[np.ndarray, "h w c"]) -> str:
     if max(image.shape) <= _LARGEST_PNG:
         return png_uri(encode_png(image))
-    out = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, format="WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return webp_uri(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))

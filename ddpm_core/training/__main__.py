@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
         logged=lambda row: say(
             f"step {row['step']:,}: loss {row['loss']:.4f}, grad {row['grad_norm']:.2f}, {row['images_per_s']:.0f} images/s"
         ),
-        preview=lambda state: None,
+        look=lambda state: None,
         warned=say,
     )
 

@@ -15,6 +15,7 @@ from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.divergence import FiniteWatch, memory_for
 from ddpm_core.training.identity import check_continues
+from ddpm_core.training.looking import is_look
 from ddpm_core.training.memory import images_at_once, memory_of_worker
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
 from ddpm_core.training.state import TrainState, load_tensors
@@ -28,8 +29,8 @@ class Events:
 
     logged: Callable[[HistoryRow], None]
     """A row of the history; of the first worker alone."""
-    preview: Callable[[TrainState], None]
-    """Time for a grid of samples; of the first worker alone."""
+    look: Callable[[TrainState], None]
+    """Time to see how it goes; of the first worker alone."""
     warned: Callable[[str], None]
     """Something that a person should know, in one line."""
     saved: Callable[[TrainState], None] = lambda state: None
@@ -76,7 +77,7 @@ def train(
     if state.step >= config.steps:
         if worker.is_first:
             checkpointer.save()
-            events.preview(state)
+            events.look(state)
             checkpointer.finish(last=True)
         return
     check_agreement(state.step, worker)
@@ -86,6 +87,8 @@ def train(
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)
     fits = memory_for(state, worker.device)
+    if worker.is_first and state.step == 0:
+        events.look(state)
     clock, since = time.perf_counter(), state.step
     events.doing(state.step, "reading")
     for on_host in stream.read_ahead(state.step, config.steps):
@@ -156,16 +159,15 @@ def _gradient(
 
 
 def _save_and_show(state: TrainState, config: TrainConfig, events: Events, checkpointer: Checkpointer) -> float:
-    """Where it is time; returns the seconds that went into looking at samples."""
-    is_last = state.step == config.steps
-    saves, shows = (is_last or state.step % every == 0 for every in (config.checkpoint_every, config.preview_every))
+    """Where it is time; returns the seconds that went into looking."""
+    saves = state.step == config.steps or state.step % config.checkpoint_every == 0
     if saves:
         checkpointer.save()
     before = time.perf_counter()
     if saves:
         events.saved(state)
-    if shows:
-        events.preview(state)
+    if is_look(state.step, config):
+        events.look(state)
     return time.perf_counter() - before
 
 

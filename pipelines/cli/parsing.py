@@ -11,7 +11,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import recipe_of
+from ddpm_core.artifacts.checkpoint import recipe_of, run_of
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError, nearest
@@ -19,11 +19,13 @@ from ddpm_core.model.form import UNetForm
 from pipelines.cli.invocation import as_typed
 from pipelines.cli.short_help import short_help
 from pipelines.progress import say
-from pipelines.recipes.config import Recipe
+from pipelines.recipes.config import Recipe, default_store
 from pipelines.recipes.files import KEPT, find_recipe
 from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES
-from pipelines.tracking.resolve import find_dataset
+from pipelines.tracking.registry import find_version
+from pipelines.tracking.resolve import find_dataset, here
+from pipelines.tracking.store import is_there, open_server
 
 A = TypeVar("A")
 R = TypeVar("R", bound=Recipe)
@@ -95,14 +97,29 @@ def _fitted(recipe: R) -> R:
 def _recipe_of_model(argv: list[str]) -> str | None:
     """The recipe of the model that --model names, or the file that a project's run keeps, which say how its images are made."""
     words = [word for each in argv for word in each.split("=", 1)]
-    model = words[words.index("--model") + 1] if "--model" in words[:-1] else ""
+    model, store = (words[words.index(flag) + 1] if flag in words[:-1] else "" for flag in ("--model", "--store"))
     if registered := re.match(r"models:/ddpm-([^@/]+)[@/]", model):
-        return registered[1] if registered[1] in RECIPES else None
-    checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
+        if registered[1] in RECIPES:
+            return registered[1]
+        checkpoint = _checkpoint_of(model, store or default_store())
+    else:
+        checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
     if checkpoint is None:
         return None
-    name, kept = recipe_of(checkpoint), storage.join(checkpoint.rpartition("/checkpoints/")[0], KEPT)
+    name, kept = recipe_of(checkpoint), storage.join(run_of(checkpoint), KEPT)
     return name if name in RECIPES else kept if storage.exists(kept) else None
+
+
+def _checkpoint_of(registered: str, store: str) -> str | None:
+    """That of a registered version, by what it says of itself; None if it does not stand any more, or nothing is registered.
+
+    Raises:
+        InputError: in one line, if there is no such version.
+    """
+    if not is_there(store):
+        return None
+    version = find_version(open_server(store).client, registered)
+    return find_checkpoint(here(store, "runs", version.tags.get("checkpoint_uri", ""), "state.json"))
 
 
 def parse_flags(args_type: type[A], argv: list[str], default: A, program: str, about: str) -> A:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import read_history
 from ddpm_core.artifacts.checkpoint_files import read_state
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
+from ddpm_core.artifacts.looks import PROGRESS
 from ddpm_core.artifacts.manifest import INDEX_NAME, read_index
 from ddpm_core.artifacts.report import MARKER_NAME, PAGE_NAME, read_findings
 from ddpm_core.artifacts.run_record import read_record
@@ -19,6 +19,8 @@ from ddpm_core.data.pixels import CHANNELS
 from ddpm_core.data.sharding.census import CENSUS_NAME, SHEET_NAME
 from ddpm_core.errors import MissingError
 from ddpm_core.evaluation.figures import Figure, number
+from ddpm_core.training.ailments import judge
+from ddpm_core.training.course import course_of
 from ddpm_core.types import height_and_width
 from pipelines.housekeeping.inventory import KINDS, UNFINISHED, Item, age, size_words
 from pipelines.naming import unlike_paper
@@ -128,6 +130,7 @@ def _run(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:
         return
     yield from _trained(uris[-1], item.store)
     yield "checkpoints", f"{len(uris)}, the newest {uris[-1]}"
+    made.page = _file(item, PROGRESS)
     yield from _judged(item, made, items)
 
 
@@ -198,18 +201,20 @@ def _trained(checkpoint: str, store: str) -> list[tuple[str, str]]:
         InputError: in one line, if it is damaged.
     """
     try:
-        state, history = read_state(checkpoint), read_history(checkpoint)
+        state, course = read_state(checkpoint), course_of(checkpoint)
     except MissingError:
         return []
-    versions = dict(state["versions"])
+    versions, verdict = dict(state["versions"]), judge(course)
     recipe = versions.pop("recipe", "") or "not known"
-    loss = [f"; loss {number(row['loss'])} at step {row['step']:,}" for row in history[-1:]]
+    loss = [f"; loss {number(row['loss'])} at step {row['step']:,}" for row in course.history[-1:]]
     begun = state["config"].get("init_from")
     return [
         ("recipe", f"{recipe}: {_settings(state['config'])}"),
         *([("begun with", f"weights {begun}")] if begun else []),
         ("data", here(store, "datasets", state["dataset_uri"], INDEX_NAME)),
         ("step", f"{state['step']:,}, after {state['images_seen']:,} images{''.join(loss)}"),
+        *([("course", verdict.words)] if verdict.words else []),
+        *([("ailments", "; ".join(map(str, verdict.ailments)))] if verdict.ailments else []),
         ("made by", _versions(versions)),
     ]
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from ddpm_core import storage
 from ddpm_core.api import loading
-from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_weights
+from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_weights, run_of
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, find_checkpoint
 from ddpm_core.errors import InputError, nearest
 from pipelines.housekeeping.inventory import KINDS, Item
@@ -131,7 +131,7 @@ def _check_has(named: str, weights: Weights, step: int | None, part: str) -> Non
     if part == "ema" and step is None:
         return
     asked = f"step is {step}" if step is not None else f"weights is {part}"
-    run = weights.uri.rpartition("/checkpoints/")[0]
+    run = run_of(weights.uri)
     of = f", as of the run that it comes from, {run}" if run else ""
     raise InputError(f"{asked}, and {named} has the averaged weights of one step alone; expected a run{of}")
 

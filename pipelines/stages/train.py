@@ -2,40 +2,32 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
-import torch
-
-from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
     HistoryRow,
     Weights,
     checkpoint_uri,
-    read_history,
 )
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.evaluation.features.random_conv import NAME as DISTANCE_NAME
-from ddpm_core.evaluation.pictures import image_grid
-from ddpm_core.sampling.config import SampleConfig
+from ddpm_core.training.ailments import Verdict, judge
 from ddpm_core.training.averages import young_average
-from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.state import TrainState
-from ddpm_core.types import Tensor
+from ddpm_core.training.course import Course, course_of
 from pipelines.metrics import RUN_HELD_SINCE, VALIDATION_BITS_PER_DIM, VALIDATION_DISTANCE, Gauges
 from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
 from pipelines.recipes.config import Recipe
 from pipelines.tracking import Machine, RunHandle
+from pipelines.training.looker import Looked, Looker
+from pipelines.training.page import ProgressPage
 from pipelines.training.run import check_run, keep_recipe, run_name, worker_spec
 from pipelines.training.trainer import fit
-from pipelines.training.validation import Validator, averaged_model
+from pipelines.training.validation import Validator
 
-_PREVIEW_IMAGES, _PREVIEW_STEPS = 64, 25
 _VALIDATION = {f"validation/{DISTANCE_NAME}": VALIDATION_DISTANCE, "validation/bits_per_dim": VALIDATION_BITS_PER_DIM}
 
 
@@ -48,6 +40,8 @@ class Trained:
     checkpoint_uri: str
     step: int
     images_per_s: float
+    verdict: Verdict
+    """Whether it went well."""
     version: int | None = None
     """In the registry; none if MLflow was away when it was to be registered."""
 
@@ -65,23 +59,41 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     if not _is_done(recipe, index, init_from, run_uri, run):
         with hold_run(run_uri, say=say) as hold, Gauges(run=name) as gauges:
             gauges.set(RUN_HELD_SINCE, datetime.fromisoformat(hold.holder.since).timestamp(), host=hold.holder.host)
-            done = _steps_done(check_run(recipe, index, init_from, CheckpointStore(run_uri, hold)), run)
+            checkpoint = check_run(recipe, index, init_from, CheckpointStore(run_uri, hold))
+            done, history = _steps_done(checkpoint, run), checkpoint.history if checkpoint else []
             keep_recipe(recipe, run_uri)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
+            page = ProgressPage(run_uri, what.run.config["train"], recipe.train.steps, history)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
-                reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges)
-                fit(what, hold, recipe.train, reporter.tell, partial(_preview, run=what.run), validator.here(what.run))
+                reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page)
+                looker = Looker(what.run, index, recipe.train)
+                fit(what, hold, recipe.train, reporter.tell, looker, validator.here(what.run))
                 reporter.note(validator.found(wait=True))
     final = checkpoint_uri(run_uri, recipe.train.steps)
-    rates = sorted(row["images_per_s"] for row in read_history(final))
+    course = course_of(final)
+    verdict = _judged(course, run_uri, recipe.train.steps, run)
+    rates = sorted(row["images_per_s"] for row in course.history)
     return Trained(
         name=name,
         run_uri=run_uri,
         checkpoint_uri=final,
         step=recipe.train.steps,
         images_per_s=rates[len(rates) // 2] if rates else 0.0,
+        verdict=verdict,
     )
+
+
+def _judged(course: Course, run_uri: str, steps: int, run: RunHandle) -> Verdict:
+    """What to think of a run that has come to its end; told, and shown on its page and in MLflow."""
+    verdict, page = judge(course), ProgressPage(run_uri, course.train, steps, course.history)
+    for line in verdict.lines:
+        say(f"train: {line}")
+    if not page.is_last():
+        page.write(verdict)
+        run.set_tags({"course": verdict.words, "ailments": ", ".join(each.name for each in verdict.ailments)})
+        run.log_file(page.uri)
+    return verdict
 
 
 def _is_done(recipe: Recipe, index: DatasetIndex, init_from: Weights | None, run_uri: str, run: RunHandle) -> bool:
@@ -109,9 +121,16 @@ class _ProgressReporter:
     """Shows a run's progress, logs its figures and pictures, and has its checkpoints judged."""
 
     def __init__(
-        self, run: RunHandle, shown: Progress, validator: Validator, train: TrainConfig, gauges: Gauges
+        self,
+        run: RunHandle,
+        shown: Progress,
+        validator: Validator,
+        train: TrainConfig,
+        gauges: Gauges,
+        page: ProgressPage,
     ) -> None:
-        self._run, self._shown, self._validator, self._train, self._gauges = run, shown, validator, train, gauges
+        self._run, self._shown, self._validator, self._train = run, shown, validator, train
+        self._gauges, self._page = gauges, page
         self._warned = False
         self._step, self._machine = 0, Machine()
 
@@ -129,19 +148,26 @@ class _ProgressReporter:
             )
             self._run.log_metrics(_points(rows))
         for kind, what in events:
-            if kind == "preview":
-                self._warn_once(what["step"])
-                self._run.log_picture(what["uri"], "samples/ema", step=what["step"])
+            if kind == "looked":
+                self._show(what)
             elif kind == "saved":
                 self._validator.saved(what)
             elif kind == "validated":
                 self.note([what])
             elif kind == "warned":
                 self._shown.say(what)
+        if self._page.tell(rows, [what.look for kind, what in events if kind == "looked"]):
+            self._shown.say(f"train: how it goes, on a page that keeps up: {self._page.uri}")
         self.note(self._validator.found())
         if self._step and (machine := self._machine.read()):
             self._run.log_metrics([{"step": self._step, **machine}])
         self._run.keep_up()
+
+    def _show(self, looked: Looked) -> None:
+        self._run.log_metrics([{"step": looked.look.step, **looked.look.metrics}])
+        if looked.grid:
+            self._warn_once(looked.look.step)
+            self._run.log_picture(looked.grid, "samples/ema", step=looked.look.step)
 
     def note(self, metrics: list[dict[str, float]]) -> None:
         """What validation found."""
@@ -158,17 +184,3 @@ class _ProgressReporter:
         if warning:
             self._warned = True
             self._shown.say(f"samples of step {step:,}: {warning}")
-
-
-def preview_images(state: TrainState, config: dict[str, Any], seeds: range) -> Tensor:
-    """Images of the averaged weights as they are now, uint8 [n, c, h, w]; a few DDIM steps each."""
-    averaged = averaged_model(state, config)
-    sampler = SamplerConfig(name="ddim", num_steps=min(_PREVIEW_STEPS, averaged.config.schedule.num_timesteps))
-    return averaged.generate(torch.tensor(seeds), SampleConfig(sampler=sampler)).cpu()
-
-
-def _preview(state: TrainState, run: Run) -> dict[str, Any]:
-    images = preview_images(state, run.config, range(_PREVIEW_IMAGES))
-    uri = storage.join(run.uri, "samples", f"step-{state.step:08d}.png")
-    storage.write_bytes(uri, image_grid(images, columns=8))
-    return {"uri": uri, "step": state.step}

@@ -118,7 +118,7 @@ def _train_to(bench: Bench, trial: Trial, step: int, run_uri: str, post: Post) -
         if recipe.train.num_workers == 1:
             _train_here(what, store, recipe, bench, post)
         else:
-            fit(what, hold, recipe.train, partial(_pass_on, post), preview=_nothing)
+            fit(what, hold, recipe.train, partial(_pass_on, post))
     return read_weights(checkpoint_uri(run_uri, recipe.train.steps))
 
 
@@ -126,7 +126,7 @@ def _train_here(what: WorkerSpec, store: CheckpointStore, recipe: Recipe, bench:
     def checkpointer(state: TrainState) -> Checkpointer:
         return Checkpointer(state, what.train, what.run, store, saved=lambda uri: None, warned=partial(post, "warned"))
 
-    events = Events(logged=partial(post, "logged"), preview=lambda state: None, warned=partial(post, "warned"))
+    events = Events(logged=partial(post, "logged"), look=lambda state: None, warned=partial(post, "warned"))
     device = torch.device("cuda" if recipe.train.use_gpu else "cpu")
     worker = Worker(rank=0, num_workers=1, device=device)
     with watched(events, what.run.uri, worker) as seen:
@@ -136,7 +136,3 @@ def _train_here(what: WorkerSpec, store: CheckpointStore, recipe: Recipe, bench:
 def _pass_on(post: Post, events: list[tuple[str, Any]]) -> None:
     for kind, what in events:
         post(kind, what)
-
-
-def _nothing(state: TrainState) -> dict[str, Any]:
-    return {}

@@ -35,6 +35,7 @@ from pipelines.cluster.placement import Ask, Waiting, for_training
 from pipelines.recipes.config import TrainStage
 from pipelines.training.backend import WorkerNetwork
 from pipelines.training.coordinator import Coordinator
+from pipelines.training.looker import Looker
 from pipelines.training.worker import RayWorkerSpec, train_on_worker
 
 LEAVE_S = 120.0
@@ -55,7 +56,7 @@ def fit(
     hold: Hold,
     stage: TrainStage,
     tell: Tell,
-    preview: Callable[[TrainState], dict[str, Any]],
+    looker: Looker | None = None,
     validate: Callable[[TrainState], dict[str, float] | None] | None = None,
 ) -> None:
     """Train to the last step.
@@ -63,7 +64,7 @@ def fit(
     Args:
         hold: on the run.
         tell: shown what happens, in the driver's main thread, every half second.
-        preview, validate: done by the first worker; what they return is posted.
+        looker, validate: what the first worker has to see and to measure, where it is time; what they return is posted.
 
     Raises:
         UserError: if a worker refused to go on, in one line; HeldError if another job holds the run by now.
@@ -82,7 +83,7 @@ def fit(
         hold=hold,
         coordinator=coordinator,
         threads=stage.threads,
-        preview=preview,
+        looker=looker,
         validate=validate,
     )
     # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.

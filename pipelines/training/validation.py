@@ -20,16 +20,16 @@ from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.validation import DISTANCE, read_validations, write_validation
 from ddpm_core.evaluation.features.random_conv import NAME
 from ddpm_core.evaluation.frechet import FeatureStats
-from ddpm_core.model.config import read_model_config
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.state import TrainState, ema_tensors
+from ddpm_core.training.state import TrainState
 from pipelines.cluster.placement import SHARE
 from pipelines.cluster.tasks import give_memory_back
 from pipelines.measuring.features import real_stats
 from pipelines.measuring.model_figures import sample_distance, validation_bound
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe
+from pipelines.training.looker import averaged_model
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,6 @@ def validate(
 def _is_due(step: int, recipe: Recipe, run_uri: str) -> bool:
     every = recipe.train.validate_every
     return every > 0 and step % every == 0 and step not in read_validations(run_uri)
-
-
-def averaged_model(state: TrainState, config: dict[str, Any]) -> Model:
-    """The model with a state's averaged weights as they are now, on its device."""
-    device = next(state.network.parameters()).device
-    return Model.from_tensors(read_model_config(config), ema_tensors(state), device)
 
 
 def _validate_state(

@@ -51,9 +51,9 @@ def watched(events: Events, run_uri: str, worker: Worker) -> Iterator[Events]:
             clock.turn(what)
             events.doing(step, what)
 
-        def preview(state: TrainState) -> None:
-            clock.turn("previewing")
-            events.preview(state)
+        def look(state: TrainState) -> None:
+            clock.turn("looking")
+            events.look(state)
 
         def logged(row: HistoryRow) -> None:
             for field, metric in _BY_FIELD.items():
@@ -68,7 +68,7 @@ def watched(events: Events, run_uri: str, worker: Worker) -> Iterator[Events]:
 
         logger.info("worker %d of %d begins, on %s", worker.rank, worker.num_workers, worker.device)
         try:
-            yield replace(events, doing=doing, preview=preview, logged=logged, warned=warned)
+            yield replace(events, doing=doing, look=look, logged=logged, warned=warned)
         except Exception as error:
             logger.error("%s: %s", type(error).__name__, error)
             raise

@@ -24,6 +24,7 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.session import shard_cache
+from pipelines.training.looker import Looker
 from pipelines.training.watching import watched
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class RayWorkerSpec:
     coordinator: Any
     threads: int
     """Of each worker, whatever their number: other threads add up in another order."""
-    preview: Callable[[TrainState], dict[str, Any]]
-    """Makes the grid of samples; returns what is posted."""
+    looker: Looker | None
+    """Sees how it goes; None where nobody is to know."""
     validate: Callable[[TrainState], dict[str, float] | None] | None
     """Measures a state that is saved, on its own device, where it is time; None where a task beside training does it."""
 
@@ -90,23 +91,26 @@ def _may_pass(error: Exception, run_uri: str) -> bool:
 def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Events:
     post = ray_spec.coordinator.post.remote
 
-    def looked_at(state: TrainState, kind: str, look: Callable[[TrainState], Any]) -> None:
-        try:
-            found = look(state)
-        except InputError as error:  # images or features that are no numbers: training itself watches its own
-            post("warned", f"step {state.step:,} could not be looked at: {error}")
-            return
-        if found:
-            post(kind, found)
+    def look(state: TrainState) -> None:
+        if ray_spec.looker is not None:
+            for kind, what in ray_spec.looker.look(state):
+                post(kind, what)
 
     def validate(state: TrainState) -> None:
-        if ray_spec.validate is not None:
-            doing(state.step, "validating")
-            looked_at(state, "validated", ray_spec.validate)
+        if ray_spec.validate is None:
+            return
+        doing(state.step, "validating")
+        try:
+            found = ray_spec.validate(state)
+        except InputError as error:  # images or features that are no numbers: training itself watches its own
+            post("warned", f"step {state.step:,} could not be validated: {error}")
+            return
+        if found:
+            post("validated", found)
 
     return Events(
         logged=lambda row: post("logged", row),
-        preview=lambda state: looked_at(state, "preview", ray_spec.preview),
+        look=look,
         warned=lambda line: post("warned", line),
         saved=validate,
         doing=doing,

@@ -322,7 +322,7 @@ def _shard_and_train(place: str, cache: Path, warned: list[str]) -> dict[str, st
     worker = Worker(rank=0, num_workers=1, device=torch.device("cpu"))
     spec = read_spec(dataset, run, {name: to_json(part) for name, part in parts.items()}, worker.device)
 
-    silent = Events(logged=lambda row: None, preview=lambda state: None, warned=warned.append)
+    silent = Events(logged=lambda row: None, look=lambda state: None, warned=warned.append)
     with hold_run(run, say=warned.append) as hold:
         store = CheckpointStore(run, hold)
 

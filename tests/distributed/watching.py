@@ -215,7 +215,7 @@ def check_cost(place: Place, steps: int = 20_000) -> None:
 
     @ray.remote(num_cpus=0)
     def step_us() -> list[float]:
-        quiet = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
+        quiet = Events(logged=lambda row: None, look=lambda state: None, warned=lambda line: None)
         rounds = []
         with watched(quiet, "runs/cost", Worker(rank=0, num_workers=1, device=torch.device("cpu"))) as events:
             for _ in range(5):

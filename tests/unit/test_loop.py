@@ -67,7 +67,7 @@ OBJECTIVE = Objective(
 )
 
 
-SILENT = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
+SILENT = Events(logged=lambda row: None, look=lambda state: None, warned=lambda line: None)
 
 
 def silent_checkpointer(state: TrainState, config: TrainConfig, run: Run, hold: Hold | None) -> Checkpointer:

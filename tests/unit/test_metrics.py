@@ -103,7 +103,7 @@ def events() -> tuple[Events, list[Any]]:
     seen: list[Any] = []
     return Events(
         logged=lambda row: seen.append(row),
-        preview=lambda state: time.sleep(0.05),
+        look=lambda state: time.sleep(0.05),
         warned=lambda line: seen.append(line),
         doing=lambda step, what: seen.append((step, what)),
     ), seen
@@ -118,7 +118,7 @@ def test_a_worker_tells_its_steps_and_their_figures(told: Told) -> None:
         each.doing(0, "computing")
         time.sleep(0.01)
         each.logged(row)
-        each.preview(None)  # type: ignore[arg-type]
+        each.look(None)  # type: ignore[arg-type]
         each.doing(1, "reading")
     assert seen == [(0, "reading"), (0, "computing"), row, (1, "reading")]
     by_name = {name: (value, tags) for name, value, tags in told}
@@ -128,7 +128,7 @@ def test_a_worker_tells_its_steps_and_their_figures(told: Told) -> None:
     waited, computed = by_name["ddpm_train_data_wait_seconds_total"], by_name[TRAIN_STEP_SECONDS.name]
     assert waited[0] >= 0.02
     assert waited[1] == computed[1] == both
-    assert 0.01 <= computed[0] < 0.05, "a preview is no part of a step"
+    assert 0.01 <= computed[0] < 0.05, "a look is no part of a step"
     assert "ddpm_train_workers" not in by_name, "the first worker tells that"
 
 
@@ -163,7 +163,8 @@ def test_what_validation_found_is_told(told: Told) -> None:
     validator = SimpleNamespace(found=list, saved=lambda uri: None)
     nothing = SimpleNamespace(log_metrics=lambda rows: None, say=lambda line: None)
     with Gauges(run="a") as gauges:
-        reporter = _ProgressReporter(nothing, nothing, validator, TrainConfig(), gauges)  # type: ignore[arg-type]
+        page = SimpleNamespace(tell=lambda rows, looks: False)
+        reporter = _ProgressReporter(nothing, nothing, validator, TrainConfig(), gauges, page)  # type: ignore[arg-type]
         reporter.note([{"step": 5, "validation/fd_random_conv": 2.0, "validation/bits_per_dim": 3.0}])
     found = {name: value for name, value, tags in told if tags == {"run": "a"}}
     assert found == {"ddpm_validation_distance": 2.0, "ddpm_validation_bits_per_dim": 3.0}

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core import storage
+from ddpm_core.artifacts.looks import Look, Spread
 from ddpm_core.artifacts.report import read_findings, read_report, write_report
 from ddpm_core.data.pixels import on_white
 from ddpm_core.evaluation.config import EvaluateConfig
@@ -290,6 +291,28 @@ def test_page_draws_the_curves_that_were_measured() -> None:
         "ddim: 4 in 10 steps, 9 in 5 steps; heun: 3 in 5 steps",
     ):
         assert words in said, words
+
+
+def test_page_says_how_training_went_and_draws_its_looks() -> None:
+    spread = Spread(within=60.0, between=70.0)
+    looks = [
+        Look(
+            step=step,
+            bands=((0, 9), (10, 19)),
+            validation=(1.0, 2.0),
+            train=(1.0, 1.5),
+            newest=(2.0, 1.0),
+            weight_size=0.1,
+            real=spread,
+        )
+        for step in (0, 100, 200)
+    ]
+    bare = Page(render_report(content()))
+    full = Page(render_report(replace(content(), looks=looks, course=["flat since step 0", "too few <steps>"])))
+    assert full.open == []
+    assert len(full.sources) == len(bare.sources) + 2
+    said = " ".join(full.text.split())
+    assert "Training Flat since step 0. Too few <steps>. The loss on the same images under the same noise" in said
 
 
 def test_page_of_images_without_a_model() -> None:

@@ -94,7 +94,7 @@ def trained(index: DatasetIndex, run: Path, unet: UNetConfig) -> ddpm_core.Model
     config = json.loads(json.dumps({name: to_json(part) for name, part in parts.items()}))
     spec = read_spec(index.uri, str(run), config, torch.device("cpu"))
     worker = Worker(rank=0, num_workers=1, device=torch.device("cpu"))
-    events = Events(logged=lambda row: None, preview=lambda state: None, warned=lambda line: None)
+    events = Events(logged=lambda row: None, look=lambda state: None, warned=lambda line: None)
     with hold_run(spec.run.uri, say=print) as hold:
         store = CheckpointStore(spec.run.uri, hold)
 

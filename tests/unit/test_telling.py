@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.looks import Look, Spread
 from ddpm_core.errors import InputError
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import TrainState, new_state
@@ -18,6 +19,7 @@ from pipelines import pipeline
 from pipelines.metrics import Gauges
 from pipelines.recipes.recipes import make
 from pipelines.stages.train import _ProgressReporter
+from pipelines.training.looker import Looked
 from pipelines.training.worker import _events
 
 YOUNG = "samples of step 320: the averaged weights of step 320 are still 96.9% those that they began with"
@@ -46,27 +48,38 @@ class Shown:
 
 def reporter(shown: Shown, config: TrainConfig) -> _ProgressReporter:
     validator = SimpleNamespace(found=list, saved=lambda uri: None)
-    return _ProgressReporter(shown, shown, validator, config, Gauges())  # type: ignore[arg-type]
+    page = SimpleNamespace(tell=lambda rows, looks: False)
+    return _ProgressReporter(shown, shown, validator, config, Gauges(), page)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["preview", "validated"])
+def looked(folder: Path, step: int) -> Looked:
+    spread = Spread(within=60.0, between=70.0)
+    look = Look(
+        step=step, bands=((0, 999),), validation=(0.3,), train=(0.2,), newest=(0.4,), weight_size=0.1, real=spread
+    )
+    return Looked(look=look, grid=str(folder / "grid.png"))
+
+
+@pytest.mark.parametrize("kind", ["looked", "validated"])
 def test_the_images_of_a_young_average_are_told_once_a_run(tmp_path: Path, kind: str) -> None:
     shown = Shown()
     tells = reporter(shown, TrainConfig(ema_decay=0.9999))
     (tmp_path / "grid.png").write_bytes(b"")
     for step in (320, 640):
-        what = {"uri": str(tmp_path / "grid.png"), "step": step} if kind == "preview" else {"step": step, "fd": 1.0}
-        tells.tell([(kind, what)])
+        tells.tell([(kind, looked(tmp_path, step) if kind == "looked" else {"step": step, "fd": 1.0})])
     (line,) = shown.said
     assert line.startswith(YOUNG)
-    assert len(shown.pictures) + len(shown.rows) == 2  # shown and logged all the same
+    assert len(shown.rows) == 2  # shown and logged all the same
+    assert shown.pictures == ([320, 640] if kind == "looked" else [])
 
 
 def test_those_of_an_old_one_are_shown_in_silence(tmp_path: Path) -> None:
     shown = Shown()
     (tmp_path / "grid.png").write_bytes(b"")
-    reporter(shown, TrainConfig()).tell([("preview", {"uri": str(tmp_path / "grid.png"), "step": 320})])
+    reporter(shown, TrainConfig()).tell([("looked", looked(tmp_path, 320))])
     assert (shown.said, shown.pictures) == ([], [320])
+    losses = {"losses/validation": 0.3, "losses/train": 0.2, "losses/newest": 0.4, "losses/t_0_999": 0.3}
+    assert shown.rows == [{"step": 320, **losses}]
 
 
 @pytest.mark.parametrize(("step", "said"), [(640, True), (60_000, False)])
@@ -91,31 +104,29 @@ def test_whoever_reads_young_weights_for_a_command_is_told(
         assert lines[0].startswith("/runs/a: the averaged weights of step 640 are still 93.8% those")
 
 
-def _posted(look: Callable[[TrainState], Any], kind: str) -> list[tuple[str, Any]]:
+def _posted(validate: Callable[[TrainState], Any]) -> list[tuple[str, Any]]:
     posted: list[tuple[str, Any]] = []
     post = SimpleNamespace(remote=lambda kind, what: posted.append((kind, what)))
-    spec = SimpleNamespace(coordinator=SimpleNamespace(post=post), preview=look, validate=look)
-    events = _events(spec, lambda step, doing: None)  # type: ignore[arg-type]
+    spec = SimpleNamespace(coordinator=SimpleNamespace(post=post), looker=None, validate=validate)
     state = new_state(torch.nn.Linear(1, 1), 1.0)
     state.step = 7
-    (events.preview if kind == "preview" else events.saved)(state)
+    _events(spec, lambda step, doing: None).saved(state)  # type: ignore[arg-type]
     return posted
 
 
-@pytest.mark.parametrize("kind", ["preview", "validated"])
-def test_images_that_are_none_are_told_and_training_goes_on(kind: str) -> None:
-    def look(state: TrainState) -> Any:
+def test_images_that_are_none_are_told_and_training_goes_on() -> None:
+    def validate(state: TrainState) -> Any:
         raise InputError("the image of seed 3 has values that are not finite")
 
-    said = "step 7 could not be looked at: the image of seed 3 has values that are not finite"
-    assert _posted(look, kind) == [("warned", said)]
-    assert _posted(lambda state: {"step": state.step}, kind) == [(kind, {"step": 7})]
+    said = "step 7 could not be validated: the image of seed 3 has values that are not finite"
+    assert _posted(validate) == [("warned", said)]
+    assert _posted(lambda state: {"step": state.step}) == [("validated", {"step": 7})]
 
     def broken(state: TrainState) -> Any:
         raise RuntimeError("a mistake of ours")
 
     with pytest.raises(RuntimeError):
-        _posted(broken, kind)
+        _posted(broken)
 
 
 def test_weights_that_are_no_numbers_are_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.state import new_state
 from pipelines.recipes.config import SampleStage, TrainStage
 from pipelines.recipes.recipes import make
-from pipelines.training.validation import _validate_state, averaged_model, validate
+from pipelines.training.looker import averaged_model
+from pipelines.training.validation import _validate_state, validate
 
 UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=())
 RECIPE = replace(

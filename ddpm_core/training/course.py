@@ -1,0 +1,37 @@
+"""The course of a run, as what it left behind tells it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ddpm_core.artifacts.checkpoint import read_history, run_of
+from ddpm_core.artifacts.checkpoint_files import read_state
+from ddpm_core.artifacts.looks import Look, read_looks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What is known of a run."""
+
+    looks: Sequence[Look]
+    history: Sequence[Mapping[str, int | float]]
+    """Rows of a checkpoint: step, loss, grad_norm, images_per_s."""
+    train: Mapping[str, object]
+    """The run's `train` settings: batch_size, learning_rate, grad_clip and how it averages."""
+    skipped: int = 0
+    """Steps whose loss or gradient was no number."""
+
+
+def course_of(checkpoint: str) -> Course:
+    """The course of a run up to one of its checkpoints.
+
+    Raises:
+        MissingError: if the checkpoint does not stand any more.
+        InputError: in one line, if it is damaged.
+    """
+    state = read_state(checkpoint)
+    return Course(
+        looks=[look for look in read_looks(run_of(checkpoint)) if look.step <= state["step"]],
+        history=read_history(checkpoint),
+        train=state["config"].get("train", {}),
+        skipped=state.get("skipped", 0),
+    )

@@ -1,0 +1,91 @@
+"""The page that shows how a run goes, written anew while it trains."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import HistoryRow
+from ddpm_core.artifacts.looks import PROGRESS, Look, list_grids, read_looks
+from ddpm_core.training.ailments import Verdict, judge
+from ddpm_core.training.course import Course
+
+_REFRESH = b'http-equiv="refresh"'
+_EVERY_S = 30.0
+"""Between two writings of the page: its charts take a second of this machine."""
+
+
+class ProgressPage:
+    """Written by the run's driver, of what the workers tell.
+
+    Args:
+        settings: the run's `train` settings.
+        steps: in all.
+        history: of the checkpoint that the run goes on from; looks of later steps come again.
+    """
+
+    def __init__(
+        self, run_uri: str, settings: Mapping[str, Any], steps: int, history: Sequence[Mapping[str, int | float]]
+    ) -> None:
+        self.uri = storage.join(run_uri, PROGRESS)
+        """Where it lies."""
+        self._run_uri, self._settings, self._steps = run_uri, settings, steps
+        self._history = list(history)
+        self._looks = {look.step: look for look in read_looks(run_uri)}
+        self._grids: dict[int, bytes] = {}
+        self._written = -math.inf
+
+    def tell(self, rows: Sequence[HistoryRow], looks: Sequence[Look]) -> bool:
+        """What was logged and seen; the page is written if the last time is long enough ago.
+
+        Returns:
+            whether it was the first time.
+        """
+        self._history += rows
+        self._looks |= {look.step: look for look in looks}
+        if looks and time.monotonic() - self._written >= _EVERY_S:
+            course = Course(looks=self._by_step(), history=self._history, train=self._settings)
+            first = math.isinf(self._written)
+            self.write(judge(course), refresh_s=int(_EVERY_S))
+            return first
+        return False
+
+    def is_last(self) -> bool:
+        """Whether the page stands that a run ended with."""
+        return storage.exists(self.uri) and _REFRESH not in storage.read_bytes(self.uri)
+
+    def write(self, verdict: Verdict, refresh_s: int | None = None) -> None:
+        """Write the page.
+
+        Args:
+            refresh_s: after so many seconds it looks for a newer one; None: it is the last.
+        """
+        from ddpm_core.evaluation.progress_page import (  # matplotlib, for a second
+            Progress,
+            chosen_steps,
+            render_progress,
+        )
+
+        page = Progress(
+            run=self._run_uri.rpartition("/")[2],
+            step=max([0, *self._looks]),
+            steps=self._steps,
+            looks=self._by_step(),
+            lines=verdict.lines,
+            history=self._history,
+            grids=self._shown(chosen_steps),
+            refresh_s=refresh_s,
+        )
+        storage.write_bytes(self.uri, render_progress(page).encode())
+        self._written = time.monotonic()
+
+    def _by_step(self) -> list[Look]:
+        return [self._looks[step] for step in sorted(self._looks)]
+
+    def _shown(self, chosen: Callable[[list[int]], list[int]]) -> dict[int, bytes]:
+        """The grids that the page shows, each read once."""
+        uris = list_grids(self._run_uri)
+        shown = chosen(sorted(uris))
+        self._grids |= {step: storage.read_bytes(uris[step]) for step in shown if step not in self._grids}
+        return {step: self._grids[step] for step in shown}

@@ -20,8 +20,8 @@ from ddpm_core.errors import InputError, UserError
 
 _TAIL = 1 << 16
 _GRACE_S = 10.0
-# Not copied to a cluster, beside what .gitignore names.
-_EXCLUDES = ["tests", "docs"]
+# Copied to a cluster is this project alone: it lies in its checkout, or among all else that is installed.
+_EXCLUDES = ["/*", "!/.", "!/ddpm_core", "!/pipelines"]
 
 
 class LaunchError(UserError, OSError):

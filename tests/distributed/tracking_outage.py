@@ -38,7 +38,7 @@ FEW = "--sample.num-images 64 --sample.num-workers 1 --evaluate.num-images 64 --
 NAMES = ("loss", "grad_norm", "images_per_s")
 HEAD = "| case | exit codes | seconds | points expected | once | twice | missing | model versions | same weights |"
 PLAIN = (
-    r"\w+: [\d,]+ of [\d,]+ .*|\w+ +[\d.]+ s   .*|(checkpoint|previews|report|grid|model|MLflow|next) +.*"
+    r"\w+: [\d,]+ of [\d,]+ .*|\w+ +[\d.]+ s   .*|(checkpoint|course|progress|report|grid|model|MLflow|next) +.*"
     r"|starting Ray on this machine.*|importing MLflow|sharded: .*|shard: .*|train: starting Ray Train .*"
     r"|.*: its processes are being started, .*"
 )

@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # uv installs in parallel, but looks for local wheels only where it is told.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: install demo test benchmark ui lint clean stack stack-down stack-test
+.PHONY: install demo test benchmark site ui lint clean stack stack-down stack-test
 
 .venv/.installed: pyproject.toml infra/constraints.txt
 	@echo "setting up .venv (a minute or two, once)"
@@ -52,6 +52,10 @@ lint: .venv/.installed-test
 
 benchmark: .venv/.installed-test  ## the network's speed beside diffusers', half an hour
 	@$(BIN)/python tests/benchmarks/speed.py
+
+site: .venv/.installed-test  ## README and docs as pages, in build/site
+	@$(BIN)/sphinx-build -b html -c docs/site -W --keep-going -q . build/site
+	@echo "build/site/README.html"
 
 ui: .venv/.installed  ## MLflow's page on the default store
 	@$(BIN)/python -m pipelines.tracking

@@ -15,8 +15,8 @@ html_copy_source = False
 highlight_language = "none"
 
 ORDER = {
-    "Begin": ["README", "docs/projects", "docs/going-well", "docs/data", "docs/evaluation", "docs/store"],
-    "Choose": ["docs/samplers", "docs/sweeps", "docs/training", "docs/performance", "docs/gpu"],
+    "Begin": ["README", "docs/projects", "docs/concepts", "docs/going-well", "docs/report", "docs/data", "docs/store"],
+    "Choose": ["docs/choosing", "docs/samplers", "docs/sweeps", "docs/training", "docs/evaluation", "docs/performance", "docs/gpu"],
     "Run": ["docs/cluster", "infra/README", "docs/scale", "docs/mlflow", "docs/registry", "docs/schedule"],
     "Look up": ["docs/paper", "docs/api", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }

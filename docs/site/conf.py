@@ -16,7 +16,15 @@ highlight_language = "none"
 
 ORDER = {
     "Begin": ["README", "docs/projects", "docs/concepts", "docs/going-well", "docs/report", "docs/data", "docs/store"],
-    "Choose": ["docs/choosing", "docs/samplers", "docs/sweeps", "docs/training", "docs/evaluation", "docs/performance", "docs/gpu"],
+    "Choose": [
+        "docs/choosing",
+        "docs/samplers",
+        "docs/sweeps",
+        "docs/training",
+        "docs/evaluation",
+        "docs/performance",
+        "docs/gpu",
+    ],
     "Run": ["docs/cluster", "infra/README", "docs/scale", "docs/mlflow", "docs/registry", "docs/schedule"],
     "Look up": ["docs/paper", "docs/api", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }

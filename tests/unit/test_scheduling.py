@@ -568,6 +568,21 @@ def test_now_is_a_tick_of_its_own_and_takes_none_from_the_calendar(here: World) 
     assert [tick.due for tick in here.do()] == [TICK]
 
 
+def test_now_twice_in_a_minute_is_two_sets_of_images(here: World) -> None:
+    here.cluster.takes = timedelta(seconds=5)
+    here.at(NIGHT - timedelta(minutes=1))
+    (one,), (other,) = do_now(here.ticker(), "nightly"), do_now(here.ticker(), "nightly")
+    assert (one.due, other.due) == ("20261123T025900Z", "20261123T030000Z")
+    seeds = [command[command.index("--sample.first-seed") + 1] for command in here.cluster.commands]
+    assert int(seeds[1]) - int(seeds[0]) == 1_000_000
+    assert [line for line in here.said if "waits" in line] == [
+        "nightly  waits 55 s for the next minute, of which its seeds are: this one's images are made"
+    ]
+    with pytest.raises(Stopped):
+        do_now(here.ticker(wait=lambda seconds: True), "nightly")
+    assert len(here.cluster.commands) == 2
+
+
 def test_now_in_a_month_without_a_tick_of_the_calendar_is_shown(tmp_path: Path) -> None:
     world = World(str(tmp_path))
     world.add(cron="0 0 15 * *")

@@ -54,7 +54,7 @@ class ShowArgs:
     thing: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=_WORD)] = ""
     """KIND/NAME, NAME, a URI, models:/NAME/VERSION or models:/NAME@ALIAS."""
     open: bool = False
-    """Also open its page in the browser: the report, the grid, the contact sheet, else MLflow's page."""
+    """Also open its page in the browser: the report, else a run's own page, the grid, the contact sheet, else MLflow's page."""
     store: str = field(default_factory=default_store)
     """Where it lies: a folder or s3://bucket/prefix. A URI says it by itself."""
 

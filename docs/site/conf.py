@@ -26,7 +26,7 @@ ORDER = {
         "docs/gpu",
     ],
     "Run": ["docs/cluster", "infra/README", "docs/scale", "docs/mlflow", "docs/registry", "docs/schedule"],
-    "Look up": ["docs/paper", "docs/api", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
+    "Look up": ["docs/comparison", "docs/paper", "docs/api", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }
 CALLED = {"README": "In short", "infra/README": "Containers, AWS, Kubernetes"}
 """Where a page's own title says too little beside others."""

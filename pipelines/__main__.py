@@ -1,6 +1,7 @@
 """`ddpm COMMAND ...`: each command of this folder by its name, from anywhere."""
 
 import ast
+import os
 import runpy
 import sys
 from importlib.metadata import version
@@ -19,7 +20,7 @@ def main() -> None:
     """Run what the first word names, as if its file had been typed."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(_overview())
+        _print(_overview())
     elif name == "--version":
         print(f"ddpm-pipeline {version('ddpm-pipeline')}")
     elif name in _COMMANDS:
@@ -30,6 +31,13 @@ def main() -> None:
         known = f"expected {', '.join(_COMMANDS)}{nearest(name, _COMMANDS)}"
         print(f"error: ddpm has no command {name!r}; {known}", file=sys.stderr)
         sys.exit(2)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # --help | head: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

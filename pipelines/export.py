@@ -25,7 +25,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.checkpoint import Weights, run_of
 from ddpm_core.errors import InputError
 from ddpm_core.training.averages import young_weights
 from pipelines.cli.command import Outcome, run_command
@@ -35,6 +35,8 @@ from pipelines.housekeeping.exporting import FORMS, Format, export, loading
 from pipelines.housekeeping.lookup import weights_of
 from pipelines.progress import say
 from pipelines.recipes.config import default_store
+from pipelines.recipes.files import KEPT
+from pipelines.recipes.recipes import RECIPES
 
 _WORD = "RUN|MODEL"
 _OFTEN = "to", "out", "weights", "step", "store"
@@ -90,8 +92,16 @@ def run(args: ExportArgs) -> Outcome:
         "sha256": sha256,
         "load": loading(args.to, out),
     }
-    again = typed("sample.py", *([weights.recipe] if weights.recipe else []), "--model", out, store=args.store)
+    again = typed("sample.py", *_recipe_of(weights), "--model", out, store=args.store)
     return Outcome(made=made, metrics={"step": weights.step}, next="" if args.to == "onnx" else again)
+
+
+def _recipe_of(weights: Weights) -> list[str]:
+    """The recipe that says how its images are made, or the file of a project that its run keeps; none where neither is known."""
+    kept = storage.join(run_of(weights.uri), KEPT)
+    if weights.recipe in RECIPES:
+        return [weights.recipe]
+    return [kept] if run_of(weights.uri) and storage.exists(kept) else []
 
 
 def _find(args: ExportArgs) -> Weights:

@@ -115,9 +115,12 @@ def run(args: SampleArgs) -> Outcome:
         sampled = pipeline.sample(weights)
     if args.out:
         write_output(sampled.samples, weights, args.sample, args.out)
+    recipe = find_recipe(as_named(args))
+    fewer = args.sample.num_images < recipe.evaluate.num_images
     these = [
         *(["--model", args.model] if args.model else []),
-        *changed_flags("sample", args.sample, find_recipe(as_named(args)).sample),
+        *changed_flags("sample", args.sample, recipe.sample),
+        *(["--evaluate.num-images", str(args.sample.num_images)] if fewer else []),
     ]
     following = typed("evaluate.py", as_named(args), *these, store=args.store)
     return Outcome(

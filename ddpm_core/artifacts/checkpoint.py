@@ -257,7 +257,7 @@ def read_history(uri: str) -> list[HistoryRow]:
 
 
 def _history_of(uri: str, state: dict[str, Any]) -> list[HistoryRow]:
-    rows: list[HistoryRow] = pq.read_table(
-        pa.BufferReader(read_part(uri, "history", state)), use_threads=False
-    ).to_pylist()
+    # As artifacts/parquet.py has it, which needs pyarrow when it is imported; read_table would read ahead in threads.
+    with pq.ParquetFile(pa.BufferReader(read_part(uri, "history", state)), pre_buffer=False) as file:
+        rows: list[HistoryRow] = file.read(use_threads=False).to_pylist()
     return rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ddpm_core import storage
+from ddpm_core.errors import InputError
 from ddpm_core.serialization import from_json, to_json
 
 PROGRESS = "progress.html"
@@ -66,9 +67,20 @@ def write_look(run_uri: str, look: Look) -> None:
 
 
 def read_looks(run_uri: str) -> list[Look]:
-    """All of a run, in the order of steps."""
+    """All of a run, in the order of steps.
+
+    Raises:
+        InputError: in one line, if one is damaged.
+    """
     files = [uri for uri, _ in storage.list_files(storage.join(run_uri, _LOOKS))]
-    return sorted((from_json(Look, json.loads(storage.read_bytes(uri))) for uri in files), key=lambda look: look.step)
+    return sorted(map(_read, files), key=lambda look: look.step)
+
+
+def _read(uri: str) -> Look:
+    try:
+        return from_json(Look, json.loads(storage.read_bytes(uri)))
+    except ValueError as error:
+        raise InputError(f"{uri} is damaged ({error}); delete it: the run's page misses a point then") from None
 
 
 def write_grid(run_uri: str, step: int, png: bytes) -> str:

@@ -167,7 +167,8 @@ def unet_json(form: Form) -> dict[str, Any]:
     if len(groups) > 1:
         raise InputError(
             f"the network's norms have {_words(groups)} groups; {CLASS} has one number for all: "
-            "expected unet.base-channels of 128 or more, a multiple of 32, or unet.form.norm-groups"
+            f"expected a model trained with unet.form.norm-groups {min(groups)}, or with unet.base-channels of 128 or more, a "
+            "multiple of 32"
         )
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     attended = [size in config.attention_resolutions for size in level_sizes(config, form.image_size)]

@@ -94,7 +94,7 @@ def check_steps(done: int, steps: int) -> None:
     if done > steps:
         raise InputError(
             f"the run has {done:,} steps already, train.steps is {steps:,}; expected {done:,} or more, or another --name for "
-            "a shorter run"
+            "a shorter run (of a project, its file has to say train.steps, too)"
         )
 
 

@@ -24,7 +24,7 @@ from pipelines.recipes.files import KEPT, find_recipe
 from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.registry import find_version
-from pipelines.tracking.resolve import find_dataset, here
+from pipelines.tracking.resolve import find_dataset, here, places
 from pipelines.tracking.store import is_there, open_server
 
 A = TypeVar("A")
@@ -102,8 +102,10 @@ def _recipe_of_model(argv: list[str]) -> str | None:
         if registered[1] in RECIPES:
             return registered[1]
         checkpoint = _checkpoint_of(model, store or default_store())
+    elif model and not model.startswith("models:/"):
+        checkpoint = next(filter(None, map(find_checkpoint, places(model, store or default_store()))), None)
     else:
-        checkpoint = find_checkpoint(storage.absolute(model)) if model and not model.startswith("models:/") else None
+        return None
     if checkpoint is None:
         return None
     name, kept = recipe_of(checkpoint), storage.join(run_of(checkpoint), KEPT)
@@ -188,6 +190,10 @@ def _one_line(box: str) -> str:
     parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
     said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
     said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    if number := re.match(
+        r"Error parsing (--\S+): (?:invalid literal for int|could not convert string to float).*?('.*')$", said
+    ):
+        said = f"{number[1]} is {number[2]}"
     if union := re.match(r"Error parsing (--\S+): no type matching (.*?) could be instantiated from \[(.*?)\]\.", said):
         flag, kinds, words = union.groups()
         given = " ".join(re.findall(r"'(.*?)'", words))

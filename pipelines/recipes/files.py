@@ -154,7 +154,9 @@ def read_recipe(path: str) -> Recipe:
 
 def _parsed(path: str) -> dict[str, Any]:
     if not storage.exists(path):
-        raise MissingError(f"no recipe file at {path}")
+        folder, _, name = path.rpartition("/")
+        there = [] if storage.is_s3(path) else [each.name for each in Path(folder or "/").glob(f"*{SUFFIX}")]
+        raise MissingError(f"no recipe file at {path}{nearest(name, there)}")
     try:
         return tomllib.loads(storage.read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -71,7 +71,13 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
     """
     start, arguments = command[:2], [argument for argument in command[2:] if argument != "--json"]
     champion = f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
-    model = resolve(_take(arguments, "--model") or champion)
+    named = _take(arguments, "--model")
+    try:
+        model = resolve(named or champion)
+    except InputError as error:
+        if named:
+            raise
+        raise InputError(f"{error}; promote one, or name another by --model") from None
     seed = [] if _value(arguments, _SEED) is not None else [_SEED, str(first_seed(tick))]
     return (*start, *arguments, "--model", model, "--store", store, *seed, "--json")
 

@@ -65,6 +65,8 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             page = ProgressPage(run_uri, what.run.config["train"], recipe.train.steps, history)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
+                if done > 0:
+                    shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
                 reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page)
                 looker = Looker(what.run, index, recipe.train)

@@ -15,8 +15,8 @@ def find_weights(model: str, tracker: Server, store: str) -> Weights:
     """The averaged weights of a model.
 
     Args:
-        model: the URI of a checkpoint, or of a run (its newest checkpoint), or of a folder that diffusers wrote; or
-            models:/NAME@ALIAS or models:/NAME/VERSION.
+        model: the URI of a checkpoint, or of a run (its newest checkpoint), or of a folder that diffusers wrote; the name of a run
+            of the store; or models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
         InputError: if there is none, or one of the weights holds NaN or infinity, in one line.
@@ -25,12 +25,22 @@ def find_weights(model: str, tracker: Server, store: str) -> Weights:
         registered = read_model(str(resolve_model(tracker, model).weights.parent))
         registered.check()
         return replace(registered, uri=here(store, "runs", registered.uri, "state.json"))
-    weights = loading.find_weights(model)
-    if weights is None:
-        raise InputError(
-            f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder"
-        )
-    return weights
+    for place in places(model, store):
+        if (weights := loading.find_weights(place)) is not None:
+            return weights
+    raise InputError(
+        f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder, or "
+        "the name of a run in the store"
+    )
+
+
+def places(model: str, store: str) -> list[str]:
+    """Where what is no registered model may lie: at this URI, or in the store under this name."""
+    named = not model.startswith(("/", ".", "~", "file:", "s3:"))
+    return [
+        storage.absolute(model),
+        *([storage.join(store, model), storage.join(store, "runs", model)] if named else []),
+    ]
 
 
 def here(store: str, kind: str, folder: str, file: str) -> str:

@@ -20,7 +20,7 @@ from ddpm_core.artifacts.checkpoint import Checkpoint, write_checkpoint
 from ddpm_core.artifacts.manifest import DatasetIndex, make_index
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import open_source
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.model.unet import check_image_size
 from pipelines import new
 from pipelines.cli.command import as_recipe, changed_flags, named_source, run_command
@@ -535,3 +535,9 @@ def test_a_recipes_name_is_no_projects() -> None:
         with pytest.raises(InputError, match="the name of a recipe"):
             check_project(name)
     check_project("flowers-2.1_b")
+
+
+def test_a_file_that_is_not_there_has_its_nearest_neighbour_named(tmp_path: Path) -> None:
+    (tmp_path / "flowers.toml").write_text('project = "flowers"\n')
+    with pytest.raises(MissingError, match=r"^no recipe file at .*/flower.toml; did you mean flowers.toml\?$"):
+        find_recipe(str(tmp_path / "flower.toml"))

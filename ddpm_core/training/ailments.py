@@ -1,7 +1,7 @@
 """Is it going well? What a run's looks and its history say, in words: the course of it, and what ails it.
 
-Six ailments are told apart, each by a sign that a person can look up in the run's own figures. The limits are such that of 100
-healthy trainings at most three are accused (`tests/benchmarks/ailments.py`).
+Seven ailments are told apart, each by a sign that a person can look up in the run's own figures. How often each is named, and the
+healthy are accused, stands in docs/going-well.md (`tests/benchmarks/ailments.py`).
 """
 
 from collections.abc import Sequence
@@ -209,11 +209,9 @@ def _lags(course: Course) -> Ailment | None:
 def _idle(course: Course) -> Ailment | None:
     """Next to nothing was learned, and no step was wild, so that the steps were too small."""
     looks = course.looks
-    if looks[0].step != 0:
+    if not _is_unlearned(looks) or looks[-1].step < _FEW or _fall(looks) >= _STEEP:
         return None
     start, last = fmean(looks[0].newest), fmean(looks[-1].newest)
-    if last < _UNLEARNED * start or _fall(looks) >= _STEEP:
-        return None
     return Ailment(
         name="learning rate too low",
         sign=f"after {looks[-1].step:,} steps the loss is {last:.3g}, before the first it was {start:.3g}; "
@@ -222,13 +220,19 @@ def _idle(course: Course) -> Ailment | None:
     )
 
 
+def _is_unlearned(looks: Sequence[Look]) -> bool:
+    """Whether nearly all of the loss before the first step is left."""
+    return looks[0].step == 0 and fmean(looks[-1].newest) >= _UNLEARNED * fmean(looks[0].newest)
+
+
 def _short(looks: Sequence[Look]) -> Ailment | None:
-    fall = _fall(looks)
-    if fall < (_STEEP if looks[-1].step >= _FEW else _STILL):
+    fall, few = _fall(looks), looks[-1].step < _FEW
+    if fall < (_STILL if few else _STEEP) and not (few and _is_unlearned(looks)):
         return None
+    sign = f"over the last third the loss still fell by {fall:.0%}, at the t where it fell most"
     return Ailment(
         name="too few steps",
-        sign=f"over the last third the loss still fell by {fall:.0%}, at the t where it fell most",
+        sign=sign if fall > _STILL else f"after {looks[-1].step:,} steps next to nothing was learned",
         remedy=f"raise --train.steps beyond {looks[-1].step:,}; the same command goes on from there",
     )
 

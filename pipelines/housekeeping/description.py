@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ddpm_core import storage
+from ddpm_core.artifacts.checkpoint import read_history
 from ddpm_core.artifacts.checkpoint_files import read_state
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.looks import PROGRESS
@@ -129,6 +130,8 @@ def _run(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:
         yield "checkpoints", "none yet"
         return
     yield from _trained(uris[-1], item.store)
+    if course := judge(course_of(uris[-1])).lines:
+        yield "course", ". ".join(course)
     yield "checkpoints", f"{len(uris)}, the newest {uris[-1]}"
     made.page = _file(item, PROGRESS)
     yield from _judged(item, made, items)
@@ -201,20 +204,18 @@ def _trained(checkpoint: str, store: str) -> list[tuple[str, str]]:
         InputError: in one line, if it is damaged.
     """
     try:
-        state, course = read_state(checkpoint), course_of(checkpoint)
+        state, history = read_state(checkpoint), read_history(checkpoint)
     except MissingError:
         return []
-    versions, verdict = dict(state["versions"]), judge(course)
+    versions = dict(state["versions"])
     recipe = versions.pop("recipe", "") or "not known"
-    loss = [f"; loss {number(row['loss'])} at step {row['step']:,}" for row in course.history[-1:]]
+    loss = [f"; loss {number(row['loss'])} at step {row['step']:,}" for row in history[-1:]]
     begun = state["config"].get("init_from")
     return [
         ("recipe", f"{recipe}: {_settings(state['config'])}"),
         *([("begun with", f"weights {begun}")] if begun else []),
         ("data", here(store, "datasets", state["dataset_uri"], INDEX_NAME)),
         ("step", f"{state['step']:,}, after {state['images_seen']:,} images{''.join(loss)}"),
-        *([("course", verdict.words)] if verdict.words else []),
-        *([("ailments", "; ".join(map(str, verdict.ailments)))] if verdict.ailments else []),
         ("made by", _versions(versions)),
     ]
 

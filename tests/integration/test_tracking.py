@@ -48,6 +48,7 @@ from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.sampling.generate import generate
 from ddpm_core.serialization import to_json
+from ddpm_core.training.ailments import Verdict
 from pipelines import export, registry, show, tracking, workflow
 from pipelines import pipeline as pipeline
 from pipelines.cli.command import run_command
@@ -1402,7 +1403,9 @@ def test_a_slow_server_costs_one_attempt_a_minute(
 
 
 INDEX = make_index("/data", image_size=8, channels=1, class_names=(), shards=(), num_rejected=0)
-TRAINED = Trained(name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0)
+TRAINED = Trained(
+    name="r", run_uri="/runs", checkpoint_uri="/runs/0", step=100, images_per_s=1.0, verdict=Verdict(words="")
+)
 FIGURE = Figure(name="fd", value=2.0, of="images")
 EVALUATED = Evaluated(report_uri="/r", figures=(FIGURE,), reference="heldout", seeds="0 to 9")
 

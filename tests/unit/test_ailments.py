@@ -110,6 +110,12 @@ PLAIN = [replace(look, real=Spread(within=0.5, between=70.0)) for look in looks(
             "a step moves each weight by about as much, and they are 0.004 large; train.learning-rate is 0.001",
         ),
         ([replace(look, step=look.step // 20) for look in looks(HEALTHY)], {}, "too few steps", "still fell by 12%"),
+        (
+            [replace(look, step=look.step // 200) for look in looks(SLOW)],
+            {},
+            "too few steps",
+            "after 8 steps next to nothing was learned",
+        ),
         (looks(HEALTHY), {"skipped": 5}, "learning rate too high", "5 steps were skipped"),
         (
             looks(HEALTHY, newest=[loss / 2 for loss in HEALTHY]),

@@ -74,7 +74,7 @@ def judge(course: Course) -> Verdict:
     exploded, overfits, idle = _exploded(course), _overfits(looks), _idle(course)
     found += [exploded, overfits]
     if exploded is None:
-        found += [_lags(course), idle or _short(looks)]
+        found += [_lags(course), idle or _short(course)]
     if exploded is None and idle is None:  # of which large gradients are a sign, too
         found += [_clipped(course)]
     return Verdict(words=_course(looks, overfits), ailments=tuple(filter(None, found)))
@@ -144,7 +144,7 @@ def _clipped(course: Course) -> Ailment | None:
 def _exploded(course: Course) -> Ailment | None:
     newest = [fmean(look.newest) for look in course.looks]
     start, best, last = newest[0], min(newest), newest[-1]
-    begins = course.looks[0].step == 0
+    begins = course.from_noise and course.looks[0].step == 0
     rate = course.train.get("learning_rate", 0)
     if last > _EXPLODED * best:
         sign = f"the newest weights' loss is {last:.3g}, {last / best:.2g} times its best"
@@ -209,7 +209,7 @@ def _lags(course: Course) -> Ailment | None:
 def _idle(course: Course) -> Ailment | None:
     """Next to nothing was learned, and no step was wild, so that the steps were too small."""
     looks = course.looks
-    if not _is_unlearned(looks) or looks[-1].step < _FEW or _fall(looks) >= _STEEP:
+    if not _is_unlearned(course) or looks[-1].step < _FEW or _fall(looks) >= _STEEP:
         return None
     start, last = fmean(looks[0].newest), fmean(looks[-1].newest)
     return Ailment(
@@ -220,14 +220,17 @@ def _idle(course: Course) -> Ailment | None:
     )
 
 
-def _is_unlearned(looks: Sequence[Look]) -> bool:
+def _is_unlearned(course: Course) -> bool:
     """Whether nearly all of the loss before the first step is left."""
-    return looks[0].step == 0 and fmean(looks[-1].newest) >= _UNLEARNED * fmean(looks[0].newest)
+    looks = course.looks
+    begins = course.from_noise and looks[0].step == 0
+    return begins and fmean(looks[-1].newest) >= _UNLEARNED * fmean(looks[0].newest)
 
 
-def _short(looks: Sequence[Look]) -> Ailment | None:
+def _short(course: Course) -> Ailment | None:
+    looks = course.looks
     fall, few = _fall(looks), looks[-1].step < _FEW
-    if fall < (_STILL if few else _STEEP) and not (few and _is_unlearned(looks)):
+    if fall < (_STILL if few else _STEEP) and not (few and _is_unlearned(course)):
         return None
     sign = f"over the last third the loss still fell by {fall:.0%}, at the t where it fell most"
     return Ailment(

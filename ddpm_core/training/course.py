@@ -19,6 +19,8 @@ class Course:
     """The run's `train` settings: batch_size, learning_rate, grad_clip and how it averages."""
     skipped: int = 0
     """Steps whose loss or gradient was no number."""
+    from_noise: bool = True
+    """Whether it began with weights that had learned nothing, and not with a model's."""
 
 
 def course_of(checkpoint: str) -> Course:
@@ -34,4 +36,5 @@ def course_of(checkpoint: str) -> Course:
         history=read_history(checkpoint),
         train=state["config"].get("train", {}),
         skipped=state.get("skipped", 0),
+        from_noise=state["config"].get("init_from") is None,
     )

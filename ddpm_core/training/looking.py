@@ -26,8 +26,8 @@ _LOOKS = 16
 _SEED = 0
 _PIXELS = 1 << 17
 """Of the images that pass the network at once: less than a training step holds, as nothing is kept for a backward pass."""
-LARGEST = 1e9
-"""A loss above it, or one that is no number, is written as this."""
+SMALLEST, LARGEST = 1e-12, 1e9
+"""A loss beyond these is written as the one that is nearer, and one that is no number as the largest: so quotients can be had."""
 
 
 def is_look(step: int, config: TrainConfig) -> bool:
@@ -100,7 +100,7 @@ class Looking:
                 for rows in torch.split(index, at_once)
             ]
             mean = float(torch.cat(parts).double().mean())
-            return min(mean, LARGEST) if math.isfinite(mean) else LARGEST
+            return min(max(mean, SMALLEST), LARGEST) if math.isfinite(mean) else LARGEST
 
         return tuple(of_band(number, band) for number, band in enumerate(self._bands))
 

@@ -63,7 +63,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             done, history = _steps_done(checkpoint, run), checkpoint.history if checkpoint else []
             keep_recipe(recipe, run_uri)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
-            page = ProgressPage(run_uri, what.run.config["train"], recipe.train.steps, history)
+            page = ProgressPage(run_uri, what.run.config, recipe.train.steps, history)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 if done > 0:
                     shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
@@ -88,7 +88,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
 
 def _judged(course: Course, run_uri: str, steps: int, run: RunHandle) -> Verdict:
     """What to think of a run that has come to its end; told, and shown on its page and in MLflow."""
-    verdict, page = judge(course), ProgressPage(run_uri, course.train, steps, course.history)
+    verdict, page = judge(course), ProgressPage(run_uri, {}, steps, course.history)
     for line in verdict.lines:
         say(f"train: {line}")
     if not page.is_last():

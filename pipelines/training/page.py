@@ -20,17 +20,17 @@ class ProgressPage:
     """Written by the run's driver, of what the workers tell.
 
     Args:
-        settings: the run's `train` settings.
+        config: the run's, as its checkpoints have it.
         steps: in all.
         history: of the checkpoint that the run goes on from; looks of later steps come again.
     """
 
     def __init__(
-        self, run_uri: str, settings: Mapping[str, Any], steps: int, history: Sequence[Mapping[str, int | float]]
+        self, run_uri: str, config: Mapping[str, Any], steps: int, history: Sequence[Mapping[str, int | float]]
     ) -> None:
         self.uri = storage.join(run_uri, PROGRESS)
         """Where it lies."""
-        self._run_uri, self._settings, self._steps = run_uri, settings, steps
+        self._run_uri, self._config, self._steps = run_uri, config, steps
         self._history = list(history)
         self._looks = {look.step: look for look in read_looks(run_uri)}
         self._grids: dict[int, bytes] = {}
@@ -45,7 +45,12 @@ class ProgressPage:
         self._history += rows
         self._looks |= {look.step: look for look in looks}
         if looks and time.monotonic() - self._written >= _EVERY_S:
-            course = Course(looks=self._by_step(), history=self._history, train=self._settings)
+            course = Course(
+                looks=self._by_step(),
+                history=self._history,
+                train=self._config.get("train", {}),
+                from_noise=self._config.get("init_from") is None,
+            )
             first = math.isinf(self._written)
             self.write(judge(course), refresh_s=int(_EVERY_S))
             return first

@@ -145,6 +145,12 @@ def test_each_ailment_is_told_by_its_sign(seen: list[Look], more: dict[str, Any]
     assert not others - {"average that lags"} if ailment == "memorising" else not others
 
 
+def test_a_model_that_is_trained_on_is_not_held_against_what_it_began_with() -> None:
+    """It had learned before its first step, and what it has yet to learn may move it away from that at first."""
+    assert names(said(looks([1.0, 1.1, *SLOW[2:]]), from_noise=False)) == []
+    assert names(said([replace(look, step=look.step // 200) for look in looks(SLOW)], from_noise=False)) == []
+
+
 def test_the_course_of_one_that_memorises() -> None:
     found = said(looks(RISING, train=HEALTHY, newest=HEALTHY))
     assert found.words == "overfitting since step 700: validation loss 0.095 at step 700, 0.13 at step 1,600"

@@ -192,7 +192,7 @@ def test_the_page_is_written_as_it_goes_and_once_more_at_the_end(tmp_path: Path)
     index = dataset(tmp_path / "data")
     run, state = run_and_state(index, tmp_path)
     looker = Looker(run, index, TRAIN)
-    page = ProgressPage(run.uri, run.config["train"], TRAIN.steps, [])
+    page = ProgressPage(run.uri, run.config, TRAIN.steps, [])
     assert not page.is_last()
     rows = [{"step": 2, "images_seen": 8, "loss": 0.5, "grad_norm": 2.0, "images_per_s": 8.0}]
     assert not page.tell(rows, [])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ddpm_core.artifacts.checkpoint import read_history, run_of
 from ddpm_core.artifacts.checkpoint_files import read_state
@@ -23,6 +24,19 @@ class Course:
     """Whether it began with weights that had learned nothing, and not with a model's."""
 
 
+def course_from(
+    config: Mapping[str, Any], looks: Sequence[Look], history: Sequence[Mapping[str, int | float]], skipped: int = 0
+) -> Course:
+    """The course of a run with this config, as its checkpoints have it."""
+    return Course(
+        looks=looks,
+        history=history,
+        train=config.get("train", {}),
+        skipped=skipped,
+        from_noise=config.get("init_from") is None,
+    )
+
+
 def course_of(checkpoint: str) -> Course:
     """The course of a run up to one of its checkpoints.
 
@@ -31,10 +45,5 @@ def course_of(checkpoint: str) -> Course:
         InputError: in one line, if it is damaged.
     """
     state = read_state(checkpoint)
-    return Course(
-        looks=[look for look in read_looks(run_of(checkpoint)) if look.step <= state["step"]],
-        history=read_history(checkpoint),
-        train=state["config"].get("train", {}),
-        skipped=state.get("skipped", 0),
-        from_noise=state["config"].get("init_from") is None,
-    )
+    looks = [look for look in read_looks(run_of(checkpoint)) if look.step <= state["step"]]
+    return course_from(state["config"], looks, read_history(checkpoint), state.get("skipped", 0))

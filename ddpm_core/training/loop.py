@@ -14,8 +14,8 @@ from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.training.checkpointing import Checkpointer, Run
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.divergence import FiniteWatch, memory_for
+from ddpm_core.training.fixed_losses import is_look
 from ddpm_core.training.identity import check_continues
-from ddpm_core.training.looking import is_look
 from ddpm_core.training.memory import images_at_once, memory_of_worker
 from ddpm_core.training.parallel import Worker, check_agreement, gathered, in_parallel
 from ddpm_core.training.state import TrainState, load_tensors

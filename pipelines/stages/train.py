@@ -11,12 +11,13 @@ from ddpm_core.artifacts.checkpoint import (
     checkpoint_uri,
 )
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
+from ddpm_core.artifacts.looks import read_looks
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.evaluation.features.random_conv import NAME as DISTANCE_NAME
 from ddpm_core.training.ailments import Verdict, judge
 from ddpm_core.training.averages import young_average
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.course import Course, course_of
+from ddpm_core.training.course import Course, course_from, course_of
 from pipelines.metrics import RUN_HELD_SINCE, VALIDATION_BITS_PER_DIM, VALIDATION_DISTANCE, Gauges
 from pipelines.naming import run_folder
 from pipelines.progress import Progress, counted, progress, say
@@ -63,7 +64,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             done, history = _steps_done(checkpoint, run), checkpoint.history if checkpoint else []
             keep_recipe(recipe, run_uri)
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
-            page = ProgressPage(run_uri, what.run.config, recipe.train.steps, history)
+            page = ProgressPage(run_uri, course_from(what.run.config, read_looks(run_uri), history), recipe.train.steps)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
                 if done > 0:
                     shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
@@ -88,7 +89,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
 
 def _judged(course: Course, run_uri: str, steps: int, run: RunHandle) -> Verdict:
     """What to think of a run that has come to its end; told, and shown on its page and in MLflow."""
-    verdict, page = judge(course), ProgressPage(run_uri, {}, steps, course.history)
+    verdict, page = judge(course), ProgressPage(run_uri, course, steps)
     for line in verdict.lines:
         say(f"train: {line}")
     if not page.is_last():

@@ -15,7 +15,7 @@ from ddpm_core.model.config import read_model_config
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.training.checkpointing import Run
 from ddpm_core.training.config import TrainConfig
-from ddpm_core.training.looking import Looking
+from ddpm_core.training.fixed_losses import FixedLosses
 from ddpm_core.training.loop import autocast_for
 from ddpm_core.training.state import TrainState, ema_tensors
 from ddpm_core.types import Tensor, UInt8
@@ -42,20 +42,20 @@ class Looker:
     run: Run
     index: DatasetIndex
     train: TrainConfig
-    _looking: Looking | None = field(default=None, repr=False)
+    _losses: FixedLosses | None = field(default=None, repr=False)
 
     def look(self, state: TrainState) -> list[Post]:
         """Write a look at a state beside its run; returns what is posted: that it is `looked` at, and what is to be `warned` of."""
         device = next(state.network.parameters()).device
-        if self._looking is None:
-            self._looking = Looking(self.index, shard_cache(), self.run.config, device)
+        if self._losses is None:
+            self._losses = FixedLosses(self.index, shard_cache(), self.run.config, device)
         made, refused = None, None
         if self._shows(state.step):
             try:
                 made = preview_images(state, self.run.config, range(_IMAGES))
             except InputError as error:  # images that are no numbers: training itself watches its own
                 refused = f"step {state.step:,} could not be looked at: {error}"
-        look = self._looking.look(state, autocast_for(self.train, device), made)
+        look = self._losses.look(state, autocast_for(self.train, device), made)
         write_look(self.run.uri, look)
         grid = None
         if made is not None:

@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import HistoryRow
-from ddpm_core.artifacts.looks import PROGRESS, Look, list_grids, read_looks
+from ddpm_core.artifacts.looks import PROGRESS, Look, list_grids
 from ddpm_core.training.ailments import Verdict, judge
 from ddpm_core.training.course import Course
 
@@ -20,19 +20,14 @@ class ProgressPage:
     """Written by the run's driver, of what the workers tell.
 
     Args:
-        config: the run's, as its checkpoints have it.
+        course: of the run so far.
         steps: in all.
-        history: of the checkpoint that the run goes on from; looks of later steps come again.
     """
 
-    def __init__(
-        self, run_uri: str, config: Mapping[str, Any], steps: int, history: Sequence[Mapping[str, int | float]]
-    ) -> None:
+    def __init__(self, run_uri: str, course: Course, steps: int) -> None:
         self.uri = storage.join(run_uri, PROGRESS)
         """Where it lies."""
-        self._run_uri, self._config, self._steps = run_uri, config, steps
-        self._history = list(history)
-        self._looks = {look.step: look for look in read_looks(run_uri)}
+        self._run_uri, self._course, self._steps = run_uri, course, steps
         self._grids: dict[int, bytes] = {}
         self._written = -math.inf
 
@@ -42,19 +37,16 @@ class ProgressPage:
         Returns:
             whether it was the first time.
         """
-        self._history += rows
-        self._looks |= {look.step: look for look in looks}
-        if looks and time.monotonic() - self._written >= _EVERY_S:
-            course = Course(
-                looks=self._by_step(),
-                history=self._history,
-                train=self._config.get("train", {}),
-                from_noise=self._config.get("init_from") is None,
-            )
-            first = math.isinf(self._written)
-            self.write(judge(course), refresh_s=int(_EVERY_S))
-            return first
-        return False
+        if not rows and not looks:
+            return False
+        by_step = {look.step: look for look in (*self._course.looks, *looks)}  # a resumed run comes by some again
+        seen = [by_step[step] for step in sorted(by_step)]
+        self._course = replace(self._course, looks=seen, history=[*self._course.history, *rows])
+        if not looks or time.monotonic() - self._written < _EVERY_S:
+            return False
+        first = math.isinf(self._written)
+        self.write(judge(self._course), refresh_s=int(_EVERY_S))
+        return first
 
     def is_last(self) -> bool:
         """Whether the page stands that a run ended with."""
@@ -74,19 +66,16 @@ class ProgressPage:
 
         page = Progress(
             run=self._run_uri.rpartition("/")[2],
-            step=max([0, *self._looks]),
+            step=self._course.looks[-1].step if self._course.looks else 0,
             steps=self._steps,
-            looks=self._by_step(),
+            looks=self._course.looks,
             lines=verdict.lines,
-            history=self._history,
+            history=self._course.history,
             grids=self._shown(chosen_steps),
             refresh_s=refresh_s,
         )
         storage.write_bytes(self.uri, render_progress(page).encode())
         self._written = time.monotonic()
-
-    def _by_step(self) -> list[Look]:
-        return [self._looks[step] for step in sorted(self._looks)]
 
     def _shown(self, chosen: Callable[[list[int]], list[int]]) -> dict[int, bytes]:
         """The grids that the page shows, each read once."""

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ddpm_core.artifacts.parquet import parquet_file
 from ddpm_core.data.sources.base import is_image
 from ddpm_core.data.sources.damage import worded
 from ddpm_core.data.sources.labels import Labels, few, numbered
@@ -139,9 +139,9 @@ def _json_lines(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(data: bytes) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
+    with parquet_file(pa.BufferReader(data)) as file:
         names = [name for name in file.schema_arrow.names if name in (*PATH_COLUMNS, *LABEL_COLUMNS)]
-        for batch in file.iter_batches(4096, columns=names):
+        for batch in file.iter_batches(4096, columns=names, use_threads=False):
             for row in batch.to_pylist():  # other columns are named, and not read
                 yield {**dict.fromkeys(file.schema_arrow.names), **row}
 

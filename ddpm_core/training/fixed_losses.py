@@ -37,7 +37,7 @@ def is_look(step: int, config: TrainConfig) -> bool:
     return step == config.steps or any(step % every == 0 for every in rhythms)
 
 
-class Looking:
+class FixedLosses:
     """The fixed images, and what is drawn for them.
 
     Args:

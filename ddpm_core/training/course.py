@@ -20,6 +20,8 @@ class Course:
     """The run's `train` settings: batch_size, learning_rate, grad_clip and how it averages."""
     skipped: int = 0
     """Steps whose loss or gradient was no number."""
+    objective: str = "simple"
+    """The run's loss.objective."""
     from_noise: bool = True
     """Whether it began with weights that had learned nothing, and not with a model's."""
 
@@ -33,6 +35,7 @@ def course_from(
         history=history,
         train=config.get("train", {}),
         skipped=skipped,
+        objective=config.get("loss", {}).get("objective", "simple"),
         from_noise=config.get("init_from") is None,
     )
 

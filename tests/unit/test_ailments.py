@@ -145,6 +145,16 @@ def test_each_ailment_is_told_by_its_sign(seen: list[Look], more: dict[str, Any]
     assert not others - {"average that lags"} if ailment == "memorising" else not others
 
 
+def test_the_bound_is_not_held_against_the_simple_losss_scale() -> None:
+    """It falls by orders of magnitude and moves by factors meanwhile, and its gradients are clipped all along."""
+    bound = [168_421, 72_754, 6_916, 2_072, 1_483, 620, 575, 420, 584, 693, 276, 352, 520, 259, 175, 165, 255]
+    averaged = [168_421, 90_000, 9_000, 2_500, 1_400, 800, 500, 380, 300, 240, 180, 150, 130, 110, 95, 80, 70]
+    run = looks(averaged, newest=bound)
+    assert "learning rate too high" not in names(said(run, objective="bound", grad_norm=32_000.0))
+    assert "starved steps" not in names(said(run, objective="bound", grad_norm=32_000.0))
+    assert "starved steps" in names(said(looks(HEALTHY), objective="hybrid", grad_norm=7.0))
+
+
 def test_a_model_that_is_trained_on_is_not_held_against_what_it_began_with() -> None:
     """It had learned before its first step, and what it has yet to learn may move it away from that at first."""
     assert names(said(looks([1.0, 1.1, *SLOW[2:]]), from_noise=False)) == []

@@ -1,13 +1,15 @@
-"""What a thing is, in a dozen lines: a run, a registered model, samples, a report, a dataset or a sweep.
+"""What a thing is, in a dozen lines: a run, a registered model, samples, a report, a dataset, a sweep, a project, a picture.
 
 When it was made, by which recipe and settings that are not the paper's, from which data, how far and how well, which registered
 model it became, and where its page lies. A thing is named as `store.py list` prints it, by its name alone, by its URI or that of a
-file in it; a model by models:/NAME/VERSION, models:/NAME@ALIAS, or its name (then it is the champion).
+file in it; a model by models:/NAME/VERSION, models:/NAME@ALIAS, or its name (then it is the champion). Of a project's file it says
+what the store has of it; of a PNG, GIF, WebP or .npz that sample.py wrote, which model made it, and how.
 
 examples:
   python pipelines/show.py runs/digits-600225bc2e2d
   python pipelines/show.py models:/ddpm-digits@champion
   python pipelines/show.py digits-5d21286bfccb --open
+  python pipelines/show.py flowers.toml
 """
 
 import sys
@@ -36,14 +38,15 @@ from pipelines.cli.parsing import parse_named
 from pipelines.cli.subcommands import print_rows
 from pipelines.housekeeping.description import Description, describe, describe_version
 from pipelines.housekeeping.inventory import Item, add_registered, inventory
-from pipelines.housekeeping.lookup import MODELS, find_item, open_registry, place_of
+from pipelines.housekeeping.lookup import MODELS, Place, find_item, open_registry, place_of
+from pipelines.housekeeping.outside import describe_outside, is_outside
 from pipelines.progress import say
 from pipelines.recipes.config import default_store
 from pipelines.tracking import Server, default_model, import_meanwhile, open_server
 from pipelines.tracking.registry import aliases_of, find_version, models, registered
 from pipelines.tracking.store import is_server, is_there, tracking_uri
 
-_WORD = "RUN|MODEL|SAMPLES|REPORT|DATASET|SWEEP"
+_WORD = "RUN|MODEL|SAMPLES|REPORT|DATASET|SWEEP|FILE"
 _OFTEN = "open", "store"
 
 
@@ -52,7 +55,7 @@ class ShowArgs:
     """What to show, and whether in the browser, too."""
 
     thing: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=_WORD)] = ""
-    """KIND/NAME, NAME, a URI, models:/NAME/VERSION or models:/NAME@ALIAS."""
+    """KIND/NAME, NAME, a URI, models:/NAME/VERSION, models:/NAME@ALIAS, a project's file, or images that sample.py wrote."""
     open: bool = False
     """Also open its page in the browser: the report, else a run's own page, the grid, the contact sheet, else MLflow's page."""
     store: str = field(default_factory=default_store)
@@ -61,7 +64,7 @@ class ShowArgs:
 
 def run(args: ShowArgs) -> Outcome:
     """Say it."""
-    place = place_of(args.thing, args.store)
+    place = Place(args.store, args.thing) if is_outside(args.thing) else place_of(args.thing, args.store)
     said = (
         _model(args.thing, args.store)
         if args.thing.startswith(MODELS)
@@ -86,6 +89,8 @@ def _thing(name: str, args: ShowArgs) -> Description:
         items = inventory(args.store)
     server = _server(args.store)
     aliases = _aliases(server, items) if server else {}
+    if is_outside(name):
+        return describe_outside(name, args.store, items, aliases)
     found = find_item(
         name, args.store, items, dict.fromkeys(each.removeprefix(MODELS).partition("/")[0] for each in aliases)
     )

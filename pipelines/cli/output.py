@@ -1,6 +1,7 @@
 """A sample set as files that other programs take: a folder of PNG, an .npz, a grid, an animation of how the images come to be."""
 
 import io
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,6 +15,7 @@ from PIL import Image
 from ddpm_core import storage
 from ddpm_core.api.model import Model
 from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.provenance import in_animation, provenance, read_provenance, with_provenance, write_array
 from ddpm_core.artifacts.sample_set import SampleSet, read_images
 from ddpm_core.data.images import decode_png
 from ddpm_core.diffusion.sampler_config import steps_taken
@@ -24,11 +26,12 @@ from ddpm_core.sampling.labels import labels_of_seeds
 
 _AT_ONCE = 64
 """Images of a grid or an animation, at most."""
+_OUR_PNG = re.compile(r"\d{12}\.png")
 _FRAMES, _FRAME_MS, _LAST_MS = 48, 80, 2000
 
 
 def check_output(out: str) -> None:
-    """Refuse an ending that says nothing, and a file where a folder stands, or a folder where a file stands.
+    """Refuse an ending that says nothing, a file where a folder stands or the reverse, and what others wrote, which stays.
 
     Raises:
         InputError: in one line.
@@ -38,10 +41,23 @@ def check_output(out: str) -> None:
         raise InputError(f"out is {out}; {expected} (FOLDER/, if that is one){nearest(ending, _FILES)}")
     if not storage.is_s3(out) and (Path(out).is_dir() if ending else Path(out).is_file()):
         raise InputError(f"out is {out}, a {'folder' if ending else 'file'}; {expected}")
+    there = storage.absolute(out)
+    if ending and storage.exists(there) and read_provenance(there) is None:
+        raise InputError(
+            f"out is {out}, a file that is no output of sample.py, and stays as it is; expected another name"
+        )
+    if not ending and (others := _others(there)):
+        raise InputError(f"out is {out}, a folder with other files ({others}); expected one for these images alone")
+
+
+def _others(folder: str) -> str:
+    """A file in a folder that is no image of a seed; empty if there is none."""
+    names = (entry.name for entry in storage.walk(folder))
+    return next((name for name in names if not _OUR_PNG.fullmatch(name) and not name.startswith(".")), "")
 
 
 def write_output(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
-    """Write the set's images where they were asked for; what stands there is replaced, each file whole.
+    """Write the set's images where they were asked for, each file whole, with what made them in it; an earlier output is replaced.
 
     Args:
         out: a file, of which kind its ending says, or a folder, which gets a PNG a seed: 000000000017.png; local or on S3.
@@ -57,26 +73,34 @@ def _ending(out: str) -> str:
 
 def _pngs(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
     for seed, png in read_images(samples):
-        storage.write_bytes(storage.join(out, f"{seed:012d}.png"), png)
+        said = provenance(samples, range(seed, seed + 1))
+        storage.write_bytes(storage.join(out, f"{seed:012d}.png"), with_provenance(png, said))
 
 
 def _npz(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
     """`arr_0`, uint8 [n, height, width, channels], as evaluation scripts read it, and `seeds`; one image in memory at a time."""
     ((_, first),) = islice(read_images(samples), 1)
     shape = (samples.num_images, *decode_png(first).shape)
-    seeds = np.arange(samples.first_seed, samples.first_seed + samples.num_images)
+    seeds = _seeds(samples, samples.num_images)
     with storage.writing(out) as path, zipfile.ZipFile(path, "w") as file:
         with file.open("arr_0.npy", "w", force_zip64=True) as array:
             npy.write_array_header_2_0(array, {"shape": shape, "fortran_order": False, "descr": "|u1"})
             for _, png in read_images(samples):
                 array.write(decode_png(png).tobytes())
         with file.open("seeds.npy", "w") as array:
-            npy.write_array(array, seeds)
+            npy.write_array(array, np.array(seeds))
+        write_array(file, provenance(samples, seeds))
+
+
+def _seeds(samples: SampleSet, most: int = _AT_ONCE) -> range:
+    """The set's first."""
+    return range(samples.first_seed, samples.first_seed + min(samples.num_images, most))
 
 
 def _grid(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
     images = [torch.from_numpy(decode_png(png)) for _, png in islice(read_images(samples), _AT_ONCE)]
-    storage.write_bytes(out, image_grid(torch.stack(images).permute(0, 3, 1, 2)))
+    grid = image_grid(torch.stack(images).permute(0, 3, 1, 2))
+    storage.write_bytes(out, with_provenance(grid, provenance(samples, _seeds(samples))))
 
 
 def _animation(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
@@ -85,13 +109,14 @@ def _animation(samples: SampleSet, weights: Weights, config: SampleConfig, out: 
     kind = {"format": "WEBP", "lossless": True} if out.lower().endswith(".webp") else {"format": "GIF"}
     made = io.BytesIO()
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_MS]
-    frames[0].save(made, save_all=True, append_images=frames[1:], duration=durations, loop=0, **kind)
+    told = in_animation(provenance(samples, _seeds(samples)))
+    frames[0].save(made, save_all=True, append_images=frames[1:], duration=durations, loop=0, **kind, **told)
     storage.write_bytes(out, made.getvalue())
 
 
 def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Iterator[bytes]:
     model = Model.from_weights(weights, torch.device("cpu"))
-    seeds = range(samples.first_seed, samples.first_seed + min(samples.num_images, _AT_ONCE))
+    seeds = _seeds(samples)
     taken = steps_taken(config.sampler, model.config.schedule.num_timesteps)[::-1]
     shown = [taken[place] for place in sorted({round(each) for each in np.linspace(0, len(taken) - 1, _FRAMES)})]
     labels = (

@@ -70,10 +70,10 @@ def describe(item: Item, items: Mapping[str, Item], aliases: Aliases) -> Descrip
         made.rows += _DESCRIBED[item.kind](item, made, items)
     else:
         made.rows += [("state", UNFINISHED)]
-    models = [_with_aliases(name, aliases) for name in item.referred_by if name.startswith("models:/")]
+    models = [with_aliases(name, aliases) for name in item.referred_by if name.startswith("models:/")]
     others = [name for name in item.referred_by if not name.startswith("models:/")]
-    made.rows += [("model", _some(models))] if models else []
-    made.rows += [("used by", _some(others))] if others else []
+    made.rows += [("model", some(models))] if models else []
+    made.rows += [("used by", some(others))] if others else []
     made.rows += [("page", made.page)] if made.page else []
     return made
 
@@ -173,7 +173,7 @@ def _report(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:
 
 def _sweep(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:
     said = json.loads(storage.read_bytes(storage.join(item.uri, "sweep.json")))
-    yield "recipe", _settings(said.get("recipe") or {})
+    yield "recipe", settings_in_words(said.get("recipe") or {})
     if verdict := said.get("verdict"):
         yield "verdict", str(verdict)
     yield "figures", f"{len([name for name in item.files if '/results/' in name]):,} of trials"
@@ -212,7 +212,7 @@ def _trained(checkpoint: str, store: str) -> list[tuple[str, str]]:
     loss = [f"; loss {number(row['loss'])} at step {row['step']:,}" for row in history[-1:]]
     begun = state["config"].get("init_from")
     return [
-        ("recipe", f"{recipe}: {_settings(state['config'])}"),
+        ("recipe", f"{recipe}: {settings_in_words(state['config'])}"),
         *([("begun with", f"weights {begun}")] if begun else []),
         ("data", here(store, "datasets", state["dataset_uri"], INDEX_NAME)),
         ("step", f"{state['step']:,}, after {state['images_seen']:,} images{''.join(loss)}"),
@@ -227,7 +227,7 @@ def _as_trained(item: Item, checkpoint: str, *wanted: str) -> Rows:
     yield from (row for row in _trained(checkpoint, item.store) if row[0] in wanted)
 
 
-def _settings(config: Mapping[str, Any]) -> str:
+def settings_in_words(config: Mapping[str, Any]) -> str:
     """Those that are not the paper's."""
     unlike = unlike_paper(config)
     return ", ".join(f"{name} {_value(value)}" for name, value in unlike.items()) or "all as in the paper"
@@ -262,7 +262,7 @@ def _file(item: Item, name: str) -> str:
     return storage.join(item.uri, name) if f"{item.name}/{name}" in item.files else ""
 
 
-def _with_aliases(model: str, aliases: Aliases) -> str:
+def with_aliases(model: str, aliases: Aliases) -> str:
     return f"{model} ({_listed(aliases[model])})" if aliases.get(model) else model
 
 
@@ -270,7 +270,7 @@ def _listed(words: list[str]) -> str:
     return ", ".join(words)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return _listed(names[:_SHOWN]) + more
 

@@ -9,6 +9,7 @@ import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.artifacts.provenance import provenance, with_provenance
 from ddpm_core.artifacts.sample_set import (
     SampleSet,
     block_uri,
@@ -95,7 +96,9 @@ def run_sample(weights: Weights, config: SampleStage, store: str) -> Sampled:
         samples = replace(samples, facts={**samples.facts, "compiled": is_compiled})
     took = time.perf_counter() - began
     if not storage.exists(samples.set_uri):
-        storage.write_bytes(grid_uri, image_grid(_first_images(samples), columns=8))
+        shown = _first_images(samples)
+        said = provenance(samples, range(samples.first_seed, samples.first_seed + len(shown)))
+        storage.write_bytes(grid_uri, with_provenance(image_grid(shown, columns=8), said))
         commit_sample_set(samples)
     return Sampled(
         samples=samples,

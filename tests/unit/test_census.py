@@ -769,6 +769,14 @@ def test_every_file_is_an_image_or_listed(tmp_path: Path) -> None:
     assert (tmp_path / "out/contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_twins_are_told_though_each_is_cropped_elsewhere(tmp_path: Path) -> None:
+    wide = encoded(Image.fromarray(noise(8, 64)), "PNG")
+    place = as_folder(tmp_path / "raw", {"a.png": wide, "b.png": wide, "c.png": png(1)})
+    config = DataConfig(image_size=8, channels=1, fit="random_crop")
+    said = json.loads(Path(shard(open_source(place), tmp_path / "out", config), "census.json").read_bytes())
+    assert said["num_duplicates"] == 1
+
+
 def test_what_is_left_out_is_counted_by_kind_and_what_was_done_is_told(tmp_path: Path) -> None:
     deep, turned = (encoded(Image.fromarray(pixels), "PNG") for pixels in (np.full((8, 8), 257, "u2"), noise(8, 8)))
     frames = [Image.fromarray(noise(8, 8, seed=seed)) for seed in (5, 6)]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, read_weights, write_checkpoint
+from ddpm_core.artifacts.provenance import read_provenance
 from ddpm_core.artifacts.sample_set import SampleSet, commit_sample_set, sample_set_folder, write_block
 from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig
@@ -24,6 +25,8 @@ from pipelines.cli.output import check_output, write_output
 FIRST, COUNT = 6, 5
 CONFIG = SampleConfig(num_images=COUNT, first_seed=FIRST, block_size=4, sampler=SamplerConfig(name="ddim", num_steps=3))
 
+IDENTITY = {"weights_sha256": "ab" * 32, "sampler": to_json(CONFIG.sampler), "labels": [2], "guidance": 1.5, "unet": {}}
+
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
@@ -35,11 +38,11 @@ def samples(tmp_path: Path, images: np.ndarray) -> SampleSet:
     """Five of twelve images in three blocks."""
     found = SampleSet(
         uri=sample_set_folder(str(tmp_path), {}, 4),
-        identity={},
+        identity=IDENTITY,
         first_seed=FIRST,
         num_images=COUNT,
         block_size=4,
-        facts={},
+        facts={"step": 1, "checkpoint": "/home/somebody/runs/small/checkpoints/step-00000001"},
     )
     for block in found.blocks:
         write_block(found.uri, block, [encode_png(image) for image in images[block : block + 4]])
@@ -95,6 +98,41 @@ def test_an_animation_ends_with_what_the_model_draws(
 def test_on_s3_too(samples: SampleSet, weights: Weights, bucket: str) -> None:
     write_output(samples, weights, CONFIG, f"s3://{bucket}/grid.png")
     assert Image.open(io.BytesIO(storage.read_bytes(f"s3://{bucket}/grid.png"))).width > 3 * 64
+
+
+@pytest.mark.parametrize("name", ["out/", "out.npz", "out.png", "way.gif", "way.webp"])
+def test_a_file_says_what_made_it_and_no_path_of_the_machine(
+    name: str, samples: SampleSet, weights: Weights, tmp_path: Path
+) -> None:
+    for _ in range(2):  # its own output is replaced
+        check_output(str(tmp_path / name) + ("/" if name.endswith("/") else ""))
+        write_output(samples, weights, CONFIG, str(tmp_path / name))
+    file, one = (
+        (tmp_path / name, False) if (tmp_path / name).is_file() else (tmp_path / f"out/{FIRST + 2:012d}.png", True)
+    )
+    said = read_provenance(str(file))
+    assert said == {
+        "first_seed": FIRST + 2 if one else FIRST,
+        "num_images": 1 if one else COUNT,
+        "samples": Path(samples.uri).name,
+        "step": 1,
+        **{key: value for key, value in IDENTITY.items() if key != "unet"},
+    }
+    assert b"somebody" not in file.read_bytes()
+
+
+def test_what_others_wrote_stays(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "000000000006.png").write_bytes(encode_png(np.zeros((8, 8, 1), np.uint8)))
+    check_output(str(photos))
+    Image.new("RGB", (8, 8)).save(photos / "cat.gif", comment=b'{"made": "elsewhere"}')
+    np.savez(photos / "mine.npz", arr_0=np.zeros(3))
+    for name in ("cat.gif", "mine.npz", "000000000006.png"):
+        with pytest.raises(InputError, match=f"out is .*{name}, a file that is no output of sample.py, and stays"):
+            check_output(str(photos / name))
+    with pytest.raises(InputError, match=r"a folder with other files \((cat.gif|mine.npz)\); expected one for these"):
+        check_output(str(photos))
 
 
 @pytest.mark.parametrize(

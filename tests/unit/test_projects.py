@@ -477,14 +477,20 @@ def typed(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return 0
 
 
+def images_of(folder: Path) -> str:
+    """Twenty-four of colour."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{number}.png")
+    return str(folder)
+
+
 def test_a_file_is_written_that_every_command_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for number in range(24):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"photos/{number}.png")
+    images_of(tmp_path / "photos")
     argv = ["flowers", "--data.source", "photos/", "--no-use-gpu"]
     assert typed([*argv, "--dry-run"], monkeypatch) == 0
     assert "image_size = 32" in capsys.readouterr().out
@@ -528,6 +534,25 @@ def test_a_mistake_of_new_is_one_line(
     said = capsys.readouterr().err
     assert (told in said, said.count("\n")) == (True, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_by_which_the_store_has_other_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their models would be compared as if they were of one project."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["flowers", "--data.source", images_of(tmp_path / "roses"), "--store", str(tmp_path / "store"), "--dry-run"]
+    for name, source in (("flowers-red-0123456789ab", "lilies"), ("flowers-0123456789ab", "roses")):
+        census = tmp_path / "store/datasets" / name / "census.json"
+        census.parent.mkdir(parents=True)
+        census.write_text(json.dumps({"source": str(tmp_path / source)}))
+    assert typed(argv, monkeypatch) == 0
+    capsys.readouterr()
+    census.write_text(json.dumps({"source": str(tmp_path / "tulips")}))
+    assert typed(argv, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"project is 'flowers', a name by which {tmp_path}/store has images of {tmp_path}/tulips" in said
 
 
 def test_a_recipes_name_is_no_projects() -> None:

@@ -6,14 +6,18 @@ import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from written_run import Typed, typing, write_run
 
 from ddpm_core import storage
 from ddpm_core.artifacts import run_record
 from ddpm_core.artifacts.manifest import make_index
+from ddpm_core.artifacts.provenance import provenance, with_provenance
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.run_record import hold
+from ddpm_core.artifacts.sample_set import SampleSet, commit_sample_set, sample_set_folder, write_block
+from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from pipelines.naming import trajectory, unlike_paper
 from pipelines.recipes.config import Recipe, TrainStage
@@ -142,6 +146,51 @@ def test_an_mlflow_that_is_away_hides_nothing_else(typed: Typed, store: str, mon
     code, out, err = typed("small")
     assert (code, rows(out)["run"]) == (0, f"{store}/runs/small")
     assert "which models are registered is not known: MLflow at http://127.0.0.1:9 cannot be opened" in err
+
+
+def test_a_picture_that_left_the_store_says_which_model_drew_it(typed: Typed, store: str, tmp_path: Path) -> None:
+    identity = {
+        "weights_sha256": "ab" * 32,
+        "sampler": {"name": "ddim", "num_steps": 3},
+        "labels": [2],
+        "guidance": 1.5,
+    }
+    checkpoint = f"{store}/runs/small/checkpoints/step-00000002"
+    samples = SampleSet(
+        uri=sample_set_folder(store, identity, 4), identity=identity, first_seed=0, num_images=4, block_size=4,
+        facts={"checkpoint": checkpoint, "step": 2},
+    )  # fmt: skip
+    png = encode_png(np.zeros((8, 8, 1), np.uint8))
+    write_block(samples.uri, 0, [png] * 4)
+    commit_sample_set(samples)
+    Path("bird.png").write_bytes(with_provenance(png, provenance(samples, range(3, 4))))
+    code, out, err = typed("bird.png")
+    said = rows(out)
+    assert (code, err, len(out.splitlines()) <= 12) == (0, "", True)
+    assert said["images"] == "seed 3, by ddim in 3 steps"
+    assert said["labels"] == "2 in turn, guidance 1.5"
+    assert said["weights"] == f"sha256 {'ab' * 32}, step 2"
+    assert said["of"] == checkpoint
+    elsewhere = rows(typed("bird.png", "--store", str(tmp_path / "other"))[1])
+    assert elsewhere["samples"].startswith(f"{Path(samples.uri).name}: not in {tmp_path}/other")
+    Path("cat.png").write_bytes(png)
+    code, out, err = typed("cat.png")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cat.png does not say what made it" in err
+
+
+def test_a_projects_file_says_what_the_store_has_of_it(typed: Typed, store: str) -> None:
+    Path("small.toml").write_text('project = "small"\n[data]\nsource = "photos"\n[schedule]\nname = "cosine"\n')
+    said = rows(typed("small.toml")[1])
+    assert said["images"] == str(Path("photos").absolute())
+    assert said["settings"] == "schedule.name cosine"
+    assert said["reports"] == "small-0123456789ab"
+    assert said["page"] == f"{store}/{REPORT}/report.html"
+    assert "runs" not in said  # one by another name, that keeps no file of this project
+    storage.write_bytes(f"{store}/runs/small/recipe.toml", Path("small.toml").read_bytes())
+    assert rows(typed("small.toml")[1])["runs"] == "small"
+    Path("new.toml").write_text('project = "new"\n[data]\nsource = "photos"\n')
+    assert rows(typed("new.toml")[1])["made"] == "nothing yet; workflow.py takes the file"
 
 
 def test_what_is_under_way_is_said_to_be_so(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

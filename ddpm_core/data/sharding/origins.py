@@ -41,7 +41,8 @@ ORIGIN_SCHEMA = pa.schema(
 )
 """An image: its key as a number; name and split of its shard; its name in the source; its size there in bytes, and what changes
 with its content where the source tells (as FileSet.version); crc32 of what was read, null if nothing could be; its class, -1 for
-none; the hash of its pixels, null if it could not be used; then why, and the kind by which that is counted; what was done to it."""
+none; the hash of its pixels (of its centre's where a random crop was cut out), null if it could not be used; then why, and the
+kind by which that is counted; what was done to it."""
 
 
 @dataclass(frozen=True, kw_only=True)

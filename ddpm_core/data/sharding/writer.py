@@ -126,6 +126,8 @@ def _write_images(tar: TarWriter, plan: ShardPlan, source: Source, config: DataC
         written.sizes.append(len(png))
         written.labels.append(NO_LABEL if raw.label is None else raw.label)
         written.checksums.append(zlib.crc32(png))
+        if config.fit == "random_crop":  # of which twins get different ones: they are told by their centres
+            png = encode_png(fitted(picture, config.image_size, config.channels))
         origin["hash"] = hashlib.blake2b(png, digest_size=16).digest()
         origin["remarks"] = list(remarks_of(picture, config.channels))
     return written

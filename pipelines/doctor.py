@@ -37,7 +37,7 @@ from pipelines.cluster.address import check_cluster_address, check_folder, clust
 from pipelines.progress import counted, shown
 from pipelines.recipes.config import default_store
 from pipelines.tracking import open_server
-from pipelines.tracking.store import check_place, tracking_uri
+from pipelines.tracking.store import check_place, is_there, tracking_uri
 
 _LITTLE_SHM = 1 << 30
 _FULL = 0.95
@@ -187,8 +187,7 @@ def _store(store: str) -> Iterator[Finding]:
 
 def _mlflow(store: str) -> Iterator[Finding]:
     uri = tracking_uri(store)
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():
+    if not is_there(store):
         yield Finding("ok", "mlflow", f"{uri} is made by the first command")
         return
     models = open_server(store).client.search_registered_models()

@@ -21,6 +21,7 @@ _FACTS = {
     "sha256": dict,
 }
 """What a state.json says at least, whichever code wrote it."""
+_REMEDY = "take another checkpoint of the run, or train on by its command, which makes this one anew"
 
 
 class NewerFormatError(InputError):
@@ -75,5 +76,5 @@ def read_part(uri: str, part: str, state: dict[str, Any]) -> bytes:
     data = storage.read_bytes(storage.join(uri, name))
     found = sha256_of(data)
     if found != expected:
-        raise InputError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}")
+        raise InputError(f"{uri}/{name}: sha256 is {found}, state.json says {expected}; {_REMEDY}")
     return data

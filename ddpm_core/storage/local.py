@@ -291,5 +291,7 @@ def check_store(path: Path) -> None:
         write_bytes(probe, b"probe")
         probe.unlink()
     except OSError as error:
-        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
-        raise InputError(f"the store {path} cannot be written: {reason}; name a folder that you may write to") from None
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some, or name another --store" if full else "name a folder that you may write to"
+        raise InputError(f"the store {path} cannot be written: {cause.strerror or cause}; {remedy}") from None

@@ -25,7 +25,15 @@ ORDER = {
         "docs/performance",
         "docs/gpu",
     ],
-    "Run": ["docs/cluster", "infra/README", "docs/scale", "docs/mlflow", "docs/registry", "docs/schedule"],
+    "Run": [
+        "docs/troubleshooting",
+        "docs/cluster",
+        "infra/README",
+        "docs/scale",
+        "docs/mlflow",
+        "docs/registry",
+        "docs/schedule",
+    ],
     "Look up": ["docs/comparison", "docs/paper", "docs/api", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }
 CALLED = {"README": "In short", "infra/README": "Containers, AWS, Kubernetes"}

@@ -181,11 +181,18 @@ def _check_versions(address: str, cluster: dict[str, str]) -> None:
 
 
 def check_folder() -> None:
-    """Refuse a folder in which a Ray of our own cannot work: its sockets bear no long path, and without room it only hangs."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    """Refuse a folder in which a Ray of our own cannot work: its sockets bear no long path, and without room it only hangs.
+
+    Raises:
+        InputError: in one line.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())  # as Ray does
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())  # Ray makes what is missing
     if len(str(folder)) > _LONGEST:
         why = f"its path of {len(str(folder))} characters is longer than {_LONGEST}, too long for Ray's sockets"
-    elif (free := shutil.disk_usage(folder).free) < _ROOM:
+    elif not os.access(there, os.W_OK):
+        why = "it cannot be written"
+    elif (free := shutil.disk_usage(there).free) < _ROOM:
         why = f"it has {free / 1e6:.0f} MB free, and Ray's logs need {_ROOM / 1e6:.0f} MB"
     else:
         return

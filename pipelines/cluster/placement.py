@@ -183,10 +183,15 @@ def check_placement(ask: Ask, nodes: Sequence[Node]) -> None:
                 )
     fit = sum(node.holds(ask) for node in nodes)
     if fit < ask.count:
+        none = ask.gpus and not any(node.resources.get("GPU", 0) for node in nodes)
+        flag = "--sample.no-use-gpu" if ask.what == "sample" else "--train.no-use-gpu"
+        remedy = (
+            f"Leave GPUs out by {flag}, see what `doctor` says of this machine's" if none else "Lower what is asked for"
+        )
         raise InputError(
             f"{f'{ask.what} is {ask.count}' if '.' in ask.what else f'{ask.what} cannot run'}; there {_all_of(ask, nodes)}, "
-            f"{_largest(ask, nodes)}, and each asks for {ask}: {fit} fit. Lower what is asked for, or attach to a larger "
-            "cluster with RAY_ADDRESS"
+            f"{_largest(ask, nodes)}, and each asks for {ask}: {fit} fit. {remedy}, or attach to a larger cluster with "
+            "RAY_ADDRESS"
         )
 
 

@@ -83,6 +83,8 @@ class Tracker(Server):
                 self._retry_at = 0.0
             if status:
                 handle.end(status)
+            elif parent is None:  # nothing that it logged waits for the holder's end
+                self.keep_up(at_once=True)
             if parent is None and self._waits:
                 logger.warning(
                     "MLflow at %s misses some of it; the next command on this store and recipe, or "

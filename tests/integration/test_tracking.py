@@ -42,7 +42,7 @@ from ddpm_core.data.images import encode_png
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.errors import InputError
+from ddpm_core.errors import HeldError, InputError
 from ddpm_core.evaluation.figures import Figure
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
@@ -1100,6 +1100,23 @@ def test_of_two_promotions_at_once_the_second_compares_with_what_the_first_crown
     assert [found[value].promoted for value in (2.0, 3.0)] == [True, False]
     champion = tracking.resolve_model(tracker, "models:/ddpm-digits@champion")
     assert champion.weights_sha256 == weights[2.0].sha256
+
+
+def test_who_finds_the_run_held_by_another_leaves_nothing_undelivered(
+    tracker: tracking.Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It came too soon after the last delivery to be there; that is no outage, and not called one."""
+
+    def train() -> None:
+        with tracker.run("line", key="l") as line, tracker.run("train", key="t", parent=line) as run:
+            run.set_tags({"said": "before"})
+            raise HeldError("it is held")
+
+    with pytest.raises(HeldError):
+        train()
+    assert not caplog.records
+    (run,) = tracker.client.search_runs([tracker.experiment_id], "tags.`ddpm.key` = 't'")
+    assert (run.data.tags["said"], run.info.status) == ("before", "RUNNING")
 
 
 def test_a_name_that_mlflow_refuses_is_one_line(tracker: tracking.Tracker, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ddpm_core.artifacts.checkpoint import (
     Checkpoint,
+    checkpoint_uri,
     clear_checkpoint,
     is_sound,
     read_checkpoint,
@@ -85,6 +86,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert newest.step == 10
     assert file.name in caplog.text
     assert "step-00000020" in caplog.text
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match="no file at" if damage == "missing" else "; take another"
+    ):
+        read_checkpoint(checkpoint_uri(str(tmp_path), 20))
 
 
 def test_a_truncated_state_is_skipped_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

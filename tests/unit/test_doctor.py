@@ -56,6 +56,32 @@ def test_a_clock_that_is_late_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (grade, said.split(";")[0]) == ("FAIL", "+300 s beside the store's")
 
 
+def test_a_store_whose_name_means_something_in_a_uri_has_an_mlflow(tmp_path: Path) -> None:
+    store = tmp_path / "50%20off"
+    store.mkdir()
+    assert found(str(store))["mlflow"][1].endswith("is made by the first command")
+    (store / "mlflow.db").write_bytes(b"damaged " * 100)
+    assert found(str(store))["mlflow"][0] == "FAIL"
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_for_ray_that_cannot_be_written_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/tmp/ddpm/ray")
+    monkeypatch.setattr("pipelines.cluster.address.os.access", lambda path, mode: str(path) not in "/tmp/ddpm")
+    assert found(str(tmp_path))["disk"] == (
+        "FAIL",
+        "Ray cannot start in /tmp/ddpm/ray: it cannot be written; set RAY_TMPDIR to another folder",
+    )
+
+
+def test_a_folder_for_ray_that_is_missing_is_made_by_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/ddpm-not-there")
+    assert found(str(tmp_path))["disk"][0] in ("ok", "note")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [

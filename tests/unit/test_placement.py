@@ -68,6 +68,15 @@ def test_gpus_need_cpus_beside_them() -> None:
         check_placement(ask, [node(1, 2), node(2, 2)])
 
 
+def test_where_there_is_no_gpu_at_all_the_flag_that_leaves_it_out_is_named() -> None:
+    stage = SampleStage(use_gpu=True)
+    for ask, flag in ((for_training(TrainStage(use_gpu=True)), "train"), (for_sampling(stage), "sample")):
+        with pytest.raises(
+            ValueError, match=rf"0 fit\. Leave GPUs out by --{flag}\.no-use-gpu, see what `doctor` says"
+        ):
+            check_placement(ask, [node(2)])
+
+
 def test_a_gpu_is_whole() -> None:
     with pytest.raises(ValueError, match=r"node 10.0.0.2 declares 0.5 GPUs; train.num-workers takes whole ones"):
         check_placement(for_training(TrainStage(use_gpu=True)), [node(8, 0.5)])

@@ -275,6 +275,17 @@ def test_a_folder_that_cannot_be_written_is_no_store() -> None:
         storage.check_store("/proc/ddpm")
 
 
+def test_a_full_disk_is_no_question_of_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ddpm_core.storage.local.write_bytes", full)
+    with pytest.raises(
+        ValueError, match="cannot be written: No space left on device; free some, or name another --store"
+    ):
+        storage.check_store(str(tmp_path))
+
+
 def test_a_missing_bucket_is_named(bucket: str) -> None:
     with pytest.raises(ValueError, match="there is no bucket nowhere-at-all at http") as error:
         storage.check_store("s3://nowhere-at-all/x")

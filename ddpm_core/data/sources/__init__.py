@@ -126,7 +126,7 @@ def _is_file(base: str) -> bool:
     path = Path(base)
     if not path.exists():
         raise InputError(
-            f"there is no source at {base}{_nearest(path)}; expected a file, a folder, s3://... or {DIGITS}"
+            f"there is no source at {base}{_nearest(path)}; expected a file, a folder, s3://... or {DIGITS} (--data.source)"
         )
     return path.is_file()
 

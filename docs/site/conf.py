@@ -15,7 +15,16 @@ html_copy_source = False
 highlight_language = "none"
 
 ORDER = {
-    "Begin": ["README", "docs/projects", "docs/concepts", "docs/going-well", "docs/report", "docs/data", "docs/store"],
+    "Begin": [
+        "README",
+        "docs/first-hour",
+        "docs/projects",
+        "docs/concepts",
+        "docs/going-well",
+        "docs/report",
+        "docs/data",
+        "docs/store",
+    ],
     "Choose": [
         "docs/choosing",
         "docs/samplers",
@@ -24,6 +33,7 @@ ORDER = {
         "docs/evaluation",
         "docs/performance",
         "docs/gpu",
+        "docs/results",
     ],
     "Run": [
         "docs/troubleshooting",

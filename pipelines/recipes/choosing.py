@@ -139,7 +139,7 @@ _WON: dict[Like, dict[str, str]] = {
     "digits": dict.fromkeys(_SEARCHED, "Won the sweep of digits (docs/sweeps.md)."),
     "mnist": dict.fromkeys(_SEARCHED, "Won the sweep of mnist (docs/sweeps.md)."),
     "cifar10_small": {
-        "reverse.prediction": "After 1,000 steps eps-prediction is still noise, at a distance of 791; v is at 67 (README)."
+        "reverse.prediction": "After 1,000 steps eps-prediction is still noise, at a distance of 791; v is at 67 (docs/results.md)."
     },
     "cifar10": dict.fromkeys(_SEARCHED, "The paper's."),
 }

@@ -31,7 +31,7 @@ from moto.server import ThreadedMotoServer
 from ddpm_core.data.images import encode_png
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/training.md", "docs/paper.md", "docs/cluster.md")
+PAGES = ("README.md", "docs/first-hour.md", "docs/training.md", "docs/paper.md", "docs/cluster.md")
 TYPED = re.compile(
     r"^    (?=make demo|\. |\(umask|export |ray |torchrun |python (?:pipelines/|-m ddpm_core))(.*)$", flags=re.M
 )
@@ -47,6 +47,7 @@ SHORTER = {
 }
 INSTALL, ACTIVATE = "make install", ". .venv/bin/activate"
 FIRST = {
+    "docs/first-hour.md": ["make demo"],
     "docs/training.md": [INSTALL, ACTIVATE, "python pipelines/train.py digits --name told --train.steps 20"],
     "docs/paper.md": [INSTALL, ACTIVATE, "python pipelines/train.py cifar10 --data.source cifar-10-python.tar.gz"],
     "docs/cluster.md": [INSTALL],

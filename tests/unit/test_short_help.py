@@ -16,7 +16,7 @@ from pipelines.cli.parsing import parse
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["shard", "train", "sample", "evaluate", "workflow", "sweep"]
-NAMED = {"show": "RUN|MODEL|SAMPLES|REPORT|DATASET|SWEEP", "export": "RUN|MODEL"}
+NAMED = {"show": "RUN|MODEL|SAMPLES|REPORT|DATASET|SWEEP|FILE", "export": "RUN|MODEL"}
 """Commands about one thing that is there, and what that may be."""
 
 

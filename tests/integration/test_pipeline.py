@@ -123,12 +123,13 @@ def test_a_loaded_model_draws_what_the_sample_stage_drew(made: tuple[Recipe, dic
     assert np.array_equal(images, np.stack(drawn))
 
 
-def test_the_notebook_runs_on_any_run(
-    made: tuple[Recipe, dict[str, str], dict[str, float]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["library", "editing"])
+def test_a_notebook_runs_on_any_run(
+    name: str, made: tuple[Recipe, dict[str, str], dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run,) = {path.parents[1] for path in (Path(made[0].store) / "runs").glob("*/checkpoints/*")}
     monkeypatch.setenv("DDPM_RUN", str(run))
-    cells = json.loads((Path(__file__).parents[2] / "examples/library.ipynb").read_text())["cells"]
+    cells = json.loads((Path(__file__).parents[2] / f"examples/{name}.ipynb").read_text())["cells"]
     names: dict[str, object] = {}
     for cell in cells:
         if cell["cell_type"] == "code":

@@ -1,5 +1,6 @@
 """The commands: every stage as a command, orchestrated by Ray and tracked in MLflow."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,3 +20,6 @@ if sys.version_info < (3, 11) or _missing:
         _remedy = f"{sys.executable} -m pip install 'ddpm-pipeline[pipelines]' brings all that the commands need"
     print(f"error: {sys.executable} {_lacks}: {_remedy}", file=sys.stderr)
     sys.exit(2)
+
+# A notebook names its own to its shell, which matplotlib refuses where that cannot be imported; no command opens a window.
+os.environ["MPLBACKEND"] = "agg"

@@ -1,6 +1,9 @@
 """The notebooks of examples/ that need no Ray, cell by cell: small enough for a test."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +36,13 @@ def execute(name: str, changes: dict[str, str]) -> dict[str, object]:
     for cell in code:
         exec(cell, names)
     return names
+
+
+def test_a_command_draws_in_a_notebooks_shell() -> None:
+    """Which names a backend that another Python may not have."""
+    env = {**os.environ, "MPLBACKEND": "module://nowhere.to_be_found"}
+    code = "import pipelines.training.page"
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=EXAMPLES.parent, check=True)
 
 
 def test_what_the_papers_notebook_asserts_holds_without_training() -> None:

@@ -41,7 +41,7 @@ def execute(name: str, changes: dict[str, str]) -> dict[str, object]:
 def test_a_command_draws_in_a_notebooks_shell() -> None:
     """Which names a backend that another Python may not have."""
     env = {**os.environ, "MPLBACKEND": "module://nowhere.to_be_found"}
-    code = "import pipelines.training.page"
+    code = "import pipelines, ddpm_core.evaluation.plots"
     subprocess.run([sys.executable, "-c", code], env=env, cwd=EXAMPLES.parent, check=True)
 
 

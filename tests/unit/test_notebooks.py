@@ -40,7 +40,7 @@ def execute(name: str, changes: dict[str, str]) -> dict[str, object]:
 
 def test_a_command_draws_in_a_notebooks_shell() -> None:
     """Which names a backend that another Python may not have."""
-    env = {**os.environ, "MPLBACKEND": "module://nowhere.to_be_found"}
+    env = {**os.environ, "MPLBACKEND": "one_of_another_python"}
     code = "import pipelines, ddpm_core.evaluation.plots"
     subprocess.run([sys.executable, "-c", code], env=env, cwd=EXAMPLES.parent, check=True)
 

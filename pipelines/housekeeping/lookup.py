@@ -32,7 +32,10 @@ class Place(NamedTuple):
 
 def place_of(named: str, store: str) -> Place:
     """Where to look for an item: a URI of it, or of a file in it, says that by itself."""
-    if named.startswith(("/", ".", "~", "file:", "s3:")) and (found := _IN_STORE.fullmatch(storage.absolute(named))):
+    is_path = named.startswith(("/", ".", "~", "file:", "s3:")) or (
+        not named.startswith(MODELS) and _IN_STORE.fullmatch(named)  # STORE/runs/NAME, and not runs/NAME
+    )
+    if is_path and (found := _IN_STORE.fullmatch(storage.absolute(named))):
         return Place(found["store"], found["name"])
     parts = named.strip("/").split("/")
     return Place(store, "/".join(parts[:2]))

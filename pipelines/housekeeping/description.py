@@ -263,6 +263,7 @@ def _file(item: Item, name: str) -> str:
 
 
 def with_aliases(model: str, aliases: Aliases) -> str:
+    """models:/NAME/VERSION, and what points at it."""
     return f"{model} ({_listed(aliases[model])})" if aliases.get(model) else model
 
 
@@ -271,6 +272,7 @@ def _listed(words: list[str]) -> str:
 
 
 def some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return _listed(names[:_SHOWN]) + more
 

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from ddpm_core.api.loading import load
     from ddpm_core.api.model import Model
     from ddpm_core.api.schedule import Schedule, schedule
+    from ddpm_core.diffusion.sampler_config import SamplerConfig
     from ddpm_core.model.config import ModelConfig
 
 __version__ = "0.1.0"
-__all__ = ["Model", "ModelConfig", "Schedule", "load", "schedule"]
+__all__ = ["Model", "ModelConfig", "SamplerConfig", "Schedule", "load", "schedule"]
 
 _HOMES = {
     "Model": "ddpm_core.api.model",
     "ModelConfig": "ddpm_core.model.config",
+    "SamplerConfig": "ddpm_core.diffusion.sampler_config",
     "Schedule": "ddpm_core.api.schedule",
     "load": "ddpm_core.api.loading",
     "schedule": "ddpm_core.api.schedule",

@@ -181,12 +181,7 @@ class Model:
         Raises:
             InputError: if the model cannot do what is asked for, or a value of an image is not finite.
         """
-        if isinstance(sampler, str):
-            if sampler not in get_args(SamplerName):
-                raise InputError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
-            sampler = SamplerConfig(name=sampler)  # type: ignore[arg-type]
-        way = sampler or self.default_sampler
-        way = way if num_steps is None else replace(way, num_steps=num_steps)
+        way = self._way(sampler, num_steps)
         request = SampleConfig(sampler=way, labels=tuple(labels), guidance=guidance, batch_size=batch_size)
         self.check(request)
         images = self.generate(to_keys(seeds), request)
@@ -197,7 +192,8 @@ class Model:
         seeds: Sequence[int],
         timesteps: Sequence[int],
         *,
-        sampler: SamplerConfig | None = None,
+        sampler: str | SamplerConfig | None = None,
+        num_steps: int | None = None,
         labels: Sequence[int] = (),
         guidance: float = 0.0,
     ) -> tuple[NDArray[np.uint8], Images]:
@@ -205,14 +201,14 @@ class Model:
 
         Args:
             timesteps: in [0, T-1], each one that the sampler takes.
-            sampler: None for `default_sampler`.
+            sampler, num_steps: as in `sample`.
             labels: of a model with classes: one an image (-1: without one). None given: without.
             guidance: the scale of classifier-free guidance.
 
         Returns:
-            uint8 [n, steps, height, width, channels], and the images as `sample` gives them.
+            uint8 [n, steps, height, width, channels], and the images: those of `sample` with the same labels.
         """
-        way = sampler or self.default_sampler
+        way = self._way(sampler, num_steps)
         self.check(SampleConfig(sampler=way))
         keys, p = self._edited(seeds, labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
@@ -228,7 +224,8 @@ class Model:
         step: int,
         *,
         seed: int = 0,
-        sampler: SamplerConfig | None = None,
+        sampler: str | SamplerConfig | None = None,
+        num_steps: int | None = None,
         labels: Sequence[int] = (),
         guidance: float = 0.0,
     ) -> NDArray[np.uint8]:
@@ -238,6 +235,7 @@ class Model:
             shares: of the other image, each from 0 to 1.
             step: in [0, T-1]; the larger, the coarser is what the images share.
             seed: of the noise, the same for all.
+            sampler, num_steps: as in `sample`.
             labels, guidance: as in `progressive`.
 
         Returns:
@@ -246,7 +244,7 @@ class Model:
         x_0, x_0_other = (to_unit(self._on_device(some)) for some in (images, others))
         keys, p = self._edited([seed] * len(x_0), labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
-        eps, way = noise(p.schedule.num_timesteps), sampler or self.default_sampler
+        eps, way = noise(p.schedule.num_timesteps), self._way(sampler, num_steps)
         ways = [editing.interpolate(p, way, x_0, x_0_other, share, step, eps, noise) for share in shares]
         return to_images(torch.stack(ways, dim=1))
 
@@ -307,6 +305,19 @@ class Model:
             p = self.reverse_process(given[first : first + GROUP])
             found.append(bits_per_image(p, some, first, num_steps, clip).cpu())
         return torch.cat(found).double().numpy()
+
+    def _way(self, sampler: str | SamplerConfig | None, num_steps: int | None) -> SamplerConfig:
+        """The sampler that is meant.
+
+        Raises:
+            InputError: if there is none of this name.
+        """
+        if isinstance(sampler, str):
+            if sampler not in get_args(SamplerName):
+                raise InputError(f"sampler is {sampler!r}; expected one of {', '.join(get_args(SamplerName))}")
+            sampler = SamplerConfig(name=sampler)  # type: ignore[arg-type]
+        way = sampler or self.default_sampler
+        return way if num_steps is None else replace(way, num_steps=num_steps)
 
     def _on_device(self, images: Images) -> UInt8[Tensor, "n c h w"]:
         return to_tensor(images, self.config.image_shape).to(self.device)

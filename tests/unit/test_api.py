@@ -138,6 +138,19 @@ def test_num_steps_are_taken_whatever_names_the_sampler() -> None:
         MODEL.sample([3], num_steps=99)
 
 
+def test_every_method_takes_a_sampler_by_name() -> None:
+    for way in ("ddim", SamplerConfig(name="ddim", num_steps=2)):
+        seen, images = MODEL.progressive([3, 4], [4, 0], sampler=way, num_steps=2)
+        assert seen.shape == (2, 2, 8, 8, 1)
+        drawn = MODEL.sample([3, 4], sampler="ddim", num_steps=2)
+        assert np.array_equal(images, drawn)
+        named = MODEL.interpolate(IMAGES[:1], IMAGES[1:2], [0.5], 3, sampler=way, num_steps=2)
+        told = MODEL.interpolate(IMAGES[:1], IMAGES[1:2], [0.5], 3, sampler=SamplerConfig(name="ddim", num_steps=2))
+        assert np.array_equal(named, told)
+    with pytest.raises(ValueError, match="sampler is 'ddmi'; expected one of ancestral"):
+        MODEL.interpolate(IMAGES[:1], IMAGES[:1], [0.5], 3, sampler="ddmi")
+
+
 def test_a_way_between_images_begins_with_one_and_ends_with_the_other() -> None:
     way = MODEL.interpolate(IMAGES[:2], IMAGES[2:4], [0.0, 0.5, 1.0], step=0)
     back = MODEL.interpolate(IMAGES[2:4], IMAGES[:2], [1.0, 0.5, 0.0], step=0)

@@ -1,15 +1,21 @@
 """Libraries that only some of this one needs: imported when they are first used, asked for in one line where they are missing."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ddpm_core.errors import InputError
+
+_CHECKOUT = Path(__file__).parents[1] / "pyproject.toml"
+"""Which an installed wheel has not."""
 
 
 class _Late:
     def __init__(self, module: str, package: str, purpose: str, extra: str) -> None:
         self._module, self._package, self._purpose = module, package, purpose
-        self._install = f"-e '.[{extra}]'" if extra else package
+        self._install = package
+        if extra:
+            self._install = f"-e '.[{extra}]'" if _CHECKOUT.exists() else f"'ddpm-pipeline[{extra}]'"
 
     def __getattr__(self, name: str) -> Any:
         try:

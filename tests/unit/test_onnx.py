@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from ddpm_core import optional
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.checkpoint_files import sha256_of
 from ddpm_core.diffusion.reverse import ReverseConfig
@@ -135,6 +136,12 @@ def test_what_it_needs_is_asked_for_in_a_line(missing: str, tmp_path: Path, monk
     ):
         write_onnx(str(tmp_path / "model.onnx"), weights_of())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wheel_is_told_what_a_wheel_installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "_CHECKOUT", tmp_path / "pyproject.toml")
+    with pytest.raises(ValueError, match=r": pip install 'ddpm-pipeline\[onnx\]'$"):
+        _ = optional.late("not_there", "onnx", "an ONNX file", extra="onnx").anything
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

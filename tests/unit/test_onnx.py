@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401 -- it imports onnx, which a test takes away
 import pytest
 import safetensors.torch
 import torch

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -81,6 +82,12 @@ def code_version() -> str:
     for name, path in files:
         total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
+
+
+def recipe_named_in(folder: str) -> str:
+    """The recipe or project whose dataset, run or report a folder's name says it is, NAME-DIGEST; empty if it says none."""
+    name, _, end = folder.rpartition("-")
+    return name if re.fullmatch("[0-9a-f]{12}", end) else ""
 
 
 def run_folder(store: str, name: str) -> str:

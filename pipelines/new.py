@@ -35,6 +35,7 @@ from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.costs import sampling_time, training_cost
 from pipelines.cli.invocation import typed
 from pipelines.cli.parsing import parse_flags
+from pipelines.naming import recipe_named_in
 from pipelines.progress import progress
 from pipelines.recipes.choosing import Chosen, Machine, choose
 from pipelines.recipes.config import Recipe, default_store
@@ -99,7 +100,7 @@ def _check_alone(args: NewArgs) -> None:
     datasets = storage.join(args.store, "datasets")
     for entry in storage.walk(datasets):
         name, _, file = entry.name.partition("/")
-        if file != CENSUS_NAME or name.rpartition("-")[0] != args.name:
+        if file != CENSUS_NAME or recipe_named_in(name) != args.name:
             continue
         other = json.loads(storage.read_bytes(storage.join(datasets, entry.name))).get("source")
         if other != args.data.source:

@@ -110,7 +110,7 @@ def run(args: SampleArgs) -> Outcome:
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample)) as pipeline:
         weights = pipeline.find_weights(args.model)
-        say(f"sample: of {weights.uri}, step {weights.step:,}")
+        say(f"sample: of {weights.uri}{f', step {weights.step:,}' if weights.step else ''}")  # others' say none
         if note := told_otherwise(weights, args.sample.sampler):
             say(note)
         sampled = pipeline.sample(weights)

@@ -21,6 +21,7 @@ KEY = "ddpm"
 """Under which a PNG and an .npz have it."""
 _DECIDES = ("weights_sha256", "sampler", "labels", "guidance", "precision")
 """Of a set's identity; the network is the weights'."""
+_SAID_ALWAYS = {"first_seed", "num_images", "samples", "step", "weights_sha256", "sampler"}
 
 
 def provenance(samples: SampleSet, seeds: range) -> str:
@@ -62,7 +63,7 @@ def read_provenance(uri: str) -> dict[str, Any] | None:
             said = json.loads(_of_arrays(file) if uri.lower().endswith(".npz") else _of_image(file))
         except (OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError):
             return None
-    return said if isinstance(said, dict) and {"first_seed", "num_images", "samples"} <= said.keys() else None
+    return said if isinstance(said, dict) and said.keys() >= _SAID_ALWAYS else None
 
 
 def _of_arrays(file: Any) -> str:

@@ -130,9 +130,7 @@ def _alike(looks: Sequence[Look]) -> Ailment | None:
 
 
 def _clipped(course: Course) -> Ailment | None:
-    if (
-        course.objective == "bound"
-    ):  # whose gradients are large as it is, and Adam does not mind by what they are divided
+    if course.objective == "bound":  # its gradients are large, and Adam does not mind by what they are divided
         return None
     limit = float(str(course.train.get("grad_clip", "inf")))
     norms = [float(row["grad_norm"]) for row in course.history]

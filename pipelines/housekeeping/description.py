@@ -150,9 +150,14 @@ def _samples(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:
 
 
 def _drawn(found: SampleSet) -> str:
-    sampler = found.identity["sampler"]
+    return drawn_in_words(found.first_seed, found.num_images, found.identity["sampler"])
+
+
+def drawn_in_words(first_seed: int, num_images: int, sampler: Mapping[str, Any]) -> str:
+    """Which images, and by which sampler, given as JSON."""
+    whose = f"seed {first_seed:,}" if num_images == 1 else f"{num_images:,} of seed {first_seed:,} on"
     steps = f" in {sampler['num_steps']} steps" if sampler.get("num_steps") else ""
-    return f"{found.num_images:,} of seed {found.first_seed:,} on, by {sampler['name']}{steps}"
+    return f"{whose}, by {sampler['name']}{steps}"
 
 
 def _report(item: Item, made: Description, items: Mapping[str, Item]) -> Rows:

@@ -13,13 +13,14 @@ from pipelines.housekeeping.description import (
     Description,
     Rows,
     describe,
+    drawn_in_words,
     settings_in_words,
     some,
     with_aliases,
 )
 from pipelines.housekeeping.inventory import KINDS, Item
 from pipelines.housekeeping.lookup import MODELS, place_of
-from pipelines.naming import settings
+from pipelines.naming import recipe_named_in, settings
 from pipelines.recipes.files import KEPT, SUFFIX, find_recipe
 
 _IMAGES = (".png", ".gif", ".webp", ".npz")
@@ -59,14 +60,10 @@ def _images(named: str, store: str, items: Mapping[str, Item], aliases: Aliases)
 
 
 def _said(said: Mapping[str, Any]) -> Rows:
-    first, count = said["first_seed"], said["num_images"]
-    sampler = said.get("sampler") or {}
-    steps = f" in {sampler['num_steps']} steps" if sampler.get("num_steps") else ""
-    whose = f"seed {first:,}" if count == 1 else f"{count:,} of seed {first:,} on"
-    yield "images", f"{whose}, by {sampler.get('name', 'an unknown sampler')}{steps}"
+    yield "images", drawn_in_words(said["first_seed"], said["num_images"], said["sampler"])
     if labels := said.get("labels"):
         yield "labels", f"{' '.join(map(str, labels))} in turn, guidance {said.get('guidance', 0)}"
-    yield "weights", f"sha256 {said.get('weights_sha256', 'not known')}, step {said.get('step')}"
+    yield "weights", f"sha256 {said['weights_sha256']}, step {said['step']}"
 
 
 def _project(named: str, items: Mapping[str, Item], aliases: Aliases) -> Description:
@@ -97,7 +94,7 @@ def _of(name: str, items: Mapping[str, Item]) -> Iterator[Item]:
     """The items of a project: by their names, or, of a run with another, by the file that it keeps."""
     for item in items.values():
         kept = f"{item.name}/{KEPT}"
-        if item.kind in KINDS and item.name.partition("/")[2].rpartition("-")[0] == name:
+        if item.kind in KINDS and recipe_named_in(item.name.partition("/")[2]) == name:
             yield item
         elif item.kind == "runs" and kept in item.files:
             said = tomllib.loads(storage.read_bytes(storage.join(item.store, kept)).decode())

@@ -1,6 +1,7 @@
 """Sample sets as files for other programs."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_what_others_wrote_stays(tmp_path: Path) -> None:
     photos.mkdir()
     (photos / "000000000006.png").write_bytes(encode_png(np.zeros((8, 8, 1), np.uint8)))
     check_output(str(photos))
-    Image.new("RGB", (8, 8)).save(photos / "cat.gif", comment=b'{"made": "elsewhere"}')
+    forged = {**dict.fromkeys(("first_seed", "num_images", "samples", "step", "weights_sha256"), 0), "sampler": "ddim"}
+    Image.new("RGB", (8, 8)).save(photos / "cat.gif", comment=json.dumps(forged).encode())
     np.savez(photos / "mine.npz", arr_0=np.zeros(3))
     for name in ("cat.gif", "mine.npz", "000000000006.png"):
         with pytest.raises(InputError, match=f"out is .*{name}, a file that is no output of sample.py, and stays"):

@@ -188,6 +188,8 @@ def test_a_projects_file_says_what_the_store_has_of_it(typed: Typed, store: str)
     assert said["reports"] == "small-0123456789ab"
     assert said["page"] == f"{store}/{REPORT}/report.html"
     assert "runs" not in said  # one by another name, that keeps no file of this project
+    storage.write_bytes(f"{store}/runs/small-tuned/run.json", b"{}")  # by a name that only begins like it
+    assert "runs" not in rows(typed("small.toml")[1])
     storage.write_bytes(f"{store}/runs/small/recipe.toml", Path("small.toml").read_bytes())
     assert rows(typed("small.toml")[1])["runs"] == "small"
     Path("new.toml").write_text('project = "new"\n[data]\nsource = "photos"\n')

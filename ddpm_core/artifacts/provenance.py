@@ -63,7 +63,7 @@ def read_provenance(uri: str) -> dict[str, Any] | None:
             said = json.loads(_of_arrays(file) if uri.lower().endswith(".npz") else _of_image(file))
         except (OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError):
             return None
-    known = isinstance(said, dict) and _SAID_ALWAYS <= said.keys() and isinstance(said["sampler"], dict)
+    known = isinstance(said, dict) and said.keys() >= _SAID_ALWAYS and isinstance(said["sampler"], dict)
     return said if known and "name" in said["sampler"] else None
 
 

@@ -58,7 +58,7 @@ site: .venv/.installed-test  ## README and docs as pages, in build/site
 	@echo "build/site/README.html"
 
 ui: .venv/.installed  ## MLflow's page on the default store
-	@$(BIN)/python -m pipelines.tracking
+	@$(BIN)/python pipelines/ui.py
 
 clean:
 	rm -rf .venv

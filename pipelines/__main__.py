@@ -12,8 +12,8 @@ from pipelines.cli import invocation
 
 _FOLDER = Path(__file__).parent
 _STAGES = "new", "workflow", "shard", "train", "sample", "evaluate", "sweep"
-_OTHERS = "show", "export", "schedule", "registry", "store", "doctor"
-_COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)} | {"ui": _FOLDER / "tracking/__main__.py"}
+_OTHERS = "show", "ui", "export", "schedule", "registry", "store", "doctor"
+_COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)}
 
 
 def main() -> None:
@@ -44,7 +44,6 @@ def _overview() -> str:
     about = {
         name: (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0] for name, file in _COMMANDS.items()
     }
-    about["ui"] = "MLflow's pages of a store, on loopback."
     lines = [f"  {name:9} {said}" for name, said in about.items()]
     first = "usage: ddpm COMMAND ...\n\nImages in; a trained, registered and judged diffusion model, and its samples, out.\n"
     more = "`ddpm COMMAND --help` says more; `ddpm workflow` does it all on handwritten digits, `ddpm new` begins with your images."

@@ -58,7 +58,7 @@ class NewArgs:
     name: tyro.conf.Suppress[str] = ""
     data: Images = field(default_factory=Images)
     use_gpu: bool = field(default_factory=torch.cuda.is_available)
-    """Choose for a GPU: larger images, a larger network. By default, if there is one here."""
+    """Choose for a GPU: larger images, a larger network. The default is what this machine has."""
     store: str = field(default_factory=default_store)
     """Where the command that comes next is to put all artifacts: a folder or s3://bucket/prefix."""
 

@@ -46,7 +46,7 @@ def typed(script: str, *args: str, store: str) -> str:
     """A command that runs as printed, in the shell that ran this one.
 
     Args:
-        script: a file of this folder, as sample.py; or a module, as -m pipelines.tracking.
+        script: a file of this folder, as sample.py.
         args: what follows it.
         store: named in the command unless it is the default one.
     """
@@ -56,7 +56,7 @@ def typed(script: str, *args: str, store: str) -> str:
 
 def ui(store: str) -> str:
     """The command that shows MLflow's pages of a store."""
-    return "make ui" if _is_default(store) and not _typed_by_name else typed("-m pipelines.tracking", store=store)
+    return "make ui" if _is_default(store) and not _typed_by_name else typed("ui.py", store=store)
 
 
 def _is_default(store: str) -> bool:
@@ -67,8 +67,8 @@ def _is_default(store: str) -> bool:
 
 def _opening(script: str) -> list[str]:
     if _typed_by_name:
-        return [*_typed_by_name, "ui" if script.startswith("-m ") else Path(script).stem]
-    return [*_python(), *(script.split() if script.startswith("-m ") else [_from_here(_FOLDER / script)])]
+        return [*_typed_by_name, Path(script).stem]
+    return [*_python(), _from_here(_FOLDER / script)]
 
 
 def _python() -> list[str]:

@@ -87,8 +87,7 @@ class Tracker(Server):
                 self.keep_up(at_once=True)
             if parent is None and self._waits:
                 logger.warning(
-                    "MLflow at %s misses some of it; the next command on this store and recipe, or "
-                    "`python -m pipelines.tracking sync`, brings it there",
+                    "MLflow at %s misses some of it; the next command on this store and recipe, or `ui.py sync`, brings it there",
                     self.shown_uri,
                 )
 

@@ -1,4 +1,4 @@
-"""`python -m pipelines.tracking sync` is killed again and again while it fills an empty MLflow; in the end all stands there once.
+"""`ui.py sync` is killed again and again while it fills an empty MLflow; in the end all stands there once.
 
     .venv/bin/python tests/distributed/sync_kills.py --kills 10
 
@@ -113,7 +113,7 @@ def problems(there: dict[str, Any]) -> list[str]:
 def sync(store: Path, kill_after_s: float | None = None) -> float:
     """Seconds that it took, or after which it was killed; 0 if it had ended before that."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "pipelines.tracking", "sync", "--store", str(store)]
+    command = [sys.executable, str(ROOT / "pipelines/ui.py"), "sync", "--store", str(store)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         process.wait(kill_after_s)

@@ -415,7 +415,7 @@ def test_an_outage_is_one_line_and_the_stage_goes_on(
         assert server.calls == 1  # the dead server was left alone after that
     assert [record.message for record in caplog.records[1:]] == [
         f"MLflow at {tracker.uri} misses some of it; the next command on this store and recipe, or "
-        "`python -m pipelines.tracking sync`, brings it there"
+        "`ui.py sync`, brings it there"
     ]
     assert server.calls == 2  # the end is worth one more
     assert real.search_runs([tracker.experiment_id]) == []

@@ -35,7 +35,8 @@ from pipelines.feature_weights import check_features, find_features
 from pipelines.measuring.image_sets import foreign_images
 from pipelines.recipes.config import SampleStage, default_store
 from pipelines.subject import Subject, of_model, of_others
-from pipelines.tracking.resolve import dataset_of, find_dataset
+from pipelines.tracking.registry import champion_of
+from pipelines.tracking.resolve import check_model, dataset_of, find_dataset
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
@@ -99,7 +100,7 @@ def plan(args: EvaluateArgs) -> list[str]:
     count = f"{args.evaluate.num_images:,}"
     if args.images is not None:
         return [f"evaluate: the first {count} images of {args.images} against {args.dataset}, into {args.store}"]
-    whose = args.model or f"models:/ddpm-{args.recipe}@champion"
+    whose = args.model or champion_of(args.recipe)
     return [
         f"sample: {args.sample.num_images:,} images of {whose}, unless they are there",
         *(f"sample: as many by {name} in {steps} steps" for name in args.samplers for steps in args.steps),
@@ -151,6 +152,8 @@ def run(args: EvaluateArgs) -> Outcome:
     """Sample what is not there yet, then evaluate."""
     from pipelines.pipeline import open_pipeline
 
+    for model in () if args.images else args.compare or [args.model or champion_of(args.recipe)]:
+        check_model(model, args.store)
     find_features(args.evaluate, args.store)  # minutes of fetching, and what may be wrong with it, before all else
     with open_pipeline(as_recipe(args), for_sampling(args.sample), for_a_cpu("evaluate")) as pipeline:
         if args.compare:

@@ -34,6 +34,8 @@ from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
+from pipelines.tracking.registry import champion_of
+from pipelines.tracking.resolve import check_model
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
@@ -75,7 +77,7 @@ def check(args: SampleArgs) -> None:
 def plan(args: SampleArgs) -> list[str]:
     """Whose images, and how."""
     sampler, first = args.sample.sampler, args.sample.first_seed
-    steps, whose = sampler.num_steps or "all", args.model or f"models:/ddpm-{args.recipe}@champion"
+    steps, whose = sampler.num_steps or "all", args.model or champion_of(args.recipe)
     return [
         f"sample: {args.sample.num_images:,} images of {whose}, seeds from {first}, {sampler.name} in {steps} steps, "
         f"into {args.store}"
@@ -106,6 +108,7 @@ def told_otherwise(weights: Weights, asked: SamplerConfig) -> str:
 
 def run(args: SampleArgs) -> Outcome:
     """Generate what is not there yet."""
+    check_model(args.model or champion_of(args.recipe), args.store)  # not in check: --dry-run needs none
     from pipelines.pipeline import open_pipeline
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample)) as pipeline:

@@ -43,6 +43,7 @@ from pipelines.sweeping.identity import identity_of
 from pipelines.sweeping.plan import settings_of, shape_of, space_of, trials_at
 from pipelines.sweeping.setting import flags_of, words_of
 from pipelines.sweeping.space import Space
+from pipelines.tracking.resolve import check_model
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
@@ -171,6 +172,8 @@ def cost(args: SweepArgs) -> list[str]:
 
 def run(args: SweepArgs) -> Outcome:
     """Shard unless it is done, then sweep."""
+    if args.model:
+        check_model(args.model, args.store)
     from pipelines.pipeline import open_pipeline
 
     asks = (for_a_cpu("shard"), for_trials(args.sweep, args.train), for_workers_of_trials(args.sweep, args.train))

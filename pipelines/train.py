@@ -27,6 +27,7 @@ from pipelines.cli.invocation import typed
 from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe, as_named
+from pipelines.tracking.resolve import check_model
 
 _OFTEN = (
     "data.source", "data.image_size", "data.channels", "dataset", "train.steps", "train.batch_size", "train.learning_rate",
@@ -61,6 +62,8 @@ def plan(args: TrainArgs) -> list[str]:
 
 def run(args: TrainArgs) -> Outcome:
     """Shard unless it is done, then train."""
+    if args.init_from:
+        check_model(args.init_from, args.store)
     from pipelines.pipeline import open_pipeline
 
     with open_pipeline(args, for_a_cpu("shard"), for_training(args.train), reads_source=True) as pipeline:

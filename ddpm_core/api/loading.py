@@ -37,6 +37,12 @@ def load(uri: str, device: torch.device | str = "cpu") -> Model:
     return Model.from_weights(weights, device)
 
 
+def is_model(uri: str) -> bool:
+    """Whether there is something at a URI that `load` would take; it is not read."""
+    uri = storage.absolute(uri)
+    return find_checkpoint(uri) is not None or _registered(uri) is not None or is_diffusers(uri)
+
+
 def find_weights(uri: str) -> Weights | None:
     """The averaged weights that lie at a URI, as `load` takes it; None if there are none.
 
@@ -52,7 +58,12 @@ def find_weights(uri: str) -> Weights | None:
 def _read(uri: str) -> Weights | None:
     if checkpoint := find_checkpoint(uri):
         return read_weights(checkpoint)
-    for folder in (uri, storage.join(uri, "artifacts")):
-        if storage.exists(storage.join(folder, WEIGHTS)):
-            return read_model(folder)
+    if folder := _registered(uri):
+        return read_model(folder)
     return imported_weights(uri) if is_diffusers(uri) else None
+
+
+def _registered(uri: str) -> str | None:
+    """The folder of a registered version's files."""
+    folders = uri, storage.join(uri, "artifacts")
+    return next((folder for folder in folders if storage.exists(storage.join(folder, WEIGHTS))), None)

@@ -12,7 +12,7 @@ from ddpm_core.errors import InputError, nearest
 from pipelines.housekeeping.inventory import KINDS, Item
 from pipelines.tracking import Server, default_model, open_server
 from pipelines.tracking.registry import model_name, models
-from pipelines.tracking.resolve import find_weights
+from pipelines.tracking.resolve import check_registry, find_weights
 from pipelines.tracking.store import is_there
 
 MODELS = "models:/"
@@ -72,10 +72,7 @@ def open_registry(uri: str, store: str) -> Server:
         InputError: in one line, if the URI is none of a model, or nothing was ever registered.
     """
     model_name(uri)
-    if not is_there(store):
-        raise InputError(
-            f"{uri}: no model is registered in {store}; expected another --store, or a model by its folder"
-        )
+    check_registry(uri, store)
     return open_server(store)
 
 

@@ -13,6 +13,7 @@ from ddpm_core.errors import InputError
 from pipelines.recipes.files import SUFFIX, find_recipe
 from pipelines.scheduling.jobs import as_process
 from pipelines.tracking import open_tracking, resolve_model
+from pipelines.tracking.registry import champion_of
 
 SEEDS_PER_TICK = 1_000_000
 """A tick's seeds start at its Unix minute times this: ticks are a minute apart or more, so no two share a seed."""
@@ -70,7 +71,7 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
         InputError: if there is no such model.
     """
     start, arguments = command[:2], [argument for argument in command[2:] if argument != "--json"]
-    champion = f"models:/ddpm-{recipe_of(command)}@champion"  # no candidate, as sample.py has
+    champion = champion_of(recipe_of(command))  # no candidate, as sample.py has
     named = _take(arguments, "--model")
     try:
         model = resolve(named or champion)

@@ -119,6 +119,11 @@ def resolve_model(tracker: Server, uri: str) -> ResolvedModel:
         return _fetch(tracker, version, source)
 
 
+def champion_of(recipe: str) -> str:
+    """The URI of a recipe's champion."""
+    return f"models:/ddpm-{recipe}@{CHAMPION}"
+
+
 def default_model(tracker: Server, name: str) -> str:
     """The URI of a model's champion, or of its candidate while there is no champion.
 

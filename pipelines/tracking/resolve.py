@@ -9,6 +9,41 @@ from ddpm_core.artifacts.manifest import INDEX_NAME, DatasetIndex, read_index
 from ddpm_core.errors import InputError
 from ddpm_core.interop.model_folder import read_model
 from pipelines.tracking import Server, resolve_model
+from pipelines.tracking.store import is_there
+
+
+def check_model(model: str, store: str) -> None:
+    """That a model lies where it is named, as far as it is seen without its being read or MLflow's being asked: at once.
+
+    Args:
+        model: as `find_weights` takes it.
+
+    Raises:
+        InputError: if there is none, in one line.
+    """
+    if model.startswith("models:/"):
+        check_registry(model, store)
+    elif not any(map(loading.is_model, places(model, store))):
+        raise _no_model(model)
+
+
+def check_registry(model: str, store: str) -> None:
+    """That a model was ever registered.
+
+    Raises:
+        InputError: in one line.
+    """
+    if not is_there(store):
+        raise InputError(
+            f"{model}: no model is registered in {store}; expected another --store, or a model by its folder"
+        )
+
+
+def _no_model(model: str) -> InputError:
+    return InputError(
+        f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder, or "
+        "the name of a run in the store"
+    )
 
 
 def find_weights(model: str, tracker: Server, store: str) -> Weights:
@@ -28,10 +63,7 @@ def find_weights(model: str, tracker: Server, store: str) -> Weights:
     for place in places(model, store):
         if (weights := loading.find_weights(place)) is not None:
             return weights
-    raise InputError(
-        f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder, or "
-        "the name of a run in the store"
-    )
+    raise _no_model(model)
 
 
 def places(model: str, store: str) -> list[str]:

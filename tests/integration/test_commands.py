@@ -1,6 +1,7 @@
 """The commands as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -81,8 +82,6 @@ def test_a_mistake_is_one_line_before_anything_starts(mistake: str, tmp_path: Pa
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
-    import re
-
     assert re.search(said, line), line
     assert "hush" not in line
     assert not list((tmp_path / "store").rglob("*"))

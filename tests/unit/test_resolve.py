@@ -1,7 +1,10 @@
-"""What a model says of its dataset, resolved to where that lies now."""
+"""What a model says of its dataset, resolved to where that lies now; and a model that is not where it is named."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.plan import plan_dataset
 from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
+from ddpm_core.errors import InputError
+from pipelines import evaluate, pipeline, sample, sweep, train
 from pipelines.tracking.resolve import dataset_of, find_dataset
 
 
@@ -43,3 +48,33 @@ def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> 
         ValueError, match=r"was trained on dataset 0000, which does not lie at .*/a/datasets/d or .*--dataset"
     ):
         dataset_of(replace(weights, dataset_digest="0000"), str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "said"),
+    [
+        (sample.run, sample.SampleArgs, r"models:/ddpm-digits@champion: no model is registered in "),
+        (
+            sample.run,
+            partial(sample.SampleArgs, model="models:/other/3"),
+            r"models:/other/3: no model is registered in ",
+        ),
+        (sample.run, partial(sample.SampleArgs, model="nosuch"), r"no model at nosuch; expected models:/NAME@champion"),
+        (evaluate.run, evaluate.EvaluateArgs, r"models:/ddpm-digits@champion: no model is registered in "),
+        (evaluate.run, partial(evaluate.EvaluateArgs, compare=("nosuch", "b")), r"no model at nosuch; "),
+        (train.run, partial(train.TrainArgs, init_from="nosuch"), r"no model at nosuch; "),
+        (sweep.run, partial(sweep.SweepArgs, model="nosuch"), r"no model at nosuch; "),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_ray_and_mlflow(
+    run: Callable[[Any], object],
+    args: Callable[..., object],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(pipeline, "open_pipeline", None)
+    with pytest.raises(InputError, match=said):
+        run(args(recipe="digits", store=str(tmp_path)))
+    assert not list(tmp_path.iterdir())

@@ -139,7 +139,7 @@ def test_what_has_no_page_is_seen_in_mlflow(typed: Typed, store: str, monkeypatc
     write_run(store, "other")
     code, _, err = typed("other", "--open")
     assert (code, err.count("\n")) == (0, 1)
-    assert re.match(r"it has no page; .*pipelines.tracking --store \S+ shows MLflow's", err)
+    assert re.match(r"it has no page; .*pipelines/ui.py --store \S+ shows MLflow's", err)
 
 
 def test_an_mlflow_that_is_away_hides_nothing_else(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from pipelines.cli.costs import sampling_time, training_cost
 from pipelines.cli.invocation import typed
 from pipelines.cli.parsing import parse_flags
 from pipelines.naming import recipe_named_in
-from pipelines.progress import progress
+from pipelines.progress import progress, say
 from pipelines.recipes.choosing import Chosen, Machine, choose
 from pipelines.recipes.config import Recipe, default_store
 from pipelines.recipes.files import SUFFIX, check_project, recipe_file
@@ -157,6 +157,9 @@ def run(args: NewArgs) -> Outcome:
     found, chosen = _chosen(args)
     for line in found.lines():
         print(line)
+    if found.class_counts:
+        print(f"the network is not told of the classes, unless {args.file} says so (num_classes) before it trains")
+    say("new: trying what training and sampling cost here")
     costs = costs_here(chosen.recipe)
     for line in costs:
         print(line)

@@ -18,12 +18,15 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     first_word()
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import tyro
 
 from ddpm_core.artifacts.checkpoint import Weights
+from ddpm_core.data.sources.labels import few
 from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
+from ddpm_core.errors import InputError, nearest
 from ddpm_core.model.config import read_model_config, read_sampler_config
 from pipelines.cli.checks import check_sampling
 from pipelines.cli.command import Outcome, as_recipe, changed_flags, run_command
@@ -35,10 +38,10 @@ from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
 from pipelines.tracking.registry import champion_of
-from pipelines.tracking.resolve import check_model
+from pipelines.tracking.resolve import check_model, dataset_of
 
 _OFTEN = (
-    "model", "num_images", "out", "sample.first_seed", "sample.labels", "sample.guidance", "sample.sampler.name",
+    "model", "num_images", "out", "sample.first_seed", "classes", "sample.guidance", "sample.sampler.name",
     "sample.sampler.num_steps", "sample.num_workers", "sample.use_gpu", "store",
 )  # fmt: skip
 
@@ -59,6 +62,8 @@ class SampleArgs:
     out: str | None = None
     """Also write the images there: FOLDER, a PNG a seed, or FILE.npz, or FILE.png, a grid, or FILE.gif or .webp, how they
     come to be; local or on S3."""
+    classes: tuple[str, ...] = ()
+    """Of a model with classes: which to draw, by their names, in turn by seed; --sample.labels takes their numbers."""
     sample: SampleStage = field(default_factory=SampleStage)
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class SampleArgs:
 def check(args: SampleArgs) -> None:
     """That a block fits somewhere, and the images where they are to go."""
     check_sampling(args.sample)
+    if args.classes and args.sample.labels:
+        raise InputError("classes and sample.labels both say which classes to draw; expected one of them")
     if args.out:
         check_output(args.out)
 
@@ -106,6 +113,33 @@ def told_otherwise(weights: Weights, asked: SamplerConfig) -> str:
     return f"sample: {weights.uri} says {said}; taken, as asked for: {taken}" if differing else ""
 
 
+def numbers_of(wanted: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of classes.
+
+    Args:
+        wanted: their names.
+        known: those of the model's dataset, in the order of their numbers.
+
+    Raises:
+        InputError: for a name that is none of them, in one line with the nearest.
+    """
+    if not known:
+        raise InputError(f"classes is {' '.join(wanted)}, and the model's dataset has no classes; expected none")
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(f"classes has {unknown[0]!r}; expected some of {few(known)}{nearest(unknown[0], known)}")
+    return tuple(map(known.index, wanted))
+
+
+def _classes_of(weights: Weights, store: str) -> tuple[str, ...]:
+    try:
+        return dataset_of(weights, store).class_names
+    except InputError:
+        raise InputError(
+            f"classes have their names from the dataset that the model at {weights.uri} was trained on, which is not found; "
+            "expected their numbers: --sample.labels"
+        ) from None
+
+
 def run(args: SampleArgs) -> Outcome:
     """Generate what is not there yet."""
     check_model(args.model or champion_of(args.recipe), args.store)  # not in check: --dry-run needs none
@@ -116,7 +150,10 @@ def run(args: SampleArgs) -> Outcome:
         say(f"sample: of {weights.uri}{f', step {weights.step:,}' if weights.step else ''}")  # others' say none
         if note := told_otherwise(weights, args.sample.sampler):
             say(note)
-        sampled = pipeline.sample(weights)
+        if args.classes:
+            labels = numbers_of(args.classes, _classes_of(weights, args.store))
+            args = replace(args, classes=(), sample=replace(args.sample, labels=labels))
+        sampled = replace(pipeline, recipe=as_recipe(args)).sample(weights)
     if args.out:
         write_output(sampled.samples, weights, args.sample, args.out)
     recipe = find_recipe(as_named(args))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+from ddpm_core.data.order import StreamOrder, lanes_of_worker, largest_share, worker_positions
 from ddpm_core.data.reader import ImageReader
 from ddpm_core.types import Float, Int, Tensor, UInt8
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A worker's share of a global batch, padded to its fixed local shape."""
+    """A worker's share of a global batch; a share of none is one row of padding, as each worker takes part in each step."""
 
     images: UInt8[Tensor, "b c h w"]
     labels: Int[Tensor, " b"]
@@ -57,7 +57,7 @@ class TrainingStream:
         )
         self._known = range(0)  # the positions of which the shards that are held are true
         self.served = lanes_of_worker(config.lanes, worker, num_workers)
-        self.local_batch_size = local_batch_size(config.batch_size, reader.num_samples, config.lanes, self.served)
+        self.largest_share = largest_share(config.batch_size, reader.num_samples, config.lanes, self.served)
 
     def batch(self, step: int) -> Batch:
         """This worker's share of global batch `step`."""
@@ -67,7 +67,7 @@ class TrainingStream:
         )
         places = self.order.locate(positions)
         images, labels = self._reader.images(*places), self._reader.labels(*places)
-        padding = self.local_batch_size - len(positions)
+        padding = int(not len(positions))
         weights = torch.cat([torch.ones(len(positions)), torch.zeros(padding)])
         padded = torch.cat([torch.from_numpy(positions), torch.zeros(padding, dtype=torch.int64)])
         return Batch(

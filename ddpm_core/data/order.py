@@ -175,8 +175,8 @@ def worker_positions(step: int, batch_size: int, num_samples: int, lanes: int, s
     return positions[(lane >= served.start) & (lane < served.stop)]
 
 
-def local_batch_size(batch_size: int, num_samples: int, lanes: int, served: range) -> int:
-    """The fixed local shape: the most positions of any global batch that fall into the served lanes.
+def largest_share(batch_size: int, num_samples: int, lanes: int, served: range) -> int:
+    """The most positions of any global batch that fall into the served lanes: what a worker's memory has to hold.
 
     Raises:
         InputError: if a global batch is larger than an epoch.

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ddpm_core.artifacts.looks import Look
@@ -19,6 +20,8 @@ _LIGHT, _DARK = ("#5a5750", "#9a5b13"), ("#b9b6ae", "#e0a458")
 """Ink and accent on a light and on a dark page."""
 _HALF = (5.2, 3.6)
 """Inches of a chart that stands beside another."""
+_NARROW = 8.0
+"""A logarithmic axis whose ends are nearer than by this factor has few of 1, 2, 5 on it."""
 
 
 def loss_curve(history: Sequence[Mapping[str, int | float]], *, dark: bool = False) -> bytes:
@@ -61,8 +64,7 @@ def look_curves(looks: Sequence[Look], *, dark: bool = False) -> bytes:
         right.plot(step, of_band, color=accent, alpha=shade, linewidth=1.6, label=f"t {first} to {last}")
     for axes in (left, right):
         axes.set_yscale("log")
-        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatted(lambda value, _: f"{value:.3g}")
+        plain_numbers(axes.yaxis)
         dress(axes, ink, "step", "loss")
         axes.legend(frameon=False, labelcolor=ink, fontsize=9)
     return png(figure)
@@ -129,8 +131,7 @@ def steps_curve(points: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool
     counts = sorted({steps for each in points.values() for steps, _ in each})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted(lambda value, _: f"{value:g}")
+    plain_numbers(axes.yaxis)
     dress(axes, ink, "steps", "Fréchet distance")
     axes.legend(frameon=False, labelcolor=ink)
     return png(figure)
@@ -183,6 +184,16 @@ def dress(axes: Axes, ink: str, x: str, y: str) -> None:
     axes.spines[["left", "bottom"]].set_color(ink)
 
 
+def plain_numbers(axis: Axis) -> None:
+    """0.1, 0.2, 0.5 and so on, where the axis is logarithmic, or round numbers where it spans too little for those."""
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        narrow = high < _NARROW * low
+        axis.set_major_locator(MaxNLocator(4, steps=(1, 2, 5, 10)) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def png(figure: Figure, *, transparent: bool = True) -> bytes:
     """The picture's bytes."""
     out = io.BytesIO()
@@ -194,13 +205,11 @@ def _draw_course(axes: Axes, step: NDArray[np.float64], values: NDArray[np.float
     """The values, faint, under their running mean; on a log scale where they span more than a factor of ten."""
     finite = np.where(np.isfinite(values), values, np.nan)
     positive = finite[finite > 0]
-    if len(positive) and positive.max() > 10 * positive.min():
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.plot(step, finite, color=accent, alpha=0.3, linewidth=0.9, marker="." if len(step) == 1 else None)
     axes.plot(step, _running_mean(finite, max(1, len(step) // 25)), color=accent, linewidth=1.8)
+    if len(positive) and positive.max() > 10 * positive.min():
+        axes.set_yscale("log", nonpositive="mask")
+        plain_numbers(axes.yaxis)
 
 
 def _running_mean(values: NDArray[np.float64], radius: int) -> NDArray[np.float64]:

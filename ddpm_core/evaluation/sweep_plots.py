@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm, Normalize
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from ddpm_core.diffusion.schedule import NoiseSchedule
-from ddpm_core.evaluation.plots import dress, empty_figure, inks, png
+from ddpm_core.evaluation.plots import dress, empty_figure, inks, plain_numbers, png
 
 _MOST_NAMES = 12
 
@@ -101,7 +100,7 @@ def learning_curves(
     steps = sorted({step for course in courses for step in course})
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     dress(axes, ink, "step", name)
     return png(figure)
 
@@ -136,18 +135,10 @@ def front(
         values = [point[at] for point in points.values()]
         if min(values) > 0 and max(values) > 3 * min(values):
             scaled("log")
-    _plain_numbers(axes.xaxis)
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis)
     dress(axes, ink, x, y)
     return png(figure)
-
-
-def _plain_numbers(axis: Axis) -> None:
-    """10, 20, 50 and so on, where the axis is logarithmic."""
-    if axis.get_scale() == "log":
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _colours(values: Sequence[float], dark: bool) -> tuple[Colormap, Normalize]:

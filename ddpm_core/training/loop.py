@@ -82,7 +82,7 @@ def train(
         return
     check_agreement(state.step, worker)
     model = read_model_config(run.config)
-    config = _in_parts_that_fit(config, model, stream.local_batch_size, worker, events.warned)
+    config = _in_parts_that_fit(config, model, stream.largest_share, worker, events.warned)
     forward = in_parallel(state.network, worker, model.image_shape)
     objective = replace(objective, schedule=objective.schedule.to(worker.device))
     watch = FiniteWatch(run.uri, worker.rank, config, events.warned)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ddpm_core.data.order import lanes_of_worker, local_batch_size
+from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.evaluation.config import EvaluateConfig
@@ -97,7 +97,7 @@ def _training_cost(recipe: Recipe, runs_at_once: int) -> list[str]:
 
     train, model = replace(recipe.train, precision=recipe.train.resolved_precision), _model(recipe)
     served = lanes_of_worker(train.lanes, 0, train.num_workers)
-    share = local_batch_size(train.batch_size, num_in_split(recipe, "train"), train.lanes, served)
+    share = largest_share(train.batch_size, num_in_split(recipe, "train"), train.lanes, served)
     device = torch.device("cuda" if train.use_gpu and torch.cuda.is_available() else "cpu")
     is_here = device.type == ("cuda" if train.use_gpu else "cpu")
     memory = memory_of_worker(device, train.num_workers if cluster_address() is None else 1)
@@ -112,7 +112,8 @@ def _training_cost(recipe: Recipe, runs_at_once: int) -> list[str]:
     elif needed > memory:
         time = f"not tried, as a worker may take {bytes_words(memory)} here: {remedy}"
     else:
-        time = _time(recipe, train, model, device, share, train.steps / runs_at_once)
+        mean_share = -(-train.batch_size // train.num_workers)
+        time = _time(recipe, train, model, device, mean_share, train.steps / runs_at_once)
     flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
     return [
         f"training's memory: {bytes_words(needed)} of tensors for each worker, {at_once:,} images at a time",

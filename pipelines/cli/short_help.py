@@ -73,7 +73,7 @@ def _value(args: Any, name: str) -> str:
 def _meaning(args: Any, name: str) -> str:
     owner, last = _owner(args, name)
     said = " ".join(_said_of_fields(type(owner))[last].split())
-    return re.split(r"; |\. (?=[A-Z])", said.removesuffix("."))[0]
+    return re.split(r"(?:; |\. (?=[A-Z]))(?![^(]*\))", said.removesuffix("."))[0]  # not within brackets
 
 
 def _line(flag: str, meaning: str, width: int) -> str:

@@ -167,7 +167,7 @@ def _data(source: str, found: Survey, base: Recipe, *, gpu: bool) -> tuple[DataC
         source=source, image_size=max(4, divisor, min(nearest, largest)), channels=1 if found.is_grey else 3
     )
     reasons = {
-        "data.source": "From where this file lies.",
+        "data.source": "Relative to this file, if it does not begin with / or s3:.",
         "data.image_size": sized,
         "data.channels": _colours(found),
         "data.fit": "The centre of each, of the square's shape; pad keeps all of it, on white.",
@@ -200,7 +200,9 @@ def _unet(found: Survey, like: Like, base: Recipe, data: DataConfig) -> tuple[UN
         )
     if found.class_counts:
         count = len(found.class_counts)
-        reasons["unet.num_classes"] = f"{count:,} tells the network of its classes: --sample.labels then asks for some."
+        reasons["unet.num_classes"] = (
+            f"Not told of the classes, as in the paper. {count:,}, before it trains, and `sample --classes NAME` draws some."
+        )
     return unet, reasons
 
 
@@ -214,8 +216,8 @@ def _train(found: Survey, like: Like, base: Recipe, machine: Machine) -> tuple[T
         "train.steps": f"{why} Raised later, the same command goes on.",
         "train.warmup_steps": f"As in the recipe {like}, or a tenth of the steps.",
         "train.ema_half_life": "In images; at most a twentieth of those seen so far, so it suits any number of steps.",
-        "train.checkpoint_every": "Four in all: what is killed goes on from the last.",
-        "train.preview_every": "A look at each of them.",
+        "train.checkpoint_every": "Ten in all: what is killed goes on from the last.",
+        "train.preview_every": "Ten in all, of the same seeds: how images come out of the noise.",
         "train.num_workers": "One." if machine.gpu else f"One a CPU, up to {MOST_WORKERS}; no result depends on it.",
         "train.use_gpu": "Whether there was one, or one was asked for.",
     }
@@ -227,8 +229,8 @@ def _train(found: Survey, like: Like, base: Recipe, machine: Machine) -> tuple[T
         warmup_steps=min(base.train.warmup_steps, steps // 10),
         ema_decay=None,
         ema_half_life=TrainConfig.ema_half_life,
-        checkpoint_every=steps // 4,
-        preview_every=steps // 4,
+        checkpoint_every=steps // 10,
+        preview_every=steps // 10,
         num_workers=1 if machine.gpu else min(machine.cpus, MOST_WORKERS),
         use_gpu=machine.gpu,
         **moved,

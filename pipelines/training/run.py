@@ -6,7 +6,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Checkpoint, Weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex
-from ddpm_core.data.order import lanes_of_worker, local_batch_size
+from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
@@ -60,7 +60,7 @@ def check_run(
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
     check_classes(recipe.unet.num_classes, index)
     lanes = recipe.train.lanes
-    local_batch_size(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
+    largest_share(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
     network = read_model_config(trajectory(recipe, index, None)).build_network()
     if init_from is not None:
         check_form(recipe.unet.form, read_model_config(init_from.config).unet.form)

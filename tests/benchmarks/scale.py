@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from ddpm_core.artifacts.manifest import ROW_SCHEMA, DatasetIndex, ShardEntry, index_uri, make_index, read_index
 from ddpm_core.artifacts.sample_set import SampleSet, missing_blocks
-from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+from ddpm_core.data.order import StreamOrder, lanes_of_worker, largest_share, worker_positions
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def write_index_alone(index: DatasetIndex) -> None:
 
 def check_deal(order: StreamOrder, step: int, batch: int, workers: int, look: range) -> None:
     """Every position of a batch is one worker's; those of the workers looked at lie at places that no other has."""
-    size = local_batch_size(batch, order.num_samples, order.lanes, lanes_of_worker(order.lanes, 0, workers))
+    size = largest_share(batch, order.num_samples, order.lanes, lanes_of_worker(order.lanes, 0, workers))
     shares = [
         worker_positions(step, batch, order.num_samples, order.lanes, lanes_of_worker(order.lanes, rank, workers))
         for rank in range(workers)
@@ -101,7 +101,7 @@ def main() -> None:
         lambda: StreamOrder(index.shard_sizes("train"), seed=0, digest=index.digest, lanes=args.workers, window=8),
     )
     served = lanes_of_worker(args.workers, args.workers // 2, args.workers)
-    timed("its share's size", lambda: local_batch_size(batch, order.num_samples, args.workers, served))
+    timed("its share's size", lambda: largest_share(batch, order.num_samples, args.workers, served))
 
     def share(step: int) -> None:
         order.locate(worker_positions(step, batch, order.num_samples, args.workers, served))

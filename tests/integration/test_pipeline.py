@@ -32,7 +32,7 @@ from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
 from ddpm_core.model.unet import UNetConfig
-from pipelines import evaluate, show, workflow
+from pipelines import evaluate, sample, show, workflow
 from pipelines import store as store_command
 from pipelines.cli.subcommands import run_subcommand
 from pipelines.housekeeping.inventory import KINDS, inventory
@@ -451,6 +451,15 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     assert (trained.step, int(seen.sum())) == (4, 64)
     assert sampled.samples.identity["labels"] == [3, 7]
     assert evaluated.metrics["bits_per_dim"] > 0
+    by_name = sample.SampleArgs(
+        recipe=other.recipe,
+        store=other.store,
+        model=trained.checkpoint_uri,
+        classes=("3", "7"),
+        sample=replace(other.sample, labels=()),
+    )
+    outcome = sample.run(by_name)
+    assert (outcome.made["samples"], outcome.metrics["computed"]) == (sampled.samples.set_uri, 0)
 
 
 def test_images_of_others_have_the_figures_of_the_sample_set(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddpm_core.artifacts.manifest import DatasetIndex, make_index
+from ddpm_core.errors import InputError
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.random import Purpose, normals, uniforms
@@ -15,7 +16,9 @@ from ddpm_core.sampling.labels import check_labels, labelled, labels_in_turn, la
 from ddpm_core.training.config import TrainConfig
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import draw
+from pipelines.recipes.config import SampleStage
 from pipelines.recipes.recipes import RECIPES
+from pipelines.sample import SampleArgs, check, numbers_of
 from pipelines.training.run import check_classes
 
 CONFIG = UNetConfig(
@@ -295,3 +298,16 @@ def test_guidance_does_nothing_to_an_image_without_a_label() -> None:
     model, (x, t) = network(), batch(2)
     out = labelled(model, torch.tensor([-1, -1]), 4.0, channels=1)(x, t)
     torch.testing.assert_close(out, model(x, t), rtol=1e-5, atol=1e-5)
+
+
+def test_classes_are_drawn_by_the_names_that_the_dataset_has() -> None:
+    known = ("eight", "five", "seven")
+    assert numbers_of(("seven", "eight", "seven"), known) == (2, 0, 2)
+    with pytest.raises(
+        InputError, match=r"^classes has 'sevn'; expected some of eight, five, seven; did you mean seven\?$"
+    ):
+        numbers_of(("five", "sevn"), known)
+    with pytest.raises(InputError, match="classes is five, and the model's dataset has no classes"):
+        numbers_of(("five",), ())
+    with pytest.raises(InputError, match=r"classes and sample\.labels both say which classes to draw"):
+        check(SampleArgs(classes=("five",), sample=SampleStage(labels=(1,))))

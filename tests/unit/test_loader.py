@@ -120,6 +120,22 @@ def test_a_stream_serves_each_image_with_its_label(index: DatasetIndex, cache: P
     assert len(set(seen[:num_samples])) == num_samples
 
 
+def test_a_worker_computes_its_share_and_no_more(local: DatasetIndex, cache: Path) -> None:
+    """A share of none is one row that weighs nothing."""
+    config, seen = StreamConfig(batch_size=3, lanes=8, window=2, seed=3), set[int]()
+    streams = [
+        TrainingStream(ImageReader(local, "train", cache), config, worker=worker, num_workers=4) for worker in range(4)
+    ]
+    for step in range(2 * local.num_samples("train") // config.batch_size):
+        shares = [stream.batch(step) for stream in streams]
+        sizes = [int(share.weights.sum()) for share in shares]
+        assert sum(sizes) == config.batch_size
+        assert [len(share.images) for share in shares] == [max(size, 1) for size in sizes]
+        assert all(size <= stream.largest_share for size, stream in zip(sizes, streams, strict=True))
+        seen |= set(sizes)
+    assert seen >= {0, 1, 2}
+
+
 def test_kept_images_are_read_once(local: DatasetIndex, cache: Path) -> None:
     stream = stream_of(local, cache, keep_bytes=1 << 20)
     steps = range(-(-local.num_samples("train") // STREAM.batch_size))

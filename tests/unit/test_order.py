@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_core.data.order import StreamOrder, lanes_of_worker, local_batch_size, worker_positions
+from ddpm_core.data.order import StreamOrder, lanes_of_worker, largest_share, worker_positions
 from ddpm_core.random import Purpose, random_bits
 
 SIZES = {
@@ -116,10 +116,10 @@ def test_more_workers_than_lanes_is_refused():
 @pytest.mark.parametrize("num_samples", [100, 103, 128])
 @pytest.mark.parametrize("batch_size", [7, 16, 32, 100])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_global_batches_are_dealt_whole_and_fit_the_fixed_shape(num_samples, batch_size, workers):
+def test_global_batches_are_dealt_whole_and_no_share_is_larger_than_said(num_samples, batch_size, workers):
     lanes = 8
     shares = [lanes_of_worker(lanes, worker, workers) for worker in range(workers)]
-    fixed = [local_batch_size(batch_size, num_samples, lanes, share) for share in shares]
+    most = [largest_share(batch_size, num_samples, lanes, share) for share in shares]
     largest = [0] * workers
     for step in range(3 * num_samples // batch_size + 20):
         dealt = [worker_positions(step, batch_size, num_samples, lanes, share) for share in shares]
@@ -129,13 +129,13 @@ def test_global_batches_are_dealt_whole_and_fit_the_fixed_shape(num_samples, bat
             np.arange(step * batch_size, (step + 1) * batch_size) % num_samples % lanes, minlength=lanes
         )
         assert lane_counts.max() - lane_counts.min() <= 2
-    assert all(size <= bound for size, bound in zip(largest, fixed, strict=True))
-    assert workers > 1 or fixed == [batch_size]
+    assert all(size <= bound for size, bound in zip(largest, most, strict=True))
+    assert workers > 1 or most == [batch_size]
 
 
 def test_a_batch_larger_than_an_epoch_is_refused():
     with pytest.raises(ValueError, match="global batch is 101; expected 1 to 100"):
-        local_batch_size(101, 100, 8, range(8))
+        largest_share(101, 100, 8, range(8))
 
 
 def test_fewer_samples_than_lanes_is_refused():

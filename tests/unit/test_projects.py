@@ -426,7 +426,7 @@ def test_what_an_owner_should_know_stands_beside_the_field() -> None:
     chosen = choose("x", "/x", images, CPUS)
     assert "10.0% of them cannot be read" in chosen.reasons["data.max_rejected_fraction"]
     assert "with 4 it is kept" in chosen.reasons["data.channels"]
-    assert chosen.reasons["unet.num_classes"].startswith("2 tells the network")
+    assert chosen.reasons["unet.num_classes"].startswith("Not told of the classes, as in the paper. 2, before")
     assert "data.max_rejected_fraction" not in choose("x", "/x", found(), CPUS).reasons
     assert found(num_images=90, num_lost=10).unread_share == 0.1
 

@@ -26,10 +26,10 @@ install: .venv/.installed  ## what the commands need, in .venv
 demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits
 
-# Those that need no Ray run side by side, the longest first; the others share one Ray.
+# Side by side, the longest first: those that need no Ray, then the others, each process with a Ray of its own.
 test: .venv/.installed-test lint  ## every test that this machine can run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks %.py %/__pycache__,$(wildcard tests/*))
-	@$(BIN)/python -m pytest --durations=10 tests/integration
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/integration
 
 .venv/.installed-stack: .venv/.installed-test
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[server]'

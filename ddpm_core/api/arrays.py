@@ -21,7 +21,7 @@ def to_tensor(images: Images, image_shape: tuple[int, int, int]) -> UInt8[Tensor
     Raises:
         InputError: if they are of another type or shape.
     """
-    channels, height, width = image_shape
+    images, (channels, height, width) = np.asarray(images), image_shape
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels):
         raise InputError(
             f"the images are {images.dtype} {list(images.shape)}; expected uint8 [n, {height}, {width}, {channels}]"

@@ -1,5 +1,7 @@
 """Which class each seed draws, and the network told of it."""
 
+import operator
+
 import torch
 
 from ddpm_core.diffusion.reverse import guided
@@ -26,8 +28,8 @@ def check_labels(
         what = f"labels is {list(config.labels)}" if config.labels else f"guidance is {config.guidance:g}"
         raise InputError(f"sample.{what} and the model was trained without classes; expected neither")
     for label in config.labels:
-        if not -1 <= label < num_classes:
-            raise InputError(f"sample.labels has {label}; expected 0 to {num_classes - 1}, or -1 for no label")
+        if not _is_whole(label) or not -1 <= label < num_classes:
+            raise InputError(f"sample.labels has {label!r}; expected 0 to {num_classes - 1}, or -1 for no label")
     if config.guidance == 0 and -1 not in config.labels:
         return
     what = "labels has -1" if -1 in config.labels else f"guidance is {config.guidance:g}"
@@ -38,6 +40,15 @@ def check_labels(
         why = "the model was trained with train.label-dropout 0: without a label it draws noise"
     if why:
         raise InputError(f"sample.{what} and {why}; expected guidance 0 and labels of classes")
+
+
+def _is_whole(label: object) -> bool:
+    """Also of numpy and torch."""
+    try:
+        operator.index(label)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def labels_in_turn(config: SampleConfig, num_classes: int) -> tuple[int, ...]:

@@ -258,6 +258,14 @@ def test_labels_that_the_network_does_not_know_are_refused(wanted: SampleConfig,
         check_labels(wanted, num_classes)
 
 
+@pytest.mark.parametrize("label", ["three", 3.0, None])
+def test_what_is_no_number_of_a_class_is_refused(label: object) -> None:
+    config = SampleConfig()
+    object.__setattr__(config, "labels", (label,))  # as without a type checker
+    with pytest.raises(InputError, match=rf"^sample.labels has {label!r}; expected 0 to 4, or -1 for no label$"):
+        check_labels(config, 5)
+
+
 def test_labels_that_it_knows_are_taken() -> None:
     check_labels(SampleConfig(), 0)
     check_labels(SampleConfig(), 3)

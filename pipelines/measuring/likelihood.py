@@ -83,6 +83,14 @@ def group_bound(model: Model, index: DatasetIndex, split: Split, numbers: range,
     return measure_bound(p, images, numbers.start, config.bits_per_dim_steps, config.bits_per_dim_clip)
 
 
+_RAW = 8.0
+"""Bits/dim of grey levels as they are."""
+_SAYS_NOTHING = (
+    "an upper bound, above the 8 that grey levels cost as they are: it says nothing of the images. Where x_0 is predicted "
+    "the last of the grey levels are seldom learned"
+)
+
+
 def bound_figures(bound: BoundStats | None, index: DatasetIndex) -> tuple[Figure, ...]:
     """Bits/dim and its two parts."""
     if bound is None:
@@ -90,11 +98,12 @@ def bound_figures(bound: BoundStats | None, index: DatasetIndex) -> tuple[Figure
     split = f"{bound.count:,} of {index.num_samples(index.final_split):,} {index.final_split} images"
     degrees = bound.count - 1
     found = interval(bound.bits_per_dim, bound.standard_error, degrees) if degrees else None
+    says = bound.bits_per_dim < _RAW
     whole: dict[str, Any] = {
         "name": "bits_per_dim",
         "of": split,
-        "note": said("an upper bound", chosen_by(index)),
-        "headline": True,
+        "note": said("an upper bound" if says else _SAYS_NOTHING, chosen_by(index)),
+        "headline": says,
     }
     return (
         sure(found, **whole) if found else Figure(value=bound.bits_per_dim, **whole),

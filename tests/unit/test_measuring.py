@@ -276,3 +276,19 @@ def test_only_the_published_sum_gives_bare_names() -> None:
     assert [published.named("kid"), published.figure(50_000), published.figure(2_048)] == ["kid", "fid", "fid@2048"]
     assert [other.named("kid"), other.figure(50_000)] == ["kid_inception_cb3eec85", "fd_inception_cb3eec85"]
     assert [PIXELS.named("kid"), PIXELS.figure(50_000)] == ["kid_pixels", "fd_pixels"]
+
+
+@pytest.mark.parametrize(("bits", "shown"), [(4.9, True), (107.0, False)])
+def test_a_bound_above_grey_levels_as_they_are_says_nothing_and_is_no_headline(bits: float, shown: bool) -> None:
+    one = np.ones(4)
+    stats = BoundStats(
+        count=2,
+        prior=0.0,
+        total=2 * bits,
+        total_squares=2 * bits**2,
+        terms=bits / 2 * one,
+        x_0_mse=one,
+        seen=np.full(4, 2),
+    )
+    figure = likelihood.bound_figures(stats, index(train=9, validation=3))[0]
+    assert (figure.value, figure.headline, "says nothing of the images" in figure.note) == (bits, shown, not shown)

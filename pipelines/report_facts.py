@@ -1,6 +1,7 @@
 """What a report says of its dataset, its model and itself, gathered from their artifacts."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from ddpm_core.artifacts.checkpoint import Weights
@@ -53,8 +54,8 @@ def dataset_facts(name: str, index: DatasetIndex) -> DatasetFacts:
     )
 
 
-def model_facts(weights: Weights, samples: SampleSet) -> ModelFacts:
-    """Of the model, and how it was sampled."""
+def model_facts(weights: Weights, samples: SampleSet, index: DatasetIndex) -> ModelFacts:
+    """Of the model, and how it was sampled; classes have their names where the dataset is the one that it was trained on."""
     sampler = samples.identity["sampler"]
     steps = sampler["num_steps"] or weights.config["schedule"]["num_timesteps"]
     return ModelFacts(
@@ -64,8 +65,17 @@ def model_facts(weights: Weights, samples: SampleSet) -> ModelFacts:
         step=weights.step,
         images_seen=weights.step * weights.config["train"]["batch_size"],
         sampler=f"{sampler['name']}, {steps} steps{_noise(samples.identity)}, {samples.identity['precision']}",
+        classes=_classes_in_turn(samples, index.class_names if weights.dataset_digest == index.digest else ()),
         settings={name: value for part in _SETTINGS for name, value in _flat(part, weights.config.get(part)).items()},
     )
+
+
+def _classes_in_turn(samples: SampleSet, names: Sequence[str]) -> tuple[str, ...]:
+    """From the first seed on."""
+    labels = samples.identity["labels"]
+    start = samples.first_seed % len(labels) if labels else 0
+    named = {-1: "without", **dict(enumerate(names))}
+    return tuple(named.get(label, str(label)) for label in [*labels[start:], *labels[:start]])
 
 
 _SETTINGS = ("unet", "schedule", "reverse", "loss", "train")

@@ -138,7 +138,7 @@ def _content(
         created_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         dataset=dataset_facts(name, index),
         images=ImageFacts(uri=subject.where, first=subject.first, count=recipe.evaluate.num_images),
-        model=model_facts(*subject.model) if subject.model else None,
+        model=model_facts(*subject.model, index) if subject.model else None,
         figures=found.figures,
         curve=found.curve,
         precision_recall=found.precision_recall,

@@ -81,6 +81,8 @@ class ModelFacts:
     images_seen: int
     sampler: str
     """In words: name, number of steps, variance or eta, precision."""
+    classes: tuple[str, ...] = ()
+    """Those that the images have, in turn from the first on; none of a model without classes."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """All that decided the weights, by dotted name, in words."""
 

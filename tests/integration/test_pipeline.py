@@ -451,6 +451,7 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     assert (trained.step, int(seen.sum())) == (4, 64)
     assert sampled.samples.identity["labels"] == [3, 7]
     assert evaluated.metrics["bits_per_dim"] > 0
+    assert "Their classes, in turn: 3, 7." in read_report(evaluated.report_uri).html
     by_name = sample.SampleArgs(
         recipe=other.recipe,
         store=other.store,

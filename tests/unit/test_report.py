@@ -315,6 +315,15 @@ def test_page_says_how_training_went_and_draws_its_looks() -> None:
     assert "Training Flat since step 0. Too few <steps>. The loss on the same images under the same noise" in said
 
 
+def test_page_names_the_classes_in_the_order_of_the_images() -> None:
+    made = content()
+    assert made.model is not None
+    for count, said in ((2, "in turn: rose <1>, rose <2>."), (21, "rose <20> and 1 more.")):
+        classes = tuple(f"rose <{number}>" for number in range(1, count + 1))
+        assert said in Page(render_report(replace(made, model=replace(made.model, classes=classes)))).text
+    assert "in turn" not in Page(render_report(made)).text
+
+
 def test_page_of_images_without_a_model() -> None:
     page = Page(render_report(replace(content(), model=None, strip=None, history=[])))
     assert page.open == []

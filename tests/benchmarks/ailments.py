@@ -4,10 +4,16 @@
 
 Trains so many healthy runs, and so many of each of six ailments, in two processes, looks at each as pipelines/train.py does, and
 prints of each kind how many were named, and what was said of the others. What is not planted is drawn as for the healthy ones.
+
+    python tests/benchmarks/ailments.py --folder FOLDER --longer 12
+
+Of those healthy ones that were accused of too few steps, and of so many others: what as many steps again take off the loss on
+validation's fixed images.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -103,8 +109,12 @@ def main() -> None:
     parser.add_argument("--planted", type=int, default=10, help="of each ailment")
     parser.add_argument("--first-seed", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, help="of datasets and runs; a temporary one by default")
+    parser.add_argument("--longer", type=int, help="of the healthy ones in FOLDER that were not accused, so many")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="ddpm-ailments-"))
+    if args.longer is not None:
+        tell_gains(folder, args.longer)
+        return
     datasets(folder)
     jobs = [("", args.first_seed + number) for number in range(args.healthy)]
     jobs += [(kind, args.first_seed + number) for kind in KINDS if kind for number in range(args.planted)]
@@ -120,6 +130,36 @@ def main() -> None:
         accused = sum(bool(set(each["ailments"]) - {kind}) for each in found)
         more = ", ".join(f"{name} {count}" for name, count in others.most_common())
         print(f"{what}; accused of something else: {accused}{f' ({more})' if more else ''}")
+
+
+def tell_gains(folder: Path, num_others: int) -> None:
+    """Of the accused, and of others, what twice the steps are good for; a line each, and the medians."""
+    kept = [json.loads(said.read_text()) for said in sorted((folder / "runs").glob("healthy-*.json"))]
+    accused = [each for each in kept if "too few steps" in each["ailments"]]
+    cleared = [each for each in kept if not each["ailments"]]
+    chosen = np.random.Generator(np.random.PCG64(0)).permutation(len(cleared))[:num_others]
+    asked = [*accused, *(cleared[int(place)] for place in chosen)]
+    with ProcessPoolExecutor(2) as pool:
+        found = list(pool.map(partial(gain, folder), asked))
+    for each, share in zip(asked, found, strict=True):
+        what = "accused" if each["ailments"] else "cleared"
+        print(f"{what} {each['seed']}, {each['settings']['prediction']}: {share:.1%}; {each['course']}")
+    print(
+        f"median of the accused {np.median(found[: len(accused)]):.1%}, of others {np.median(found[len(accused) :]):.1%}"
+    )
+
+
+def gain(folder: Path, told: dict[str, Any]) -> float:
+    """The share of its loss on validation's fixed images that a run loses by as many steps again."""
+    run_uri, settings = folder / "runs" / f"healthy-{told['seed']}", told["settings"]
+    longer, steps = folder / "longer" / run_uri.name, settings["steps"]
+    if not longer.exists():
+        shutil.copytree(run_uri, longer)
+    train(folder, str(longer), settings | {"steps": 2 * steps})
+    losses = {
+        look.step: float(np.mean(look.judged)) for look in course_of(checkpoint_uri(str(longer), 2 * steps)).looks
+    }
+    return 1 - losses[2 * steps] / losses[steps]
 
 
 def datasets(folder: Path) -> None:

@@ -99,8 +99,7 @@ def render_sweep(content: SweepContent) -> str:
     if len(first) > 1 and len(schedules) == len(first) and _differ(schedules):
         charts["schedules"] = themed(partial(coloured_schedules, schedules, early, name))
     if any(len(row.course) > 1 for row in first):
-        courses, words = [row.course for row in first], [row.words for row in first]
-        charts["learning"] = themed(partial(learning_curves, courses, words, content.metric))
+        charts["learning"] = themed(partial(learning_curves, [row.course for row in first], content.metric))
     if content.importance:
         charts["importance"] = themed(partial(importance_bars, content.importance))
     fronts = [(each, themed(partial(front, each.points, each.best, each.x, each.y))) for each in content.fronts]

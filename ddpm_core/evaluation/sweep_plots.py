@@ -7,12 +7,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter
 
 from ddpm_core.diffusion.schedule import NoiseSchedule
 from ddpm_core.evaluation.plots import dress, empty_figure, inks, plain_numbers, png
 
 _MOST_NAMES = 12
+_PAPER = {False: "#fbfaf7", True: "#16161a"}
+"""Of a light and of a dark page."""
 
 
 def parallel_coordinates(
@@ -42,9 +45,10 @@ def parallel_coordinates(
     for place, (_, ticks) in enumerate(scales):
         panels.axvline(place, color=ink, alpha=0.35, linewidth=0.8)
         for height, text in ticks:
-            panels.annotate(
+            said = panels.annotate(
                 text, (place, height), (5, 6), textcoords="offset points", color=ink, fontsize=8, va="center"
             )
+            said.set_path_effects([withStroke(linewidth=3, foreground=_PAPER[dark])])  # lines pass below it
     panels.set_xticks(range(len(axes_names)), axes_names, color=ink, fontsize=9)
     panels.set_yticks([])
     panels.set_xlim(-0.1, len(axes_names) - 0.55)
@@ -76,10 +80,8 @@ def coloured_schedules(
     return png(figure)
 
 
-def learning_curves(
-    courses: Sequence[Mapping[int, float]], names: Sequence[str], name: str, *, dark: bool = False
-) -> bytes:
-    """Each trial's figure over its steps; the first few, which are the best, have their names.
+def learning_curves(courses: Sequence[Mapping[int, float]], name: str, *, dark: bool = False) -> bytes:
+    """Each trial's figure over its steps; the best two are named by their places.
 
     Args:
         courses: by step, best trial first.
@@ -90,10 +92,10 @@ def learning_curves(
     for course in reversed(courses[1:]):
         axes.plot(list(course), list(course.values()), color=ink, alpha=0.45, linewidth=1.1, marker="o", markersize=4)
     axes.plot(list(courses[0]), list(courses[0].values()), color=accent, linewidth=2.0, marker="o", markersize=4)
-    for course, words, colour, up in zip(courses, names[:2], (accent, ink), (-3, 7), strict=False):
+    for course, words, colour, up in zip(courses, ("1", "2"), (accent, ink), (-3, 7), strict=False):
         last = max(course)
         at = (last, course[last])
-        axes.annotate(words, at, (6, up), textcoords="offset points", color=colour, fontsize=8)
+        axes.annotate(words, at, (6, up), textcoords="offset points", color=colour, fontsize=9)
     if len({step for course in courses for step in course}) > 1:
         axes.set_xscale("log")
     axes.set_yscale("log")
@@ -165,7 +167,12 @@ def _scale(values: Sequence[float | str]) -> tuple[Callable[[Any], float], list[
         middle = float(f"{(low * high) ** 0.5:.2g}")
         span = np.log(high / low)
         return (lambda value: float(np.log(value / low) / span)), [
-            (float(np.log(each / low) / span), f"{each:.3g}") for each in (low, middle, high)
+            (float(np.log(each / low) / span), _plain(each)) for each in (low, middle, high)
         ]
     ends = [(low, 0.0), (float(f"{(low + high) / 2:.3g}"), 0.5), (high, 1.0)]
-    return (lambda value: (value - low) / (high - low)), [(height, f"{value:.4g}") for value, height in ends]
+    return (lambda value: (value - low) / (high - low)), [(height, _plain(value)) for value, height in ends]
+
+
+def _plain(value: float) -> str:
+    """Without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -227,7 +227,7 @@ def _counted(resources: Mapping[str, float]) -> str:
 
 
 class Waiting:
-    """Tells, after a quarter of a minute and then each minute, that what was asked for has not started, and why."""
+    """Tells, after 15 s and then ever more seldom, to once a minute, that what was asked for has not started, and why."""
 
     def __init__(self, ask: Ask, say: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
         self._ask, self._say, self._now = ask, say, now
@@ -250,7 +250,7 @@ class Waiting:
         self._look = now + _LOOK_S
         why = self._why()
         if now >= self._due:
-            self._due = now + _AGAIN_S
+            self._due = now + min(_AGAIN_S, now - self._since)  # after 15 s, 30, a minute, two, and then each minute
             self._say(f"{self._ask.what}: {why}, {now - self._since:.0f} s so far")
 
     def _why(self) -> str:

@@ -8,19 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import FailedError, InputError
 from pipelines.cluster.address import check_cluster_address, check_folder, cluster_address
 from pipelines.cluster.failures import first_sentence
 from pipelines.progress import say
 
-_SLOW_S, _AGAIN_S = 10.0, 60.0
+_SLOW_S, _AGAIN_S = 10.0, 15.0
 """When it is told that a start takes long, and then again."""
+_TRIES = 3
+"""To start a Ray: where other work holds the processors its processes may be too late for each other."""
 _MEMORY = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
 """Of glibc's malloc in workers: the memory of one step stays for the next, in huge pages. Else a step gives it back, and the next
 waits until the kernel has emptied thousands of pages (docs/performance.md)."""
@@ -31,7 +33,8 @@ def session() -> Iterator[None]:
     """A Ray session for one command: attached where RAY_ADDRESS or a started cluster says so, else of its own.
 
     Raises:
-        InputError: in one line, if there is no cluster at the address, or none can be started here.
+        InputError: in one line, if there is no cluster at the address.
+        FailedError: likewise, if none comes up here.
     """
     import ray  # not before: --help and every mistake told by the flags are quicker without it
 
@@ -65,21 +68,57 @@ def session() -> Iterator[None]:
 
 
 def _start(address: str | None) -> None:
+    """Attach, or start a Ray here.
+
+    Raises:
+        InputError: in one line, if the cluster cannot be used.
+        FailedError: likewise, if none comes up here: a later try may.
+    """
     import ray
 
-    try:
-        with _told(f"attaching to the Ray cluster at {address}" if address else "starting Ray on this machine"):
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                include_dashboard=None if address else False,
-                # A Ray of our own has this process's environment, and with it processes that are started beforehand.
-                runtime_env={"env_vars": worker_environment()} if address else None,
-            )
-    except Exception as error:  # of Ray, which raises all kinds, Exception itself among them
-        where = f"the Ray cluster at {address} cannot be used" if address else "Ray cannot start on this machine"
-        raise InputError(f"{where}: {first_sentence(error)}") from error
+    if address:
+        try:
+            with _told(f"attaching to the Ray cluster at {address}"):
+                _init(address, include_dashboard=None, runtime_env={"env_vars": worker_environment()})
+        except Exception as error:  # of Ray, which raises all kinds, Exception itself among them
+            raise InputError(f"the Ray cluster at {address} cannot be used: {first_sentence(error)}") from error
+        return
+    for tries in range(1, _TRIES + 1):
+        before = _children()
+        try:
+            with _told("starting Ray on this machine"):
+                # It has this process's environment, and with it processes that are started beforehand.
+                _init("local", include_dashboard=False, runtime_env=None)
+            return
+        except Exception as error:
+            ray.shutdown()
+            _end(_children() - before)  # which Ray leaves to the end of this process
+            why = first_sentence(error)
+            if tries == _TRIES:
+                said = f"Ray cannot start on this machine, tried {tries} times: {why}; it may be too busy now"
+                raise FailedError(said) from error
+            say(f"Ray did not come up ({why}), as on a busy machine: it is started again")
+
+
+def _children() -> set[Any]:
+    """The processes that this one started."""
+    import psutil  # type: ignore[import-untyped]  # which Ray brings
+
+    return set(psutil.Process().children())
+
+
+def _end(processes: set[Any]) -> None:
+    import psutil
+
+    for each in [below for process in processes for below in [*process.children(recursive=True), process]]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def _init(address: str, **options: Any) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
 
 
 def _told_by_ray(batch: dict[str, Any], ignore_prefix: bool) -> None:

@@ -11,6 +11,7 @@ import ray
 from ray._private.services import get_node_ip_address
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
+from ddpm_core.errors import FailedError, InputError
 from pipelines.cluster import address as cluster
 from pipelines.cluster import session
 
@@ -121,8 +122,12 @@ def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch
         raise error
 
     monkeypatch.setattr(ray, "init", fails)
-    with pytest.raises(ValueError, match=r"^Ray cannot start on this machine: \w[^\n]*$"):
+    with pytest.raises(
+        FailedError, match=r"^Ray cannot start on this machine, tried 3 times: \w[^\n]*; it may be too busy now$"
+    ):
         session._start(None)
+    with pytest.raises(InputError, match=r"^the Ray cluster at here:1 cannot be used: \w[^\n]*$"):
+        session._start("here:1")
 
 
 def test_a_machine_that_is_no_node_is_told_to_submit_a_job() -> None:

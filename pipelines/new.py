@@ -19,7 +19,6 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
     first_word()
 
-import json
 import os
 from dataclasses import dataclass, field, replace
 
@@ -28,9 +27,9 @@ import tyro
 
 from ddpm_core import storage
 from ddpm_core.data.config import DataConfig
-from ddpm_core.data.sharding.census import CENSUS_NAME
 from ddpm_core.data.sources import DIGITS, open_source, source_uri
 from ddpm_core.errors import InputError
+from pipelines.cli.checks import sources_in
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.costs import sampling_time, training_cost
 from pipelines.cli.invocation import typed
@@ -97,13 +96,8 @@ def check(args: NewArgs) -> None:
 
 def _check_alone(args: NewArgs) -> None:
     """Refuse a name by which the store has other images: their models would be compared as if they were of one project."""
-    datasets = storage.join(args.store, "datasets")
-    for entry in storage.walk(datasets):
-        name, _, file = entry.name.partition("/")
-        if file != CENSUS_NAME or recipe_named_in(name) != args.name:
-            continue
-        other = json.loads(storage.read_bytes(storage.join(datasets, entry.name))).get("source")
-        if other != args.data.source:
+    for name, other in sources_in(args.store).items():
+        if recipe_named_in(name) == args.name and other != args.data.source:
             raise InputError(
                 f"project is {args.name!r}, a name by which {args.store} has images of {other}; expected another name, or --store"
             )

@@ -30,10 +30,10 @@ _WILD = 1.02
 _STRIDE = 0.2
 """Of a weight's usual size: Adam's steps are about as long as the learning rate, and longer ones than this find nothing fine."""
 _FEW, _STILL = 200, 0.05
-"""In fewer steps nothing is learned that does not go on by so much over the last third."""
+"""In fewer steps nothing is learned that does not go on by so much over the last third; and no less is a fall at some t alone."""
 _LAGS = 1.1
 """Times the newest weights' loss: an average that is worse than what it averages."""
-_CLIPPED = 0.9
+_CLIPPED = 0.75
 """Of the steps in the second half whose gradient was clipped."""
 _ALIKE = 0.2
 """Of the training images' own spread."""
@@ -96,7 +96,15 @@ def _course(looks: Sequence[Look], overfits: Ailment | None) -> str:
         before = looks[-1 - quarter]
         by = 1 - losses[-1] / fmean(before.judged)
         return f"improving: {of} {last}, {by:.0%} less than at step {before.step:,}"
-    return f"flat since step {looks[since].step:,}: {of} {losses[since]:.4g} then, {last}"
+    return f"flat since step {looks[since].step:,}: {of} {losses[since]:.4g} then, {last}{_goes_on(looks[since], looks[-1])}"
+
+
+def _goes_on(then: Look, now: Look) -> str:
+    """At which t it became better all the same: the mean over t is that of the large losses, and small ones decide fine detail."""
+    falls = [1 - after / before for before, after in zip(then.judged, now.judged, strict=True)]
+    most = max(range(len(falls)), key=falls.__getitem__)
+    first, final = now.bands[most]
+    return f"; at t {first} to {final} it still fell, by {falls[most]:.0%}" if falls[most] >= _STILL else ""
 
 
 def _plain(real: Spread) -> Ailment | None:

@@ -1,16 +1,20 @@
 """What a command refuses before anything starts, each in one line."""
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, Split
 from ddpm_core.data.config import DataConfig
+from ddpm_core.data.sharding.census import CENSUS_NAME
 from ddpm_core.data.sharding.growth import PlannedSource, plan_source
 from ddpm_core.data.sharding.writer import check_census, planned_census
+from ddpm_core.data.sources import DIGITS
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
@@ -40,10 +44,25 @@ def check_data(recipe: Recipe) -> None:
     _listed.cache_clear()  # each command looks anew, and once
     try:
         _planned(recipe)
-    except MissingError:
-        raise
+    except (InputError, MissingError) as error:
+        if recipe.data.source == DIGITS or Path(recipe.data.source).exists():
+            raise
+        made = [name for name, source in sources_in(recipe.store).items() if source == recipe.data.source]
+        if not made:
+            raise
+        raise type(error)(f"{error}; the store has what was made of it: --dataset {made[-1]}") from None
     except OSError as error:
         raise InputError(f"the source cannot be read: {error}") from None
+
+
+def sources_in(store: str) -> dict[str, str]:
+    """What each dataset of a store was made of, by the dataset's name, as its census says."""
+    datasets = storage.join(store, "datasets")
+    censuses = [entry.name for entry in storage.walk(datasets) if entry.name.partition("/")[2] == CENSUS_NAME]
+    return {
+        name.partition("/")[0]: json.loads(storage.read_bytes(storage.join(datasets, name))).get("source", "")
+        for name in censuses
+    }
 
 
 def _planned(recipe: Recipe) -> PlannedSource:

@@ -61,6 +61,15 @@ def test_a_loss_that_stays_is_flat_since_it_first_came_there() -> None:
     assert said(looks(course)).words == "flat since step 700: validation loss 0.095 then, 0.094 at step 1,600"
 
 
+def test_what_goes_on_at_some_t_alone_is_told_with_what_is_flat() -> None:
+    course = [*HEALTHY[:8], *[0.094] * 9]
+    seen = looks(course)
+    seen[-1] = replace(seen[-1], validation=(1.5 * 0.0956, 0.5 * 0.086))
+    assert said(seen).words == (
+        "flat since step 700: validation loss 0.095 then, 0.0932 at step 1,600; at t 500 to 999 it still fell, by 9%"
+    )
+
+
 def test_one_that_rose_again_is_worse_since_its_best() -> None:
     course = [*HEALTHY[:12], 0.085, 0.09, 0.095, 0.1, 0.11]
     assert (

@@ -23,6 +23,7 @@ from ddpm_core.data.sources import open_source
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.model.unet import check_image_size
 from pipelines import new
+from pipelines.cli.checks import check_data
 from pipelines.cli.command import as_recipe, changed_flags, named_source, run_command
 from pipelines.cli.parsing import parse
 from pipelines.recipes import survey as surveying
@@ -553,6 +554,19 @@ def test_a_name_by_which_the_store_has_other_images_is_refused(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"project is 'flowers', a name by which {tmp_path}/store has images of {tmp_path}/tulips" in said
+
+
+def test_of_images_that_are_gone_the_dataset_is_named(tmp_path: Path) -> None:
+    recipe = replace(make("mnist"), store=str(tmp_path / "store"))
+    gone = replace(recipe, data=replace(recipe.data, source=str(tmp_path / "roses")))
+    with pytest.raises(InputError, match=r"there is no source at \S+roses; [^\n]*\(--data\.source\)$"):
+        check_data(gone)
+    for name, source in (("flowers-0123456789ab", "roses"), ("flowers-ba9876543210", "tulips")):
+        census = tmp_path / "store/datasets" / name / "census.json"
+        census.parent.mkdir(parents=True)
+        census.write_text(json.dumps({"source": str(tmp_path / source)}))
+    with pytest.raises(InputError, match=r"; the store has what was made of it: --dataset flowers-0123456789ab$"):
+        check_data(gone)
 
 
 def test_a_recipes_name_is_no_projects() -> None:

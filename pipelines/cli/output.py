@@ -1,6 +1,7 @@
 """A sample set as files that other programs take: a folder of PNG, an .npz, a grid, an animation of how the images come to be."""
 
 import io
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -42,12 +43,21 @@ def check_output(out: str) -> None:
     if not storage.is_s3(out) and (Path(out).is_dir() if ending else Path(out).is_file()):
         raise InputError(f"out is {out}, a {'folder' if ending else 'file'}; {expected}")
     there = storage.absolute(out)
+    if not storage.is_s3(out):
+        _check_place(out, Path(there))
     if ending and storage.exists(there) and read_provenance(there) is None:
         raise InputError(
             f"out is {out}, a file that is no output of sample.py, and stays as it is; expected another name"
         )
     if not ending and (others := _others(there)):
         raise InputError(f"out is {out}, a folder with other files ({others}); expected one for these images alone")
+
+
+def _check_place(out: str, there: Path) -> None:
+    above = next(each for each in (there, *there.parents) if each.is_dir() or (each != there and each.exists()))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written" if above.is_dir() else "is a file"
+        raise InputError(f"out is {out}, and {above} {why}; expected a place that can be written")
 
 
 def _others(folder: str) -> str:

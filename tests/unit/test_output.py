@@ -144,6 +144,8 @@ def test_what_others_wrote_stays(tmp_path: Path) -> None:
         ("images.giff", r"did you mean .gif"),
         ("there.npz", r"a folder; expected a file"),
         ("note", r"a file; expected"),
+        ("note/y.png", r"/note is a file; expected a place that can be written"),
+        ("note/folder/", r"/note is a file; expected a place that can be written"),
     ],
 )
 def test_what_can_be_no_output_is_one_line(out: str, said: str, tmp_path: Path) -> None:

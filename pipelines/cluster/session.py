@@ -110,9 +110,13 @@ def _children() -> set[Any]:
 def _end(processes: set[Any]) -> None:
     import psutil
 
-    for each in [below for process in processes for below in [*process.children(recursive=True), process]]:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            each.kill()
+            below = process.children(recursive=True)
+            process.kill()
+            for each in below:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def _init(address: str, **options: Any) -> None:

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from packaging.requirements import Requirement
@@ -32,7 +32,7 @@ from packaging.requirements import Requirement
 from ddpm_core import storage
 from ddpm_core.errors import UserError
 from pipelines.cli.command import Outcome, run_command
-from pipelines.cli.parsing import parse_flags
+from pipelines.cli.parsing import parse_alone
 from pipelines.cluster.address import check_cluster_address, check_folder, cluster_address
 from pipelines.progress import counted, shown
 from pipelines.recipes.config import default_store
@@ -214,17 +214,12 @@ _EXAMINED: dict[str, Callable[[str], Iterator[Finding]]] = {
 }
 
 
-def _read(args_type: type[DoctorArgs], argv: list[str], program: str, about: str) -> Any:
-    return parse_flags(args_type, argv, args_type(), program, about)
-
-
 if __name__ == "__main__":
     run_command(
         DoctorArgs,
         __doc__,
-        check=lambda args: None,
         plan=lambda args: list(_EXAMINED),
         run=run,
-        read=_read,
+        read=parse_alone,
         uses_store=False,
     )

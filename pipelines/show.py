@@ -151,7 +151,6 @@ if __name__ == "__main__":
     run_command(
         ShowArgs,
         __doc__,
-        check=lambda args: None,
         plan=lambda args: [f"show: {args.thing}, of {args.store}"],
         run=run,
         read=partial(parse_named, field="thing", word=_WORD, often=_OFTEN),

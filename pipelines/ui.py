@@ -20,13 +20,13 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     first_word()
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ddpm_core.errors import InputError
 from pipelines.cli.command import Outcome, run_command
-from pipelines.cli.parsing import parse_flags
+from pipelines.cli.parsing import parse_alone
 from pipelines.progress import counted
 from pipelines.recipes.config import default_store
 from pipelines.tracking import sync
@@ -59,17 +59,12 @@ def run(args: UIArgs) -> Outcome:
     return Outcome(made={name: counted(runs, "run") for name, runs in filled.items()}, metrics={"runs": filled})
 
 
-def _read(args_type: type[UIArgs], argv: list[str], program: str, about: str) -> Any:
-    return parse_flags(args_type, argv, args_type(), program, about)
-
-
 if __name__ == "__main__":
     run_command(
         UIArgs,
         __doc__,
-        check=lambda args: None,
         plan=lambda args: [f"{args.what}: {args.store}"],
         run=run,
-        read=_read,
+        read=parse_alone,
         uses_store=False,
     )

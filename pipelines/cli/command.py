@@ -49,7 +49,7 @@ def run_command(
     args_type: type[A],
     about: str,
     *,
-    check: Callable[[A], None],
+    check: Callable[[A], None] = lambda args: None,
     plan: Callable[[A], list[str]],
     run: Callable[[A], Outcome],
     cost: Callable[[A], list[str]] = lambda args: [],

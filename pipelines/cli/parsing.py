@@ -82,6 +82,15 @@ def parse_named(
     return parsed
 
 
+def parse_alone(args_type: type[A], argv: list[str], program: str, about: str) -> A:
+    """Flags, for a command without a recipe.
+
+    Raises:
+        InputError, SystemExit: as `parse_flags`.
+    """
+    return parse_flags(args_type, argv, args_type(), program, about)
+
+
 def _fitted(recipe: R) -> R:
     """The recipe with a network for images of its size, which may be another than that of the recipe's name; it is said."""
     shape = recipe.data if recipe.dataset is None else find_dataset(recipe.dataset, recipe.store)

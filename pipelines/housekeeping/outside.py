@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ddpm_core import storage
+from ddpm_core.artifacts.manifest import INDEX_NAME, read_index
 from ddpm_core.artifacts.provenance import read_provenance
 from ddpm_core.errors import InputError
 from pipelines.housekeeping.description import (
@@ -55,15 +56,24 @@ def _images(named: str, store: str, items: Mapping[str, Item], aliases: Aliases)
         return made
     rest = describe(there, items, aliases)
     made.rows += [row for row in rest.rows if row[0] not in ("images", "changed")]
+    made.rows = [(what, _by_name(said, dict(rest.rows)) if what == "labels" else value) for what, value in made.rows]
     made.figures, made.page = rest.figures, rest.page
     return made
 
 
 def _said(said: Mapping[str, Any]) -> Rows:
     yield "images", drawn_in_words(said["first_seed"], said["num_images"], said["sampler"])
-    if labels := said.get("labels"):
-        yield "labels", f"{' '.join(map(str, labels))} in turn, guidance {said.get('guidance', 0)}"
+    if said.get("labels"):
+        yield "labels", _by_name(said, {})
     yield "weights", f"sha256 {said['weights_sha256']}, step {said['step']}"
+
+
+def _by_name(said: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    """Which classes an image may have, with their names where the dataset that is known stands."""
+    data = known.get("data", "")
+    names = read_index(data).class_names if data and storage.exists(storage.join(data, INDEX_NAME)) else ()
+    labels = [f"{label} ({names[label]})" if 0 <= label < len(names) else str(label) for label in said["labels"]]
+    return f"{' '.join(labels)} in turn, guidance {said.get('guidance', 0)}"
 
 
 def _project(named: str, items: Mapping[str, Item], aliases: Aliases) -> Description:

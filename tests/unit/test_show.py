@@ -17,7 +17,11 @@ from ddpm_core.artifacts.provenance import provenance, with_provenance
 from ddpm_core.artifacts.report import write_report
 from ddpm_core.artifacts.run_record import hold
 from ddpm_core.artifacts.sample_set import SampleSet, commit_sample_set, sample_set_folder, write_block
+from ddpm_core.data.config import DataConfig
 from ddpm_core.data.images import encode_png
+from ddpm_core.data.sharding.plan import plan_dataset
+from ddpm_core.data.sharding.writer import commit_dataset, write_shard
+from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.diffusion.schedule import ScheduleConfig
 from pipelines.naming import trajectory, unlike_paper
 from pipelines.recipes.config import Recipe, TrainStage
@@ -172,6 +176,15 @@ def test_a_picture_that_left_the_store_says_which_model_drew_it(typed: Typed, st
     assert said["labels"] == "2 in turn, guidance 1.5"
     assert said["weights"] == f"sha256 {'ab' * 32}, step 2"
     assert said["of"] == checkpoint
+    source = ArraySource(
+        images=np.zeros((9, 4, 4), np.uint8),
+        labels=np.arange(9) % 3,
+        class_names=("ant", "bee", "bird"),
+        stem="image",
+    )
+    config, data = DataConfig(image_size=4, channels=1), f"{store}/datasets/small-0123456789ab"
+    commit_dataset(data, [write_shard(plan, source, config, data) for plan in plan_dataset(9, config)], config, source)
+    assert rows(typed("bird.png")[1])["labels"] == "2 (bird) in turn, guidance 1.5"
     elsewhere = rows(typed("bird.png", "--store", str(tmp_path / "other"))[1])
     assert elsewhere["samples"].startswith(f"{Path(samples.uri).name}: not in {tmp_path}/other")
     Path("cat.png").write_bytes(png)

@@ -25,7 +25,7 @@ from ddpm_core.evaluation.figures import Figure
 from ddpm_core.evaluation.frechet_infinity import Extrapolation
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.evaluation.pictures import denoising_strip, image_grid, neighbours_grid
-from ddpm_core.evaluation.plots import _running_mean, loss_curve
+from ddpm_core.evaluation.plots import _running_mean, empty_figure, loss_curve, plain_numbers
 from ddpm_core.evaluation.report_page import DatasetFacts, ImageFacts, ModelFacts, ReportContent, Strip, render_report
 
 HISTORY = [{"step": step, "loss": 1 / step, "grad_norm": 0.5} for step in range(1, 60)]
@@ -405,3 +405,18 @@ def test_running_mean_skips_gaps() -> None:
 def test_config_refuses_what_is_out_of_range(field: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"evaluate\.{field.replace('_', '-')} is {value}; expected"):
         EvaluateConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(0.02, 3.0, "0.02 0.05 0.1 0.2 0.5 1 2"), (0.034, 0.058, "0.04 0.05")]
+)
+def test_a_logarithmic_axis_has_few_plain_numbers(low: float, high: float, shown: str) -> None:
+    axes = empty_figure(5.0, 3.0).subplots()
+    axes.plot([0, 1], [low, high])
+    axes.set_yscale("log")
+    plain_numbers(axes.yaxis)
+    axes.figure.canvas.draw()
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.yaxis.get_major_ticks() if bottom <= tick.get_loc() <= top]
+    assert " ".join(tick.label1.get_text() for tick in ticks) == shown
+    assert not any(tick.label1.get_text() for tick in axes.yaxis.get_minor_ticks())

@@ -52,6 +52,8 @@ def test_help_is_a_screen_and_each_of_its_flags_is_one(
     assert set(flags[:-3]) <= known
     assert ("what they are for mnist" in "".join(lines)) == (name in COMMANDS)
     assert any(line.startswith(f"  python pipelines/{name}.py") for line in lines)
+    said = "\n".join(lines[lines.index(next(line for line in lines if line.startswith("  --"))) :])
+    assert said.count("(") == said.count(")")  # no meaning ends within brackets
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *NAMED])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,6 +27,16 @@ def no_other_ray() -> Iterator[None]:
         patch.setenv("RAY_TMPDIR", folder)
         yield
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_run_stays_held() -> Iterator[None]:
+    """Its thread would work on beside the tests that follow, and fail them: Hypothesis refuses random numbers out of turn."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "holds the run":
+            thread.join(10)
+            assert not thread.is_alive(), "a run is still held"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Checkpoints in the background, on leaving, by policy, and when the store fails; steps whose numbers are none."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,13 @@ def move(trained: TrainState, *, update: bool = True) -> None:
 
 
 HELD = ExitStack()
-"""Until the tests end."""
+"""Of the runs that a test's checkpointers write."""
+
+
+@pytest.fixture(autouse=True)
+def given_back() -> Iterator[None]:
+    with HELD:
+        yield
 
 
 def checkpointer(trained: TrainState, run_uri: str, warned: list[str] | None = None, **changes: int) -> Checkpointer:

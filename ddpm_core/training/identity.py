@@ -72,17 +72,23 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
             f"the run was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {dataset_digest[:12]}; "
             "give the run another --name"
         )
-    found, wanted = _in_full(checkpoint.config), _in_full(config)
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise InputError(
-                f"the run was started with {key} = {found.get(key)}, now it is {wanted.get(key)}; "
-                f"give the run another --name, or go on with {_flag(key, found.get(key))}"
-            )
+    if different := difference(checkpoint.config, config):
+        key, found, wanted = different
+        raise InputError(
+            f"the run was started with {key} = {found}, now it is {wanted}; "
+            f"give the run another --name, or go on with {_flag(key, found)}"
+        )
     where = f"checkpoints/step-{checkpoint.step:08d}"
     for part in ("model", "ema", "optimizer"):
         remedy = f"delete {where} of the run, and the same command goes on from the checkpoint before it"
         check_finite(getattr(checkpoint, part), f"{part} of {where}", remedy)
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that two configs of runs do not share, and both its values; None if they share all."""
+    was, now = _in_full(found), _in_full(wanted)
+    keys = sorted(was.keys() | now.keys())
+    return next(((key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)), None)
 
 
 def check_steps(done: int, steps: int) -> None:

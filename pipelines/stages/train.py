@@ -25,7 +25,7 @@ from pipelines.recipes.config import Recipe
 from pipelines.tracking import Machine, RunHandle
 from pipelines.training.looker import Looked, Looker
 from pipelines.training.page import ProgressPage
-from pipelines.training.run import check_run, keep_recipe, run_name, worker_spec
+from pipelines.training.run import check_run, keep_recipe, run_name, why_anew, worker_spec
 from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator
 
@@ -66,6 +66,8 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
             validator, what = Validator(recipe, index, run_uri), worker_spec(recipe, index, run_uri, init_from)
             page = ProgressPage(run_uri, course_from(what.run.config, read_looks(run_uri), history), recipe.train.steps)
             with progress("train", recipe.train.steps, "step", initial=max(done, 0)) as shown:
+                if done < 0 and (why := why_anew(recipe, index, init_from)):
+                    shown.say(f"train: {why}")
                 if done > 0:
                     shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")

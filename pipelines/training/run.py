@@ -3,9 +3,10 @@
 from dataclasses import fields
 
 from ddpm_core import storage
-from ddpm_core.artifacts.checkpoint import Checkpoint, Weights
+from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, run_of
+from ddpm_core.artifacts.checkpoint_files import read_state
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
-from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.artifacts.manifest import DatasetIndex, index_uri, read_index
 from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
@@ -15,10 +16,10 @@ from ddpm_core.model.config import read_model_config
 from ddpm_core.model.form import UNetForm
 from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.identity import check_continues, check_steps
+from ddpm_core.training.identity import check_continues, check_steps, difference
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
-from pipelines.naming import code_version, digest, trajectory
+from pipelines.naming import code_version, digest, recipe_named_in, trajectory
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.files import KEPT, recipe_file
 from pipelines.recipes.recipes import RECIPES
@@ -30,6 +31,38 @@ def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> 
         return recipe.name
     decides = {**trajectory(recipe, index, origin(init_from)), "dataset": index.digest}
     return f"{recipe.recipe}-{digest(decides)}"
+
+
+def why_anew(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:
+    """What keeps a run that begins from going on where the newest other one of its recipe stopped, in a line.
+
+    Empty if there is no other one, or if the run was given its name.
+    """
+    name, runs = run_name(recipe, index, init_from), storage.join(recipe.store, "runs")
+    others = [
+        entry
+        for entry in storage.walk(runs)
+        if entry.name.endswith("/state.json") and _is_another(entry.name.partition("/")[0], name, recipe.recipe)
+    ]
+    if recipe.name or not others:
+        return ""
+    newest = storage.below(runs, max(others, key=lambda entry: entry.changed_s).name).rpartition("/")[0]
+    state, run = read_state(newest), run_of(newest).rpartition("/")[2]
+    begins = f"a new run: {run} (step {state['step']:,}) was trained"
+    if state["dataset_digest"] != index.digest:
+        return f"{begins} on other images, {_images(state['dataset_uri'])}; now they are {_images(index.uri)}"
+    different = difference(state["config"], trajectory(recipe, index, origin(init_from)))
+    return "{} with {} = {}, now it is {}".format(begins, *different) if different else ""
+
+
+def _is_another(run: str, name: str, recipe: str) -> bool:
+    return run != name and recipe_named_in(run) == recipe
+
+
+def _images(dataset: str) -> str:
+    """How many a dataset has, if it is still there, and its name."""
+    there, name = storage.exists(index_uri(dataset)), dataset.rpartition("/")[2]
+    return f"{sum(read_index(dataset).counts.values()):,} in {name}" if there else f"in {name}"
 
 
 def keep_recipe(recipe: Recipe, run_uri: str) -> None:

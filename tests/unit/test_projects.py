@@ -4,12 +4,14 @@ import json
 import math
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm_core.artifacts.checkpoint import Checkpoint, write_checkpoint
-from ddpm_core.artifacts.manifest import DatasetIndex, make_index
+from ddpm_core.artifacts.manifest import ROW_SCHEMA, DatasetIndex, ShardEntry, make_index, write_index
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import open_source
 from ddpm_core.errors import InputError, MissingError
@@ -26,6 +28,7 @@ from pipelines import new
 from pipelines.cli.checks import check_data
 from pipelines.cli.command import as_recipe, changed_flags, named_source, run_command
 from pipelines.cli.parsing import parse
+from pipelines.naming import trajectory
 from pipelines.recipes import survey as surveying
 from pipelines.recipes.choosing import (
     FEW,
@@ -47,7 +50,7 @@ from pipelines.sample import SampleArgs
 from pipelines.scheduling.resolve import check_command, recipe_of
 from pipelines.sweeping.setting import apply
 from pipelines.train import TrainArgs
-from pipelines.training.run import keep_recipe, run_name
+from pipelines.training.run import keep_recipe, run_name, why_anew
 
 CPUS, GPU = Machine(cpus=2, gpu=False), Machine(cpus=16, gpu=True)
 HERE = 'project = "flowers"\n[data]\nsource = "photos"\n'
@@ -292,6 +295,51 @@ def test_a_run_gives_its_projects_file_back(tmp_path: Path) -> None:
     )
     keep_recipe(make("digits"), str(tmp_path))
     assert not (tmp_path / "recipe.toml").exists()
+
+
+def test_a_run_that_begins_anew_says_what_keeps_the_last_one_from_going_on(tmp_path: Path) -> None:
+    """Images were added, or the file changed: without a word, it would look as if the training had been lost."""
+    recipe = replace(read_recipe(written(tmp_path)), store=str(tmp_path / "store"))
+
+    def dataset(num_images: int) -> Any:
+        shard = ShardEntry(
+            name="train-0.tar", split="train", num_samples=num_images, size_bytes=1, sha256=f"{num_images:064}"
+        )
+        uri = f"{recipe.store}/datasets/flowers-{num_images}"
+        index = make_index(uri, image_size=8, channels=1, class_names=(), shards=(shard,), num_rejected=0)
+        write_index(index, [pa.Table.from_pylist([{}] * num_images, schema=ROW_SCHEMA)])
+        return index
+
+    def train(recipe: Recipe, index: Any, step: int) -> str:
+        name, tensors = run_name(recipe, index, None), {"x": torch.zeros(1)}
+        trained = Checkpoint(
+            step=step,
+            images_seen=step,
+            seed=0,
+            dataset_digest=index.digest,
+            dataset_uri=index.uri,
+            config=trajectory(recipe, index, None),
+            versions={"recipe": recipe.recipe},
+            model=tensors,
+            ema=tensors,
+            optimizer={},
+            history=[],
+        )
+        write_checkpoint(f"{recipe.store}/runs/{name}", trained)
+        return name
+
+    few, more = dataset(300), dataset(350)
+    assert why_anew(recipe, few, None) == ""
+    begun = train(recipe, few, 1_200)
+    assert why_anew(recipe, few, None) == ""  # it goes on
+    assert why_anew(replace(recipe, name="mine"), more, None) == ""
+    assert why_anew(replace(recipe, recipe="tulips"), more, None) == ""
+    new = f"a new run: {begun} (step 1,200) was trained "
+    assert why_anew(recipe, more, None) == f"{new}on other images, 300 in flowers-300; now they are 350 in flowers-350"
+    seeded = replace(recipe, train=replace(recipe.train, seed=7))
+    assert why_anew(seeded, few, None) == f"{new}with train.seed = 0, now it is 7"
+    shutil.rmtree(few.uri)
+    assert why_anew(recipe, more, None).endswith("on other images, in flowers-300; now they are 350 in flowers-350")
 
 
 def test_a_schedule_finds_the_file_from_anywhere_and_its_champion(

@@ -23,6 +23,8 @@ _SMALLEST_HASHED = 64
 """Pixels of the shorter side. Below it all pictures of one kind, as digits, have much the same perceptual hash."""
 _NEAR = 4
 """Of a perceptual hash's 64 bits so many may differ: the same picture at another size or quality, or the next of a burst."""
+_NAMED = 3
+"""Of what cannot be read, so many by name."""
 _GREY = 8
 """Levels that a grey picture's red, green and blue may lie apart, as a JPEG leaves them."""
 
@@ -52,6 +54,8 @@ class Survey:
     """That look like one before, and are no duplicate; of pictures of 64 pixels and more."""
     class_counts: Mapping[str, int]
     """Images of each class, by the listing; empty without classes."""
+    unread: tuple[str, ...] = ()
+    """The first of those that cannot be read: name and reason."""
 
     @property
     def side(self) -> int:
@@ -78,6 +82,7 @@ class Survey:
         return [
             f"{self.num_images:,} images{seen}: {_counted(self.formats)}; {read:,} were read"
             + (f", {unread:,} cannot be" if unread else ""),
+            *(f"cannot be read: {each}" for each in self.unread),
             f"shorter side {_range(shorter)} pixels (median {self.side}), longer side {_range(longer)}",
             f"colour: {self.num_coloured:,}, grey: {read - self.num_coloured:,}"
             + (f", with transparency: {self.num_transparent:,}" if self.num_transparent else ""),
@@ -97,16 +102,16 @@ def survey(source: Source, data: DataConfig, tell: Callable[[int], None] = lambd
     positions = _evenly(source.num_images)
     seen = _Seen(data.max_image_pixels)
     for done, raw in enumerate(read_each(source, positions), 1):
-        seen.look(raw)
+        seen.look(raw, source.name(positions[done - 1]))
         tell(done)
     if not seen.sizes:
         return None
-    counts = source.listing.class_counts
+    counts, lost = source.listing.class_counts, [item for item in source.listing.left_out if item.lost]
     return Survey(
         num_images=source.num_images,
         num_looked_at=len(positions),
-        num_unread=seen.num_unread,
-        num_lost=sum(item.lost for item in source.listing.left_out),
+        num_unread=len(seen.unread),
+        num_lost=len(lost),
         formats=dict(seen.formats.most_common()),
         sizes=tuple(seen.sizes),
         num_coloured=seen.num_coloured,
@@ -114,6 +119,7 @@ def survey(source: Source, data: DataConfig, tell: Callable[[int], None] = lambd
         num_duplicates=len(seen.pixels) - len(set(seen.pixels)),
         num_near=_num_near(seen.hashes, seen.hashed_pixels),
         class_counts=dict(zip(source.class_names, counts, strict=False)),
+        unread=(*seen.unread, *(f"{item.name}: {item.reason}" for item in lost))[:_NAMED],
     )
 
 
@@ -128,22 +134,22 @@ class _Seen:
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self.num_unread = self.num_coloured = self.num_transparent = 0
+        self.num_coloured = self.num_transparent = 0
+        self.unread: list[str] = []
         self.formats: Counter[str] = Counter()
         self.sizes: list[tuple[int, int]] = []
         self.pixels: list[bytes] = []
         self.hashes: list[NDArray[np.bool_]] = []
         self.hashed_pixels: list[bytes] = []
 
-    def look(self, raw: RawImage | BadImage) -> None:
+    def look(self, raw: RawImage | BadImage, name: str) -> None:
         """Count one."""
-        if isinstance(raw, BadImage):
-            self.num_unread += 1
-            return
         try:
+            if isinstance(raw, BadImage):
+                raise raw
             picture = open_picture(raw.data, self._max_pixels)
-        except BadImage:
-            self.num_unread += 1
+        except BadImage as error:
+            self.unread.append(f"{name}: {error}")
             return
         image, pixels = picture.image, np.asarray(picture.image)
         self.formats[_form(raw)] += 1

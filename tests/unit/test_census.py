@@ -808,11 +808,15 @@ def test_what_is_left_out_is_counted_by_kind_and_what_was_done_is_told(tmp_path:
         "no exact duplicates",
         "classes: none (all images lie in one folder)",
         "splits: train 5, validation 0, test 0; from the source: none of its own",
+        "left out: bad.png (cannot be decoded: image file is truncated)",
+        "left out: empty.png (empty file)",
+        "left out: large.png (absurdly large: 8 x 9 pixels, more than max_image_pixels = 64)",
+        "left out: 3 more, named in census.json",
         "1 image: 16 bits a channel scaled to 8",
         "1 image: first of several frames taken",
         "1 image: turned as its EXIF says",
     ]
-    assert said["remarks"] == {line.removeprefix("1 image: "): 1 for line in said["said"][3:]}
+    assert said["remarks"] == {line.removeprefix("1 image: "): 1 for line in said["said"][7:]}
 
 
 def test_a_folder_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -383,7 +383,9 @@ def test_images_are_counted_by_what_they_are(tmp_path: Path) -> None:
     assert (seen.num_coloured, seen.num_transparent, seen.num_duplicates, seen.num_near) == (5, 1, 1, 1)
     assert sorted(seen.sizes)[0] == (12, 16)
     assert (seen.side, seen.is_grey, seen.unread_share) == (80, False, 1 / 8)
-    assert seen.lines()[0] == "8 images: PNG 5, JPEG 2; 7 were read, 1 cannot be"
+    (broken,) = seen.unread
+    assert broken.startswith("b/broken.png: cannot be decoded")
+    assert seen.lines()[:2] == ["8 images: PNG 5, JPEG 2; 7 were read, 1 cannot be", f"cannot be read: {broken}"]
 
 
 def test_of_many_some_are_looked_at_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

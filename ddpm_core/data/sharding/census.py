@@ -12,7 +12,8 @@ from ddpm_core.errors import InputError
 
 CENSUS_NAME = "census.json"
 SHEET_NAME = "contact_sheet.png"
-_NAMED_IN_ERROR = 3
+_NAMED = 3
+"""Of what was left out, so many by name."""
 _CLASSES_SHOWN = 6
 
 
@@ -128,12 +129,20 @@ class Census:
             lines.append(f"classes: {self.listing.labels}")
         drawn = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
         lines.append(f"splits: {drawn}; from the source: {self.listing.splits}")
+        lines += self._missing()
         lines += [self.grown.line()] if self.grown else []
         lines += [f"{_many(count, 'image')}: {remark}" for remark, count in sorted(self.remarks.items())]
         lines += [
             f"in two splits: {' and '.join(twins.names)} ({' and '.join(twins.splits)})" for twins in self.across[:3]
         ]
         return lines + list(self.listing.notes)
+
+    def _missing(self) -> list[str]:
+        """The first images that are missing, by name, and where the others are named."""
+        missing = [f"{item.name} ({item.reason})" for item in self.rejected]
+        missing += [f"{item.name} ({item.reason})" for item in self.lost]
+        more = [f"{len(missing) - _NAMED:,} more, named in {CENSUS_NAME}"] if len(missing) > _NAMED else []
+        return [f"left out: {each}" for each in missing[:_NAMED] + more]
 
 
 def _many(count: int, what: str) -> str:
@@ -203,7 +212,7 @@ def check_rejected(
     """
     if num_rejected <= max_fraction * num_images:
         return
-    named = "; ".join(f"{name}: {reason}" for name, reason in first[:_NAMED_IN_ERROR])
+    named = "; ".join(f"{name}: {reason}" for name, reason in first[:_NAMED])
     details = f" ({named})" if named else ""
     where = f"; all are listed in {listed}" if listed else ""
     raise InputError(

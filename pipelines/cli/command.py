@@ -92,8 +92,7 @@ def run_command(
     except (ValueError, OSError, UserError) as error:
         sys.exit(_mistake(error))
     if dry_run:
-        print(json.dumps(to_json(args), indent=None if as_json else 2))
-        print("" if as_json else "\n".join(lines), end="" if as_json else "\n")
+        print(json.dumps(to_json(args)) if as_json else "\n".join(lines))
         return
     outcome = _ended_in_a_line(lambda: run(args))
     _show(outcome, as_json)

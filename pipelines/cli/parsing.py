@@ -33,8 +33,8 @@ R = TypeVar("R", bound=Recipe)
 
 _ATTENTION = "--unet.attention-resolutions"
 _EVERYWHERE = """\
-  --dry-run  print the resolved config and the plan, touch nothing
-  --json     print what was made (with --dry-run: the config) as one JSON object, last line of stdout"""
+  --dry-run  print what would be done and how long it takes, touch nothing
+  --json     print what was made (with --dry-run: every setting) as one JSON object, last line of stdout"""
 
 
 def parse(args_type: type[A], argv: list[str], program: str, about: str, often: Sequence[str] = ()) -> A:

@@ -18,7 +18,7 @@ _NARROWEST = 60
 _FLAGS = 30
 """The column in which a flag's meaning begins."""
 _OF_ALL = {
-    "--dry-run": "Print what would be done, with which settings, and how long it takes",
+    "--dry-run": "Print what would be done and how long it takes; with --json every setting",
     "--json": "End with one line of JSON",
     "--help-all": "All flags, and all that is to be said of them",
 }

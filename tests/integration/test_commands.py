@@ -1,5 +1,6 @@
 """The commands as a person types them: a mistake is one line, exit code 2, and nothing is started or written."""
 
+import json
 import os
 import re
 import shlex
@@ -107,11 +108,13 @@ def test_no_credentials_at_all(s3: dict[str, str], tmp_path: Path) -> None:
     assert "credentials" in line
 
 
-def test_dry_run_prints_config_and_plan_and_touches_nothing(tmp_path: Path) -> None:
-    done = command("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert '"base_channels"' in done.stdout
+def test_dry_run_prints_the_plan_or_every_setting_and_touches_nothing(tmp_path: Path) -> None:
+    typed = ("workflow", "digits", "--store", str(tmp_path / "store"), "--dry-run")
+    done, settings = command(*typed), command(*typed, "--json")
+    assert (done.returncode, settings.returncode) == (0, 0), done.stderr
     assert "train: 960 steps of 32 images on 2 workers" in done.stdout
+    assert "{" not in done.stdout
+    assert json.loads(settings.stdout)["unet"]["base_channels"] == 24
     assert not (tmp_path / "store").exists()
 
 

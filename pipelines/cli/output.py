@@ -27,7 +27,7 @@ from ddpm_core.sampling.labels import labels_of_seeds
 
 _AT_ONCE = 64
 """Images of a grid or an animation, at most."""
-_OUR_PNG = re.compile(r"\d{12}\.png")
+_OUR_PNG = re.compile(r"\d{12,}\.png")  # the seeds of a schedule have more digits
 _FRAMES, _FRAME_MS, _LAST_MS = 48, 80, 2000
 
 

@@ -45,9 +45,19 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
     count = max((int(each) for each in counts if each.isdecimal()), default=0)
     if count > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
         raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED} given")
-    if arguments and arguments[0].endswith(SUFFIX):  # a tick has another working directory
-        arguments = [storage.absolute(arguments[0]), *arguments[1:]]
-    return ("python", _DOOR, *arguments)
+    return ("python", _DOOR, *_from_anywhere(arguments))
+
+
+def _from_anywhere(arguments: Sequence[str]) -> list[str]:
+    """The same places, though a tick has another working directory."""
+    file = arguments[:1] if arguments and arguments[0].endswith(SUFFIX) else []
+    rest = list(arguments[len(file) :])
+    out, model = _take(rest, "--out"), _take(rest, "--model")
+    if model is not None:  # a path, or the name of a registered one or of a run
+        rest += ["--model", storage.absolute(model) if Path(model).exists() else model]
+    if out is not None:
+        rest += ["--out", storage.absolute(out) + "/" * out.endswith("/")]
+    return [*map(storage.absolute, file), *rest]
 
 
 def _arguments(command: Sequence[str]) -> Sequence[str] | None:

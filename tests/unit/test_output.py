@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ddpm_core.model.unet import UNetConfig
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.serialization import to_json
 from pipelines.cli.output import check_output, write_output
+from pipelines.scheduling.resolve import first_seed
 
 FIRST, COUNT = 6, 5
 CONFIG = SampleConfig(num_images=COUNT, first_seed=FIRST, block_size=4, sampler=SamplerConfig(name="ddim", num_steps=3))
@@ -120,6 +122,18 @@ def test_a_file_says_what_made_it_and_no_path_of_the_machine(
         **{key: value for key, value in IDENTITY.items() if key != "unet"},
     }
     assert b"somebody" not in file.read_bytes()
+
+
+def test_a_folder_takes_the_images_of_one_tick_after_another(
+    samples: SampleSet, weights: Weights, tmp_path: Path
+) -> None:
+    """Whose seeds, the Unix minute times a million, have more digits than others'."""
+    out = f"{tmp_path}/out/"
+    Path(out).mkdir()
+    (Path(out) / f"{first_seed(datetime(2026, 11, 30, 12, 19, tzinfo=UTC)):012d}.png").write_bytes(b"")
+    check_output(out)
+    write_output(samples, weights, CONFIG, out)
+    assert len(list(Path(out).iterdir())) == COUNT + 1
 
 
 def test_what_others_wrote_stays(tmp_path: Path) -> None:

@@ -331,6 +331,21 @@ def test_any_python_and_any_path_to_the_door_will_do() -> None:
         "python", "pipelines/sample.py", "mnist")  # fmt: skip
 
 
+def test_what_is_typed_as_a_path_is_one_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for typed, kept in (
+        (["flowers.toml"], [f"{tmp_path}/flowers.toml"]),
+        (["digits", "--out", "pngs/"], ["digits", "--out", f"{tmp_path}/pngs/"]),
+        (["--out=latest.png", "digits"], ["digits", "--out", f"{tmp_path}/latest.png"]),
+        (["digits", "--out", "s3://bucket/a"], ["digits", "--out", "s3://bucket/a"]),
+        (["digits", "--model", "mine"], ["digits", "--model", f"{tmp_path}/mine"]),
+        (["digits", "--model", "digits-0123"], ["digits", "--model", "digits-0123"]),
+        (["digits", "--model=models:/a@champion"], ["digits", "--model", "models:/a@champion"]),
+    ):
+        assert check_command(["ddpm", "sample", *typed]) == ("python", "pipelines/sample.py", *kept)
+
+
 def test_a_run_is_pinned_to_its_newest_checkpoint(tmp_path: Path) -> None:
     resolve = partial(resolved, str(tmp_path), "digits")
     for step in (1, 2):

@@ -55,7 +55,9 @@ class _Rows:
             raise
         except (pa.ArrowInvalid, OSError) as error:  # an OSError is how pyarrow tells of what cannot be decompressed
             reason = " ".join(str(error).split())
-            raise InputError(f"{uri} is damaged ({reason}): delete the dataset and shard it again") from None
+            raise InputError(
+                f"{uri} is damaged ({reason}): delete it and shard the same images again, which makes it anew"
+            ) from None
         # Not pyarrow's to_numpy, which imports pandas: most of the time that a start took.
         return {column: np.from_dlpack(rows[column].combine_chunks()) for column in _COLUMNS}
 
@@ -90,7 +92,7 @@ class Shard:
         if len(self.labels) != entry.num_samples or end > entry.size_bytes:
             raise InputError(
                 f"{index_uri(index.uri)} has {len(self.labels)} rows for {entry.name}, up to byte {end}; expected "
-                f"{entry.num_samples} rows in {entry.size_bytes} bytes: delete the dataset and shard it again"
+                f"{entry.num_samples} rows in {entry.size_bytes} bytes: delete it and shard the same images again"
             )
         try:
             if storage.is_s3(self.name):

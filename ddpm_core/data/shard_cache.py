@@ -27,7 +27,7 @@ from ddpm_core.errors import InputError
 LIMIT_VARIABLE = "DDPM_SHARD_CACHE_BYTES"
 """Environment variable: bytes that the copies on this node may take; read at every download."""
 DEFAULT_LIMIT_BYTES = 50_000_000_000
-DAMAGED = "the shard was changed or damaged: delete the dataset and shard it again"
+DAMAGED = "the shard was changed or damaged: delete it and shard the same images again, which makes it anew"
 _COPY = re.compile(r"[0-9a-f]{64}")
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from ddpm_core.data.sources import (
 from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
-from pipelines.progress import say
+from pipelines.progress import counted, say
 from pipelines.recipes.config import check_folder_name
 from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.resolve import find_dataset
@@ -84,10 +84,13 @@ def run_shard(
     grows = find_dataset(config.grows, store) if config.grows else None
     folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config, grows)
     index = _known(folder, key, name)
-    if index is None:
+    if index is None or _damaged(index):
         # Two at once would move each other's shards away.
         with hold(storage.join(folder, _SOURCES, f"{key}.job"), say=say, until_free=True):
             index = _known(folder, key, name)
+            if index is not None and (damaged := _damaged(index)):
+                say(f"shard: {damaged[0]} is missing or was cut, {counted(len(damaged), 'shard')} in all: made again")
+                index = None
             if index is None:
                 return _write(config, grows, folder, key, name, on_progress)
     num_images = sum(index.counts.values()) + index.num_rejected
@@ -147,14 +150,23 @@ def _known(folder: str, key: str, name: str) -> DatasetIndex | None:
     return None
 
 
+def _damaged(index: DatasetIndex) -> list[str]:
+    """The shards that are not there as the index says, by name; their bytes are not read."""
+    there = {file.rpartition("/")[2]: size for file, size in storage.list_files(index.uri)}
+    return [shard.name for shard in index.shards if there.get(shard.name) != shard.size_bytes]
+
+
 def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIndex:
-    """Move a dataset to where its content says, but for what stands there; and remember what the source was found to be."""
+    """Move a dataset to where its content says, but for what stands there whole; and remember what the source was found to be."""
     dataset = f"{name}-{written.digest[:12]}"
     uri = storage.join(folder, dataset)
     files = [file for file, _ in storage.list_files(written.uri)]
+    damaged = _damaged(replace(written, uri=uri))
     for file in sorted(files, key=lambda file: file == index_uri(written.uri)):  # the index last
-        to = storage.join(uri, file.rpartition("/")[2])
-        storage.delete(file) if file.endswith(RESULT_SUFFIX) or storage.exists(to) else _move(file, to)
+        part = file.rpartition("/")[2]
+        to = storage.join(uri, part)
+        stands = part not in damaged and storage.exists(to)
+        storage.delete(file) if stands or file.endswith(RESULT_SUFFIX) else _move(file, to)
     storage.write_bytes(_pointer(folder, key), json.dumps({"dataset": dataset, "digest": written.digest}).encode())
     return replace(written, uri=uri)
 

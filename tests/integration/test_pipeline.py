@@ -314,6 +314,12 @@ def test_a_dataset_is_named_by_its_content_and_serves_without_its_source(
     left = [path for path in (tmp_path / "store/datasets/sources").rglob("*") if path.is_file()]
     assert sorted(path.name for path in left if path.suffix != ".json" or path.name == "run.json") == ["run.json"] * 2
     assert len(left) == 4  # what each source had become, and which job wrote it
+    shards = [Path(index.uri, shard.name) for shard in index.shards]
+    whole = [path.read_bytes() for path in shards]
+    shards[0].unlink()
+    shards[-1].write_bytes(whole[-1][:100])
+    assert run_shard(data, store, name="photos") == index  # what is missing or was cut is made again
+    assert [path.read_bytes() for path in shards] == whole
     for number in (12, 13):
         (tmp_path / f"photos/cat/{number}.png").write_bytes(encode_png(np.full((8, 8, 1), number, np.uint8)))
     more = replace(data, grows=Path(index.uri).name)

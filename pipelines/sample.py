@@ -44,6 +44,10 @@ _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "classes", "sample.guidance", "sample.sampler.name",
     "sample.sampler.num_steps", "sample.num_workers", "sample.use_gpu", "store",
 )  # fmt: skip
+_NAMED = 20
+"""Classes that an error names."""
+_JUDGED = 256
+"""Images, fewer of which have a distance that says little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ def numbers_of(wanted: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     if not known:
         raise InputError(f"classes is {' '.join(wanted)}, and the model's dataset has no classes; expected none")
     if unknown := [name for name in wanted if name not in known]:
-        raise InputError(f"classes has {unknown[0]!r}; expected some of {few(known)}{nearest(unknown[0], known)}")
+        names = ", ".join(known) if len(known) <= _NAMED else few(known)
+        raise InputError(f"classes has {unknown[0]!r}; expected some of {names}{nearest(unknown[0], known)}")
     return tuple(map(known.index, wanted))
 
 
@@ -156,19 +161,25 @@ def run(args: SampleArgs) -> Outcome:
         sampled = replace(pipeline, recipe=as_recipe(args)).sample(weights)
     if args.out:
         write_output(sampled.samples, weights, args.sample, args.out)
-    recipe = find_recipe(as_named(args))
-    fewer = args.sample.num_images < recipe.evaluate.num_images
-    these = [
-        *(["--model", args.model] if args.model else []),
-        *changed_flags("sample", args.sample, recipe.sample),
-        *(["--evaluate.num-images", str(args.sample.num_images)] if fewer else []),
-    ]
-    following = typed("evaluate.py", as_named(args), *these, store=args.store)
     return Outcome(
         made={"samples": sampled.samples.set_uri, "grid": sampled.grid_uri, **({"out": args.out} if args.out else {})},
         metrics={"images": args.sample.num_images, "computed": sampled.num_new, "images_per_s": sampled.images_per_s},
-        next=following if weights.dataset_uri else "",  # a model from elsewhere has nothing to be judged against
+        next=_next(args, weights, sampled.samples.set_uri),
     )
+
+
+def _next(args: SampleArgs, weights: Weights, samples: str) -> str:
+    """To judge them, where there are enough to judge, of all classes, and something to judge them against; else to look at them."""
+    recipe, config = find_recipe(as_named(args)), args.sample
+    if config.num_images < _JUDGED or config.labels or not weights.dataset_uri:
+        return typed("show.py", samples, store=args.store)
+    fewer = config.num_images < recipe.evaluate.num_images
+    these = [
+        *(["--model", args.model] if args.model else []),
+        *changed_flags("sample", config, recipe.sample),
+        *(["--evaluate.num-images", str(config.num_images)] if fewer else []),
+    ]
+    return typed("evaluate.py", as_named(args), *these, store=args.store)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A sample set as files that other programs take: a folder of PNG, an .npz, a grid, an animation of how the images come to be."""
 
 import io
+import json
 import os
 import re
 import zipfile
@@ -82,9 +83,17 @@ def _ending(out: str) -> str:
 
 
 def _pngs(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
+    said = {seed: provenance(samples, range(seed, seed + 1)) for seed in _seeds(samples, samples.num_images)}
+    files = {seed: storage.join(out, f"{seed:012d}.png") for seed in said}
+    there = {storage.below(out, entry.name) for entry in storage.walk(out)}
+    for seed, file in files.items():
+        if file in there and read_provenance(file) != json.loads(said[seed]):
+            raise InputError(
+                f"out is {out}, where {file.rpartition('/')[2]} was drawn otherwise, or by another model; it stays as it is: "
+                "expected another folder (the images are in the store)"
+            )
     for seed, png in read_images(samples):
-        said = provenance(samples, range(seed, seed + 1))
-        storage.write_bytes(storage.join(out, f"{seed:012d}.png"), with_provenance(png, said))
+        storage.write_bytes(files[seed], with_provenance(png, said[seed]))
 
 
 def _npz(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:

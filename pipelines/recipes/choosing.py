@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ddpm_core.data.config import DataConfig
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.config import EvaluateConfig
+from ddpm_core.model.blocks import group_norm
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.training.augmentation import AugmentKind
 from ddpm_core.training.config import TrainConfig
@@ -34,6 +35,8 @@ LOOKS = 500
 LEAST_STEPS = 1_000
 """Fewer teach a network little, however few the images are."""
 MOST_WORKERS = 4
+_WIDE = 128
+"""Base channels from which all norms have the paper's number of groups."""
 _TRAINED_ON = 0.81
 """Of all images: a tenth is for the test, and a tenth of what is left for validation."""
 _AUGMENTED = 0.12
@@ -197,6 +200,11 @@ def _unet(found: Survey, like: Like, base: Recipe, data: DataConfig) -> tuple[UN
         unet = replace(unet, base_channels=base.unet.base_channels // 2)
         reasons["unet.base_channels"] = (
             f"Half the paper's width for fewer than {MANY:,} images: a judgement. It takes a quarter of the time."
+        )
+    if (groups := group_norm(unet.base_channels).num_groups) < group_norm(_WIDE).num_groups:
+        unet = replace(unet, form=replace(unet.form, norm_groups=groups))
+        reasons["unet.form.norm_groups"] = (
+            'One number for all norms, as `ddpm export --to diffusers` needs; "none": each as many as its channels allow, up to 32.'
         )
     if found.class_counts:
         count = len(found.class_counts)

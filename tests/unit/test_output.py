@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_a_folder_takes_the_images_of_one_tick_after_another(
     check_output(out)
     write_output(samples, weights, CONFIG, out)
     assert len(list(Path(out).iterdir())) == COUNT + 1
+
+
+def test_an_image_of_another_model_stays(samples: SampleSet, weights: Weights, tmp_path: Path) -> None:
+    """Of the same seed, under the same name: nothing is written then, of the other seeds neither."""
+    out, other = tmp_path / "out", replace(samples, identity={**samples.identity, "weights_sha256": "cd" * 32})
+    write_output(samples, weights, CONFIG, str(out))
+    (out / f"{FIRST:012d}.png").unlink()
+    stands = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(InputError, match=rf"out is .*, where {FIRST + 1:012d}.png was drawn otherwise, or by another"):
+        write_output(other, weights, CONFIG, str(out))
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == stands
 
 
 def test_what_others_wrote_stays(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from ddpm_core.types import ImageSize, canonical_size
 
 _strict = cattrs.Converter(forbid_extra_keys=True)
 T = TypeVar("T")
+_WHERE = "\0"
+"""Ends what is told of an error; cattrs puts the place behind it."""
 
 
 @_strict.register_structure_hook
@@ -49,13 +51,13 @@ def from_json(kind: type[T], plain: dict[str, Any]) -> T:
     try:
         return _strict.structure(plain, kind)
     except cattrs.BaseValidationError as error:
-        told = cattrs.transform_error(error, format_exception=_told)
+        told = [line.partition(_WHERE)[0] for line in cattrs.transform_error(error, format_exception=_told)]
         raise InputError(f"not a {kind.__name__}: {'; '.join(told)}") from None
 
 
 def _told(error: BaseException, kind: Any) -> str:
-    """What a config itself said of a value that is out of its range is kept."""
-    return str(error) if isinstance(error, InputError) else cattrs.v.format_exception(error, kind)
+    """What a config itself said of a value that is out of its range is kept; it names the value, and needs no place."""
+    return f"{error}{_WHERE}" if isinstance(error, InputError) else cattrs.v.format_exception(error, kind)
 
 
 def _plain(value: Any) -> Any:

@@ -47,7 +47,8 @@ class ExportArgs:
     """Whose weights, in which format, and where to."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=_WORD)] = ""
-    """A run by its name or URI, a checkpoint's URI, models:/NAME@ALIAS, models:/NAME/VERSION, a model's name or folder."""
+    """A run by its name or URI, a checkpoint's URI, models:/NAME@ALIAS, models:/NAME/VERSION, a model's name or folder, or a
+    project's file."""
     to: Format | None = None
     """diffusers: for its DDPMPipeline. onnx: the denoiser alone, for any runtime. safetensors: for ddpm_core.load."""
     out: str | None = None

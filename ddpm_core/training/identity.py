@@ -1,5 +1,6 @@
 """A run's identity: the config that decides its weights, made, compared, and turned into what training minimises."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -89,6 +90,19 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any,
     was, now = _in_full(found), _in_full(wanted)
     keys = sorted(was.keys() | now.keys())
     return next(((key, was.get(key), now.get(key)) for key in keys if was.get(key) != now.get(key)), None)
+
+
+def check_classes(num_classes: int, class_names: Sequence[str]) -> None:
+    """Refuse a network that is told of other classes than the dataset has.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if num_classes not in (0, len(class_names)):
+        raise InputError(
+            f"unet.num-classes is {num_classes}, the dataset has {len(class_names)} classes; "
+            "expected as many, or 0 to train without labels"
+        )
 
 
 def check_steps(done: int, steps: int) -> None:

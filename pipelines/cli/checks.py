@@ -11,6 +11,7 @@ import torch
 from ddpm_core import storage
 from ddpm_core.artifacts.manifest import SPLITS, Split
 from ddpm_core.data.config import DataConfig
+from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.data.sharding.census import CENSUS_NAME
 from ddpm_core.data.sharding.growth import PlannedSource, plan_source
 from ddpm_core.data.sharding.writer import check_census, planned_census
@@ -24,6 +25,7 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.training.averages import young_average
+from ddpm_core.training.identity import check_classes
 from ddpm_core.types import bytes_words, height_and_width
 from pipelines.cluster.placement import check_here, for_sampling, for_training
 from pipelines.feature_weights import check_features, find_features
@@ -112,7 +114,7 @@ def data_summary(recipe: Recipe) -> str:
 
 
 def check_training(recipe: Recipe) -> None:
-    """Refuse more workers than can be placed, and a network that cannot be built.
+    """Refuse more workers than can be placed, a network that cannot be built, and what does not fit the images.
 
     Raises:
         InputError: in one line.
@@ -120,6 +122,9 @@ def check_training(recipe: Recipe) -> None:
     check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
+    check_classes(recipe.unet.num_classes, _class_names(recipe))
+    lanes = recipe.train.lanes
+    largest_share(recipe.train.batch_size, num_in_split(recipe, "train"), lanes, lanes_of_worker(lanes, 0, 1))
     if recipe.train.validate_every:
         check_samples(recipe)
     _check_disk(recipe, *_network(recipe))
@@ -217,6 +222,13 @@ def _network(recipe: Recipe) -> tuple[UNet, int]:
     with torch.device("meta"):
         network = UNet(recipe.unet, image_size=shape.image_size, channels=shape.channels)
     return network, shape.channels * math.prod(height_and_width(shape.image_size))
+
+
+def _class_names(recipe: Recipe) -> tuple[str, ...]:
+    """Of a dataset, or of the raw images that would become one."""
+    if recipe.dataset is not None:
+        return find_dataset(recipe.dataset, recipe.store).class_names
+    return tuple(_planned(recipe).source.class_names)
 
 
 def num_in_split(recipe: Recipe, split: Split) -> int:

@@ -10,8 +10,9 @@ from ddpm_core.artifacts.checkpoint import Weights, checkpoint_uri, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, find_checkpoint
 from ddpm_core.errors import InputError, nearest
 from pipelines.housekeeping.inventory import KINDS, Item
+from pipelines.recipes.files import SUFFIX, find_recipe
 from pipelines.tracking import Server, default_model, open_server
-from pipelines.tracking.registry import model_name, models
+from pipelines.tracking.registry import champion_of, model_name, models
 from pipelines.tracking.resolve import check_registry, find_weights
 from pipelines.tracking.store import is_there
 
@@ -37,8 +38,8 @@ def place_of(named: str, store: str) -> Place:
     )
     if is_path and (found := _IN_STORE.fullmatch(storage.absolute(named))):
         return Place(found["store"], found["name"])
-    parts = named.strip("/").split("/")
-    return Place(store, "/".join(parts[:2]))
+    kind, _, rest = named.strip("/").partition("/")
+    return Place(store, f"{kind}/{rest.partition('/')[0]}" if kind in KINDS and rest else named)
 
 
 def find_item(named: str, store: str, items: dict[str, Item], models: Iterable[str]) -> Item | str:
@@ -80,13 +81,15 @@ def weights_of(named: str, store: str, *, step: int | None = None, part: Literal
     """The weights of a run (its newest checkpoint's, or those of a step), a checkpoint, a registered model, or a model's folder.
 
     Args:
-        named: models:/NAME@ALIAS, models:/NAME/VERSION, runs/NAME or NAME of the store, a URI, or a registered model's name: of a
-            run before a model, and of a model its champion, or its candidate while it has none.
+        named: models:/NAME@ALIAS, models:/NAME/VERSION, runs/NAME or NAME of the store, a URI, or a registered model's name or its
+            project's file: of a run before a model, and of a model its champion, or its candidate while it has none.
         part: the averaged weights (ema), or those that training went on from (model), which only checkpoints have.
 
     Raises:
         InputError: in one line, with the nearest, if there are none, or one of them holds NaN or infinity.
     """
+    if named.endswith(SUFFIX):
+        named = model_name(champion_of(find_recipe(named).recipe))
     if (uri := _checkpoints_at(named, store)) is not None:
         checkpoint = find_checkpoint(uri) if step is None else _of_step(uri, step)
         assert checkpoint is not None

@@ -157,7 +157,7 @@ def registered(client: Any, name: str, uri: str = "") -> Any:
         return found[0]
     names = [model.name for model in _every(client.search_registered_models)]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    hint = f"the nearest is {near[0]!r}" if near else "train one first"
+    hint = f"the nearest is {near[0]!r}; or train it first" if near else "train one first"
     raise InputError(f"{uri or f'models:/{name}'}: no model {name!r} is registered; {hint}")
 
 

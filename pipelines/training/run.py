@@ -16,7 +16,7 @@ from ddpm_core.model.config import read_model_config
 from ddpm_core.model.form import UNetForm
 from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.identity import check_continues, check_steps, difference
+from ddpm_core.training.identity import check_classes, check_continues, check_steps, difference
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
 from pipelines.naming import code_version, digest, recipe_named_in, trajectory
@@ -91,7 +91,7 @@ def check_run(
     """
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))
-    check_classes(recipe.unet.num_classes, index)
+    check_classes(recipe.unet.num_classes, index.class_names)
     lanes = recipe.train.lanes
     largest_share(recipe.train.batch_size, index.num_samples("train"), lanes, lanes_of_worker(lanes, 0, 1))
     network = read_model_config(trajectory(recipe, index, None)).build_network()
@@ -106,19 +106,6 @@ def check_run(
         except InputError as error:
             raise InputError(f"run {run_name(recipe, index, init_from)}: {error}") from None
     return checkpoint
-
-
-def check_classes(num_classes: int, index: DatasetIndex) -> None:
-    """Refuse a network that is told of other classes than the dataset has.
-
-    Raises:
-        InputError: with both numbers.
-    """
-    if num_classes not in (0, len(index.class_names)):
-        raise InputError(
-            f"unet.num-classes is {num_classes}, the dataset has {len(index.class_names)} classes; "
-            "expected as many, or 0 to train without labels"
-        )
 
 
 def check_form(wanted: UNetForm, found: UNetForm) -> None:

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm_core.artifacts.manifest import DatasetIndex, make_index
 from ddpm_core.errors import InputError
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet, UNetConfig
@@ -14,12 +14,13 @@ from ddpm_core.random import Purpose, normals, uniforms
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import check_labels, labelled, labels_in_turn, labels_of_seeds
 from ddpm_core.training.config import TrainConfig
+from ddpm_core.training.identity import check_classes
 from ddpm_core.training.state import new_state
 from ddpm_core.training.step import draw
+from pipelines.cli.checks import check_training
 from pipelines.recipes.config import SampleStage
-from pipelines.recipes.recipes import RECIPES
+from pipelines.recipes.recipes import RECIPES, make
 from pipelines.sample import SampleArgs, check, numbers_of
-from pipelines.training.run import check_classes
 
 CONFIG = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.0
@@ -214,19 +215,22 @@ def test_a_dropped_label_trains_the_row_for_none_and_no_class() -> None:
     assert (model.label.weight.grad.abs().amax(dim=1) > 0).tolist() == [False, False, True, True]
 
 
-def index(*class_names: str) -> DatasetIndex:
-    return make_index("/data", image_size=8, channels=1, class_names=class_names, shards=(), num_rejected=0)
-
-
-def test_a_network_of_other_classes_than_the_datasets_is_refused() -> None:
-    check_classes(0, index())
-    check_classes(0, index("cat", "dog"))
-    check_classes(2, index("cat", "dog"))
+def test_a_network_of_other_classes_than_the_datasets_is_refused(tmp_path: Path) -> None:
+    check_classes(0, ())
+    check_classes(0, ("cat", "dog"))
+    check_classes(2, ("cat", "dog"))
     for wrong in (1, 3):
         with pytest.raises(ValueError, match=f"unet.num-classes is {wrong}, the dataset has 2 classes; expected"):
-            check_classes(wrong, index("cat", "dog"))
+            check_classes(wrong, ("cat", "dog"))
     with pytest.raises(ValueError, match=r"unet.num-classes is 10, the dataset has 0 classes; expected as many, or 0"):
-        check_classes(10, index())
+        check_classes(10, ())
+    digits = replace(make("digits"), store=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"unet.num-classes is 7, the dataset has 10 classes"
+    ):  # before anything starts
+        check_training(replace(digits, unet=replace(digits.unet, num_classes=7)))
+    with pytest.raises(ValueError, match=r"the global batch is 5000; expected 1 to 1455, the training images"):
+        check_training(replace(digits, train=replace(digits.train, batch_size=5_000)))
 
 
 # --- sampling

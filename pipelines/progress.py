@@ -18,8 +18,11 @@ class Progress:
     """A count that grows to a total, with a few figures beside it."""
 
     def __init__(self, what: str, total: int, unit: str, initial: int = 0) -> None:
-        self._what, self._total, self._unit, self._count = what, total, unit, initial
+        self._what, self._total, self._unit, self.count = what, total, unit, initial
+        """So many are done."""
         self._told = time.monotonic()
+        self._metrics: dict[str, str] = {}
+        self._first: tuple[float, int] | None = None
         self._bar = (
             tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False, dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -29,19 +32,27 @@ class Progress:
         self._gauges.set(WORK_LEFT, total - initial)
 
     def set(self, count: int, **metrics: str) -> None:
-        """Show that `count` of the total are done, and the latest figures."""
+        """Show that `count` of the total are done, and the latest figures; those of before, if there are none."""
+        self._metrics, now = metrics or self._metrics, time.monotonic()
+        if self._first is None and count > self.count:
+            self._first = (now, count)
         if self._bar is not None:
-            self._bar.set_postfix(metrics, refresh=False)
+            self._bar.set_postfix(self._metrics, refresh=False)
             self._bar.update(count - self._bar.n)
-        elif time.monotonic() - self._told > _PLAIN_EVERY_S and count != self._count:
-            self._told = time.monotonic()
-            told = ", ".join(f"{name} {value}" for name, value in metrics.items())
-            print(
-                f"{self._what}: {count:,} of {self._total:,} {self._unit}s{', ' + told if told else ''}",
-                file=sys.stderr,
-            )
-        self._count = count
+        elif now - self._told > _PLAIN_EVERY_S and count != self.count:
+            self._told = now
+            told = [f"{count:,} of {self._total:,} {self._unit}s", *self._left(now, count)]
+            told += [f"{name} {value}" for name, value in self._metrics.items()]
+            print(f"{self._what}: {', '.join(told)}", file=sys.stderr)
+        self.count = count
         self._gauges.set(WORK_LEFT, self._total - count)
+
+    def _left(self, now: float, count: int) -> list[str]:
+        """How long it still takes, once some time has told how fast it goes; what went before the first is no part of it."""
+        began, first = self._first or (now, count)
+        if now - began < _PLAIN_EVERY_S or count <= first or count >= self._total:
+            return []
+        return [f"{span((self._total - count) * (now - began) / (count - first))} left"]
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

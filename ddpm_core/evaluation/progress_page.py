@@ -34,6 +34,10 @@ class Progress:
     """PNG of the samples, by step."""
     refresh_s: int | None = None
     """After so many seconds the page looks for a newer one; None: it is the last."""
+    written: str = ""
+    """When, of a page that looks for a newer one: who was killed writes none."""
+    stopped: bool = False
+    """Before its last step, by a person or an error."""
 
 
 def render_progress(content: Progress) -> str:

@@ -12,6 +12,7 @@ from statistics import fmean, median
 from ddpm_core.artifacts.looks import Look, Spread
 from ddpm_core.training.course import Course
 
+TOO_FEW_STEPS = "too few steps"
 _BETTER = 0.02
 """By less the loss does not count as better."""
 _WORSE, _LEARNED = 0.05, 0.1
@@ -246,7 +247,7 @@ def _short(course: Course) -> Ailment | None:
         return None
     sign = f"over the last third the loss still fell by {fall:.0%}, at the t where it fell most"
     return Ailment(
-        name="too few steps",
+        name=TOO_FEW_STEPS,
         sign=sign if fall > _STILL else f"after {looks[-1].step:,} steps next to nothing was learned",
         remedy=f"raise --train.steps beyond {looks[-1].step:,}; the same command goes on from there",
     )

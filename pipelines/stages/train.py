@@ -25,7 +25,7 @@ from pipelines.recipes.config import Recipe
 from pipelines.tracking import Machine, RunHandle
 from pipelines.training.looker import Looked, Looker
 from pipelines.training.page import ProgressPage
-from pipelines.training.run import check_run, keep_recipe, run_name, why_anew, worker_spec
+from pipelines.training.run import check_run, fewer_than_said, keep_recipe, run_name, why_anew, worker_spec
 from pipelines.training.trainer import fit
 from pipelines.training.validation import Validator
 
@@ -73,11 +73,17 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
                 reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page)
                 looker = Looker(what.run, index, recipe.train)
-                fit(what, hold, recipe.train, reporter.tell, looker, validator.here(what.run))
-                reporter.note(validator.found(wait=True))
+                try:
+                    fit(what, hold, recipe.train, reporter.tell, looker, validator.here(what.run))
+                    reporter.note(validator.found(wait=True))
+                except BaseException:
+                    page.stop()
+                    raise
     final = checkpoint_uri(run_uri, recipe.train.steps)
     course = course_of(final)
     verdict = _judged(course, run_uri, recipe.train.steps, run)
+    if fewer := fewer_than_said(recipe):
+        say(f"train: {fewer}")
     rates = sorted(row["images_per_s"] for row in course.history)
     return Trained(
         name=name,
@@ -153,7 +159,9 @@ class _ProgressReporter:
             )
             self._run.log_metrics(_points(rows))
         for kind, what in events:
-            if kind == "looked":
+            if kind == "at" and what > self._shown.count:
+                self._shown.set(what)
+            elif kind == "looked":
                 self._show(what)
             elif kind == "saved":
                 self._validator.saved(what)

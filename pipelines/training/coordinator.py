@@ -62,6 +62,10 @@ class Watch:
                 lines.append(f"worker {rank} ({sign.where}) {what}, at step {sign.step}")
         return lines
 
+    def step(self) -> int:
+        """The step at which the last of them is, as far as it has said; 0 before the first."""
+        return min((sign.step for sign in self._signs.values()), default=0)
+
     def anyone(self) -> bool:
         """Whether a worker of this group has given a sign."""
         return bool(self._signs)
@@ -87,9 +91,10 @@ class Coordinator:
         self._events.append((kind, what))
 
     async def take(self) -> list[tuple[str, Any]]:
-        """All that was posted since the last time, and who is waited for."""
+        """All that was posted since the last time, the step that all workers have come to, and who is waited for."""
         stalled = [("warned", line) for line in self._watch.stalled(time.monotonic())]
-        events, self._events = self._events + stalled, []
+        at = [("at", step) for step in [self._watch.step()] if step]
+        events, self._events = self._events + at + stalled, []
         return events
 
     async def beat(self, rank: int, where: str, step: int, doing: str) -> None:

@@ -4,14 +4,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import HistoryRow
 from ddpm_core.artifacts.looks import PROGRESS, Look, list_grids
-from ddpm_core.training.ailments import Verdict, judge
+from ddpm_core.training.ailments import TOO_FEW_STEPS, Verdict, judge
 from ddpm_core.training.course import Course
 
-_REFRESH = b'http-equiv="refresh"'
+_TRAINED = b">Trained<"
+"""On the page of a run that has come to its end."""
 _EVERY_S = 30.0
 """Between two writings of the page: its charts take a second of this machine."""
 
@@ -45,18 +47,29 @@ class ProgressPage:
         if not looks or time.monotonic() - self._written < _EVERY_S:
             return False
         first = math.isinf(self._written)
-        self.write(judge(self._course), refresh_s=int(_EVERY_S))
+        self.write(self._verdict(), refresh_s=int(_EVERY_S))
         return first
 
     def is_last(self) -> bool:
         """Whether the page stands that a run ended with."""
-        return storage.exists(self.uri) and _REFRESH not in storage.read_bytes(self.uri)
+        return storage.exists(self.uri) and _TRAINED in storage.read_bytes(self.uri)
 
-    def write(self, verdict: Verdict, refresh_s: int | None = None) -> None:
+    def stop(self) -> None:
+        """Say that the run was stopped before its end, if the page has been written."""
+        if not math.isinf(self._written):
+            self.write(self._verdict(), stopped=True)
+
+    def _verdict(self) -> Verdict:
+        """Under way; that there are more steps to come needs no saying."""
+        verdict = judge(self._course)
+        return replace(verdict, ailments=tuple(each for each in verdict.ailments if each.name != TOO_FEW_STEPS))
+
+    def write(self, verdict: Verdict, *, refresh_s: int | None = None, stopped: bool = False) -> None:
         """Write the page.
 
         Args:
             refresh_s: after so many seconds it looks for a newer one; None: it is the last.
+            stopped: before the last step.
         """
         from ddpm_core.evaluation.progress_page import (  # matplotlib, for a second
             Progress,
@@ -66,13 +79,21 @@ class ProgressPage:
 
         page = Progress(
             run=self._run_uri.rpartition("/")[2],
-            step=self._course.looks[-1].step if self._course.looks else 0,
+            step=max(
+                [
+                    0,
+                    *(look.step for look in self._course.looks),
+                    *(int(row["step"]) for row in self._course.history[-1:]),
+                ]
+            ),
             steps=self._steps,
             looks=self._course.looks,
             lines=verdict.lines,
             history=self._course.history,
             grids=self._shown(chosen_steps),
             refresh_s=refresh_s,
+            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+            stopped=stopped,
         )
         storage.write_bytes(self.uri, render_progress(page).encode())
         self._written = time.monotonic()

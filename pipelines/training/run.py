@@ -21,7 +21,7 @@ from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
 from pipelines.naming import code_version, digest, recipe_named_in, trajectory
 from pipelines.recipes.config import Recipe
-from pipelines.recipes.files import KEPT, recipe_file
+from pipelines.recipes.files import KEPT, find_recipe, recipe_file
 from pipelines.recipes.recipes import RECIPES
 
 
@@ -31,6 +31,14 @@ def run_name(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> 
         return recipe.name
     decides = {**trajectory(recipe, index, origin(init_from)), "dataset": index.digest}
     return f"{recipe.recipe}-{digest(decides)}"
+
+
+def fewer_than_said(recipe: Recipe) -> str:
+    """That a project's file says more steps than were asked for, in a line; empty if it does not."""
+    said = find_recipe(recipe.file).train.steps if recipe.file else 0
+    if said <= recipe.train.steps:
+        return ""
+    return f"{recipe.train.steps:,} steps, of the {said:,} that {recipe.file} says: without --train.steps, the same command goes on"
 
 
 def why_anew(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> str:

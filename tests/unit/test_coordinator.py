@@ -57,6 +57,20 @@ def test_long_steps_are_waited_for_longer_and_each_stall_is_told_once() -> None:
     assert watch.stalled(1106.0) == []
 
 
+def test_how_far_all_have_come_is_told_with_what_was_posted() -> None:
+    async def told() -> list[object]:
+        coordinator, events = Coordinator(), list[object]()
+        for steps in ((0, 0), (7, 6), (9, 9)):
+            for rank, step in enumerate(steps):
+                await coordinator.beat(rank, "node", step, "computing")
+            await coordinator.post("logged", steps)
+            events += await coordinator.take()
+        return events
+
+    assert asyncio.run(told()) == [
+        ("logged", (0, 0)), ("logged", (7, 6)), ("at", 6), ("logged", (9, 9)), ("at", 9)]  # fmt: skip
+
+
 async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: float = 5.0) -> tuple[int | None, int]:
     """What leave() returns, and how many of the workers were told to save. The dead wait for the order first, and for ever."""
     coordinator, told = Coordinator(), []

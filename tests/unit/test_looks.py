@@ -205,6 +205,11 @@ def test_the_page_is_written_as_it_goes_and_once_more_at_the_end(tmp_path: Path)
     html = Path(page.uri).read_text()
     assert 'http-equiv="refresh"' in html
     assert not page.is_last()
+    page.stop()
+    html = Path(page.uri).read_text()
+    assert "Stopped; the same command goes on" in html
+    assert 'http-equiv="refresh"' not in html
+    assert not page.is_last()
     page.write(Verdict(words=""))
     html = Path(page.uri).read_text()
     assert page.is_last()

@@ -50,7 +50,7 @@ from pipelines.sample import SampleArgs
 from pipelines.scheduling.resolve import check_command, recipe_of
 from pipelines.sweeping.setting import apply
 from pipelines.train import TrainArgs
-from pipelines.training.run import keep_recipe, run_name, why_anew
+from pipelines.training.run import fewer_than_said, keep_recipe, run_name, why_anew
 
 CPUS, GPU = Machine(cpus=2, gpu=False), Machine(cpus=16, gpu=True)
 HERE = 'project = "flowers"\n[data]\nsource = "photos"\n'
@@ -295,6 +295,16 @@ def test_a_run_gives_its_projects_file_back(tmp_path: Path) -> None:
     )
     keep_recipe(make("digits"), str(tmp_path))
     assert not (tmp_path / "recipe.toml").exists()
+
+
+def test_fewer_steps_than_the_file_says_are_no_end(tmp_path: Path) -> None:
+    file = written(tmp_path, HERE + "[train]\nsteps = 1_880\n")
+    recipe = find_recipe(file)
+    assert fewer_than_said(recipe) == ""
+    fewer = replace(recipe, train=replace(recipe.train, steps=340))
+    said = f"340 steps, of the 1,880 that {file} says: without --train.steps, the same command goes on"
+    assert fewer_than_said(fewer) == said
+    assert fewer_than_said(replace(make("digits"), train=fewer.train)) == ""
 
 
 def test_a_run_that_begins_anew_says_what_keeps_the_last_one_from_going_on(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def is_look(step: int, config: TrainConfig) -> bool:
     return step == config.steps or any(step % every == 0 for every in rhythms)
 
 
+def look_passes(config: TrainConfig) -> int:
+    """Network passes, one image each, of all looks of a run: each is at three losses in each band."""
+    often = max(1, config.steps // _LOOKS)
+    rhythms = (range(0, config.steps, every) for every in (often, config.checkpoint_every, config.preview_every))
+    return 3 * _BANDS * _IMAGES * (1 + len(set().union(*rhythms)))
+
+
 class FixedLosses:
     """The fixed images, and what is drawn for them.
 

@@ -77,7 +77,11 @@ def _passes_per_s(model: ModelConfig, sample: SampleStage) -> tuple[float, int]:
 
 def training_cost(recipe: Recipe) -> list[str]:
     """What training needs of each worker's memory, and how long it takes; two lines."""
-    return _training_cost(recipe, 1)
+    from ddpm_core.training.fixed_losses import look_passes
+    from pipelines.training.looker import preview_passes
+
+    passes = look_passes(recipe.train) + preview_passes(recipe.train, recipe.schedule.num_timesteps)
+    return _training_cost(recipe, 1, passes)
 
 
 def sweep_cost(recipe: Recipe, sweep: SweepStage, num_trials: int) -> list[str]:
@@ -87,11 +91,11 @@ def sweep_cost(recipe: Recipe, sweep: SweepStage, num_trials: int) -> list[str]:
     together = (
         f"{counted(at_once, 'trial')} at once{'' if cluster_address() is None else ' (the cluster may hold more)'}"
     )
-    lines = _training_cost(replace(recipe, train=train), at_once)
+    lines = _training_cost(replace(recipe, train=train), at_once, 0)
     return [*lines, f"that is {steps:,} steps in all, {together}; measuring the trials comes on top"]
 
 
-def _training_cost(recipe: Recipe, runs_at_once: int) -> list[str]:
+def _training_cost(recipe: Recipe, runs_at_once: int, passes: int) -> list[str]:
     # Not before: each command would begin the later for it.
     from ddpm_core.training.memory import images_at_once, memory_of_worker, step_bytes
 
@@ -113,23 +117,26 @@ def _training_cost(recipe: Recipe, runs_at_once: int) -> list[str]:
         time = f"not tried, as a worker may take {bytes_words(memory)} here: {remedy}"
     else:
         mean_share = -(-train.batch_size // train.num_workers)
-        time = _time(recipe, train, model, device, mean_share, train.steps / runs_at_once)
-    flops = 3 * forward_flops(model) * train.batch_size * train.steps  # backward costs twice what forward does
+        images = train.steps / runs_at_once * mean_share + passes / 3  # backward costs twice what forward does
+        time = _time(recipe, train, model, device, mean_share, images)
+    flops = 3 * forward_flops(model) * train.batch_size * train.steps
     return [
         f"training's memory: {bytes_words(needed)} of tensors for each worker, {at_once:,} images at a time",
         f"training's time: {time}; {flops:.1e} operations in all",
     ]
 
 
-def _time(recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.device, share: int, steps: float) -> str:
-    """By a few steps of made-up images, with a worker's threads."""
+def _time(
+    recipe: Recipe, train: TrainStage, model: ModelConfig, device: torch.device, share: int, images: float
+) -> str:
+    """Of so many images a worker, by a few steps of made-up ones, with a worker's threads."""
     from ddpm_core.training.probe import images_per_s
     from ddpm_core.training.step import Objective
 
     objective = Objective(schedule=make_schedule(recipe.schedule).to(device), reverse=recipe.reverse, loss=recipe.loss)
     with _threads(train.threads):
         rate, tried = images_per_s(model, objective, train, device, share)
-    return f"about {span(steps * share / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
+    return f"about {span(images / rate)} at {short(rate)} images/s a worker, tried here in steps of {tried:,} images"
 
 
 @contextmanager

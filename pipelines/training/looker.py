@@ -67,6 +67,11 @@ class Looker:
         return step == self.train.steps or (step > 0 and step % self.train.preview_every == 0)
 
 
+def preview_passes(config: TrainConfig, num_timesteps: int) -> int:
+    """Network passes, one image each, of all pictures of a run."""
+    return _IMAGES * min(_STEPS, num_timesteps) * -(-config.steps // config.preview_every)
+
+
 def averaged_model(state: TrainState, config: dict[str, Any]) -> Model:
     """The model with a state's averaged weights as they are now, on its device."""
     device = next(state.network.parameters()).device

@@ -148,12 +148,14 @@ def test_what_fails_in_the_middle_leaves_nothing(typed: Typed, tmp_path: Path, m
             ("models:/ddpm@champion",),
             r"models:/ddpm@champion: no model is registered in \S+/store; expected another .*",
         ),
+        (("flowers.toml",), r"no run and no model ddpm-flowers in \S+; expected a run .*"),
         (("models:/ddpm", "--step", "3"), r"models:/ddpm names no model; expected models:/NAME@ALIAS or .*"),
         (("small", "--weight", "model"), r".*did you mean --weights.*"),
         ((), r"nothing is named; expected `python pipelines/export.py RUN\|MODEL` .*"),
     ],
 )
 def test_a_mistake_is_one_line(typed: Typed, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    (tmp_path / "flowers.toml").write_text('project = "flowers"\n[data]\nsource = "photos"\n')
     code, out, err = typed(*words, "--to", "safetensors", "--out", "made")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.fullmatch(f"error: {said}\n", err), err

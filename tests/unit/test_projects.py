@@ -23,6 +23,7 @@ from ddpm_core.artifacts.manifest import ROW_SCHEMA, DatasetIndex, ShardEntry, m
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import open_source
 from ddpm_core.errors import InputError, MissingError
+from ddpm_core.interop.unet_json import Form, unet_json
 from ddpm_core.model.unet import check_image_size
 from pipelines import new
 from pipelines.cli.checks import check_data
@@ -450,6 +451,8 @@ def test_size_and_colour_choose_the_recipe(side: int, grey: bool, gpu: bool, lik
     assert (recipe.train.use_gpu, recipe.sample.use_gpu, recipe.train.num_workers) == (gpu, gpu, 1 if gpu else 2)
     assert recipe.train.flip == (like not in ("digits", "mnist"))
     assert recipe.schedule == make(like).schedule
+    shape = {"image_size": recipe.data.image_size, "channels": recipe.data.channels}
+    assert unet_json(Form(unet=recipe.unet, num_outputs=shape["channels"], **shape))  # it can go to diffusers
     check_image_size(recipe.unet, recipe.data.image_size)
 
 

@@ -224,6 +224,7 @@ def test_what_is_under_way_is_said_to_be_so(typed: Typed, store: str, monkeypatc
     [
         (("smal",), r"no smal in \S+/store; expected KIND/NAME or NAME as .*; did you mean small\?"),
         (("runs/smal",), r"no runs/smal in \S+; .*; did you mean runs/small\?"),
+        (("../my-photos/home/IMG_1.jpg",), r"no \.\./my-photos/home/IMG_1\.jpg in \S+/store; expected KIND/NAME .*"),
         (("twice",), r"twice is runs/twice and sweeps/twice; expected one of them"),
         (("models:/digits/1",), r"models:/digits/1: no model is registered in \S+/store; expected another --store, .*"),
         (("models:/digits",), r"models:/digits names no model; expected models:/NAME@ALIAS or .*"),

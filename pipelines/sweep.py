@@ -74,7 +74,7 @@ class SweepArgs(Recipe):
     @property
     def searched(self) -> Space:
         """The space that the flags say."""
-        return space_of(self.sweep, self.space)
+        return space_of(self, self.space, self.sweep)
 
 
 def read(args_type: type[SweepArgs], argv: list[str], program: str, about: str) -> SweepArgs:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+OPEN = ("beta-schedules", "quick")
+"""To whose words the recipe's own are added where they are not among them."""
 SPACES: dict[str, Mapping[str, Sequence[str]]] = {
     # Which noise, and how much of it.
     "beta-schedules": {

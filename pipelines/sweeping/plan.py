@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 
 import torch
 
@@ -13,7 +14,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.sampling.checks import check_request
 from pipelines.recipes.config import Recipe, SweepStage
-from pipelines.recipes.spaces import SPACES
+from pipelines.recipes.spaces import OPEN, SPACES
 from pipelines.sweeping.setting import Setting
 from pipelines.sweeping.space import Space, check_space, draws, grid, read_space
 from pipelines.tracking.resolve import find_dataset
@@ -28,15 +29,24 @@ def shape_of(recipe: Recipe) -> Shape:
     return shape.image_size, shape.channels
 
 
-def space_of(sweep: SweepStage, said: Mapping[str, Sequence[str]]) -> Space:
-    """What is searched: what was said, or the space of the sweep's name.
+def space_of(recipe: Recipe, said: Mapping[str, Sequence[str]], sweep: SweepStage) -> Space:
+    """What is searched: what was said, or the space of the sweep's name, in an open one with the recipe's own words.
 
     Raises:
         InputError: in one line, naming the field or the space.
     """
     if not said and sweep.space not in SPACES:
         raise InputError(f"sweep.space is {sweep.space}; expected {', '.join(SPACES)}, or fields by --space.FIELD")
-    return read_space(said or SPACES[sweep.space])
+    return read_space(said or (_with_own(recipe, sweep.space) if sweep.space in OPEN else SPACES[sweep.space]))
+
+
+def _with_own(recipe: Recipe, space: str) -> Mapping[str, Sequence[str]]:
+    """Else the setting that the recipe has could not win."""
+    own = {field: attrgetter(field.replace("-", "_"))(recipe) for field in SPACES[space]}
+    return {
+        field: (*words, own[field]) if isinstance(own[field], str) and own[field] not in words else words
+        for field, words in SPACES[space].items()
+    }
 
 
 def checker(shape: Shape) -> Callable[[Recipe], None]:

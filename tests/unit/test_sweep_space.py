@@ -13,7 +13,7 @@ from ddpm_core.errors import InputError
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 from pipelines.recipes.spaces import SPACES
-from pipelines.sweeping.plan import checker, settings_of, steps_in_all, trials_at
+from pipelines.sweeping.plan import checker, settings_of, space_of, steps_in_all, trials_at
 from pipelines.sweeping.setting import apply, flags_of, key_of, read_part, words_of
 from pipelines.sweeping.space import Choice, Range, check_space, draws, grid, is_wider, read_space
 
@@ -36,6 +36,16 @@ def test_words_become_values_of_the_fields_types() -> None:
     assert space.domains["unet.channel-multipliers"] == Choice(((1, 2), (1, 2, 2)))
     assert space.domains["train.ema-decay"] == Choice((None, 0.99))
     assert space.domains["train.flip"] == Choice((True, False))
+
+
+def test_the_recipes_own_words_are_among_those_of_an_open_space() -> None:
+    """Of a project that predicts x_0, a sweep over eps and v could not find that it is right."""
+    sweep, mnist = SweepStage(space="quick"), make("mnist")
+    assert mnist.reverse.prediction == "x_0"
+    assert space_of(mnist, {}, sweep).domains["reverse.prediction"] == Choice(("eps", "v", "x_0"))
+    assert space_of(DIGITS, {}, sweep) == read_space(SPACES["quick"])
+    assert space_of(mnist, {}, SweepStage(space="paper-table-2")) == read_space(SPACES["paper-table-2"])
+    assert space_of(mnist, {"reverse.prediction": ("v",)}, sweep) == read_space({"reverse.prediction": ("v",)})
 
 
 def test_words_of_a_space_are_read_as_the_same_space() -> None:

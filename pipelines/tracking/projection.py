@@ -43,7 +43,9 @@ def project(client: Any, run: Any, entries: list[Entry], where: Callable[[str], 
     for place, name in of_kind["file"]:
         if (data := _found(where(place))) is not None:
             client.log_text(run.info.run_id, data.decode(), name)
-    for status, at in of_kind["status"][-1:]:
+    for status, at in sorted(of_kind["status"], key=lambda entry: entry[1])[
+        -1:
+    ]:  # of several jobs, one beside the other
         if status == "RUNNING" and at >= (run.info.end_time or 0):  # else it has ended elsewhere since
             client.update_run(run.info.run_id, status)
         elif status != "RUNNING":

@@ -55,14 +55,16 @@ class RunHandle:
 
     def start(
         self, lineage: Lineage, above: RunHandle | None, tags: Mapping[str, str], params: Mapping[str, Any]
-    ) -> None:
-        """Mark the run as running, below what is now its parent."""
+    ) -> str:
+        """Mark the run as running, below what is now its parent; returns what it was, empty if it is new."""
         self._record.lineage, self._above = lineage, above
         self._tracker.records.tidy(lineage)
         recorded = self._tracker.records.read(lineage)
         self._points |= {(entry[1], entry[3]) for entry in recorded if entry[0] == "metric"}
         self._shows = next((entry[2] for entry in recorded if entry[:2] == ["tag", _SHOWS_TAG]), self._shows)
         self._log([["status", "RUNNING", _now()], *_tags(tags), *_params(params)], at_once=True)
+        before = sorted((entry for entry in recorded if entry[0] == "status"), key=lambda entry: entry[2])
+        return str(before[-1][1]) if before else ""
 
     def shows(self, key: str) -> bool:
         """Whether the points of a run below may stand here, too: those of the first that asked, as those of two would mix."""

@@ -56,7 +56,8 @@ class Tracker(Server):
         """One stage as an MLflow run; the run of the same key is continued, whatever became of it.
 
         It ends as FINISHED; as FAILED at an exception; as KILLED at an interrupt or exit; not at all at a
-        HeldError. Killed outright it stays RUNNING until the same key comes again.
+        HeldError. Killed outright it stays RUNNING until the same key comes again. What a user's mistake refuses (InputError)
+        leaves it as it was: another command may be at work on it.
 
         Args:
             name: what a person reads.
@@ -68,12 +69,15 @@ class Tracker(Server):
         """
         lineage = [[name, key], *(parent.lineage if parent else [])]
         handle = self.handle(lineage)
-        handle.start(lineage, parent if shown_above else None, tags or {}, params or {})
+        before = handle.start(lineage, parent if shown_above else None, tags or {}, params or {})
         status: str | None = "FINISHED"
         try:
             yield handle
         except HeldError:
             status = None  # whoever holds what this job would have made ends the run
+            raise
+        except InputError:
+            status = None if before == "RUNNING" else before or "FAILED"
             raise
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"

@@ -287,6 +287,23 @@ def test_a_run_is_continued_by_its_key(tracker: tracking.Tracker, store: str) ->
     assert (run.data.tags["ddpm.key"], run.data.tags["a"]) == ("t", "2")
 
 
+def test_a_mistake_leaves_a_run_as_it_was(tracker: tracking.Tracker, store: str) -> None:
+    """Else a command that is refused would show as failed the run that another one is at work on."""
+
+    def refused() -> str:
+        other = tracking.open_tracking(store, "digits")
+        with pytest.raises(InputError), other.run("train", key="t") as run:
+            raise InputError("no such class")
+        return str(tracker.client.get_run(run.run_id).info.status)
+
+    assert refused() == "FAILED"  # there was nothing before
+    with tracker.run("train", key="t") as run:
+        tracker.keep_up(at_once=True)
+        assert refused() == "RUNNING"
+    assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
+    assert refused() == "FINISHED"
+
+
 def test_no_point_stands_twice(tracker: tracking.Tracker) -> None:
     rows = [{"step": step, "loss": 1 / (step + 1), "speed": 2.0} for step in range(1500)]
     with tracker.run("train", key="t") as run:

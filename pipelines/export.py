@@ -20,6 +20,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
 
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Annotated, Literal, get_args
 
 import tyro
@@ -27,6 +28,7 @@ import tyro
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, run_of
 from ddpm_core.errors import InputError
+from ddpm_core.interop.onnx import check_installed
 from ddpm_core.training.averages import young_weights
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.invocation import typed
@@ -39,6 +41,7 @@ from pipelines.recipes.files import KEPT
 from pipelines.recipes.recipes import RECIPES
 
 _WORD = "RUN|MODEL"
+_READS = {"diffusers": "diffusers", "onnx": "onnxruntime"}
 _OFTEN = "to", "out", "weights", "step", "store"
 
 
@@ -70,6 +73,8 @@ def check(args: ExportArgs) -> None:
     if args.out.endswith(".onnx"):
         raise InputError(f"out is {args.out}; expected a folder, into which model.onnx is written")
     storage.check_absent(storage.absolute(args.out))
+    if args.to == "onnx":
+        check_installed()
 
 
 def plan(args: ExportArgs) -> list[str]:
@@ -92,6 +97,7 @@ def run(args: ExportArgs) -> Outcome:
         "weights": storage.join(out, FORMS[args.to].weights),
         "sha256": sha256,
         "load": loading(args.to, out),
+        **({"first": f"pip install {library}"} if (library := _READS.get(args.to)) and not find_spec(library) else {}),
     }
     again = typed("sample.py", *_recipe_of(weights), "--model", out, store=args.store)
     return Outcome(made=made, metrics={"step": weights.step}, next="" if args.to == "onnx" else again)

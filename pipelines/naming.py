@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,12 +60,15 @@ def unlike_paper(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's config as JSON, by dotted names: the settings that are not the defaults, which are the paper's."""
     train = Recipe().train
     usual = settings(replace(Recipe(), train=replace(train, precision=train.resolved_precision)))
-    return {
-        f"{part}.{key}": value
-        for part, defaults in usual.items()
-        for key, value in config.get(part, {}).items()
-        if key not in defaults or value != defaults[key]  # JSON leaves out what is younger than it and has its default
-    }
+    return {name: value for part, plain in usual.items() for name, value in _unlike(part, config.get(part, {}), plain)}
+
+
+def _unlike(part: str, config: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():  # JSON leaves out what is younger than it and has its default
+        if isinstance(value, Mapping) and isinstance(usual.get(key), Mapping):
+            yield from _unlike(f"{part}.{key}", value, usual[key])
+        elif key not in usual or value != usual[key]:
+            yield f"{part}.{key}", value
 
 
 def digest(plain: Any, length: int = 12) -> str:

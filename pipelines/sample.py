@@ -156,6 +156,11 @@ def run(args: SampleArgs) -> Outcome:
         if note := told_otherwise(weights, args.sample.sampler):
             say(note)
         if args.classes:
+            if not read_model_config(weights.config).unet.num_classes:
+                raise InputError(
+                    f"classes is {' '.join(args.classes)}, and the model was not told of classes; expected none, or a model "
+                    "trained with unet.num-classes"
+                )
             labels = numbers_of(args.classes, _classes_of(weights, args.store))
             args = replace(args, classes=(), sample=replace(args.sample, labels=labels))
         sampled = replace(pipeline, recipe=as_recipe(args)).sample(weights)

@@ -31,6 +31,15 @@ _WHOLE_BYTES = 2**31 - 2**24
 """Of weights that go into the file itself: protobuf ends at 2 GiB, and the graph needs some of it."""
 
 
+def check_installed() -> None:
+    """Refuse to begin without the libraries that write an ONNX file.
+
+    Raises:
+        InputError: in one line, with what installs them.
+    """
+    _ = _onnx.ModelProto, _onnxscript.script
+
+
 def write_onnx(uri: str, weights: Weights) -> None:
     """Write the denoiser of averaged weights; done twice, it changes nothing.
 
@@ -85,7 +94,7 @@ class _Denoiser(nn.Module):
 
 def _export(network: UNet, model: ModelConfig) -> Any:
     """By torch.export: torch's exporter by tracing is deprecated, and what it sees of a batch may become a constant."""
-    _ = _onnxscript.script, _onnx.ModelProto  # asked for in our words, before torch asks in its own
+    check_installed()  # asked for in our words, before torch asks in its own
     # 2 images, as sizes of 0 and 1 are taken for constants
     inputs = {"x_t": torch.zeros(2, *model.image_shape), "t": torch.tensor([0, 1])}
     if model.num_classes:

@@ -88,7 +88,9 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
     except InputError as error:
         if named:
             raise
-        raise InputError(f"{error}; promote one, or name another by --model") from None
+        raise InputError(
+            f"{error}; a schedule draws the champion's images: promote one, or name another by --model"
+        ) from None
     seed = [] if _value(arguments, _SEED) is not None else [_SEED, str(first_seed(tick))]
     return (*start, *arguments, "--model", model, "--store", store, *seed, "--json")
 

@@ -69,6 +69,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
                 if done < 0 and (why := why_anew(recipe, index, init_from)):
                     shown.say(f"train: {why}")
                 if done > 0:
+                    page.go_on()
                     shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
                 reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page)

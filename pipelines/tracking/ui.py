@@ -13,6 +13,7 @@ from pipelines.tracking.store import follow_move, is_server, open_client, tracki
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
+_ENDS_S = 5.0
 ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated",
@@ -45,8 +46,12 @@ def serve(store: str) -> int:
         if wait_until_up(server, port):
             print(f"MLflow: http://{HOST}:{port} on {store}; Ctrl-C stops it", flush=True)
         return server.wait()
-    except KeyboardInterrupt:  # the server got it too
-        server.wait()
+    except KeyboardInterrupt:  # of a terminal, the server got it too
+        try:
+            server.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:  # of a supervisor it did not
+            server.terminate()
+            server.wait()
         return 0
 
 

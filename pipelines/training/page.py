@@ -31,7 +31,7 @@ class ProgressPage:
         """Where it lies."""
         self._run_uri, self._course, self._steps = run_uri, course, steps
         self._grids: dict[int, bytes] = {}
-        self._written = -math.inf
+        self._written, self._told = -math.inf, False
 
     def tell(self, rows: Sequence[HistoryRow], looks: Sequence[Look]) -> bool:
         """What was logged and seen; the page is written if the last time is long enough ago.
@@ -46,9 +46,13 @@ class ProgressPage:
         self._course = replace(self._course, looks=seen, history=[*self._course.history, *rows])
         if not looks or time.monotonic() - self._written < _EVERY_S:
             return False
-        first = math.isinf(self._written)
+        first, self._told = not self._told, True
         self.write(self._verdict(), refresh_s=int(_EVERY_S))
         return first
+
+    def go_on(self) -> None:
+        """Of a run that goes on, before its first look: what stands there says that it was stopped, or ended."""
+        self.write(self._verdict(), refresh_s=int(_EVERY_S))
 
     def is_last(self) -> bool:
         """Whether the page stands that a run ended with."""

@@ -58,7 +58,8 @@ def why_anew(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> 
     state, run = read_state(newest), run_of(newest).rpartition("/")[2]
     begins = f"a new run: {run} (step {state['step']:,}) was trained"
     if state["dataset_digest"] != index.digest:
-        return f"{begins} on other images, {_images(state['dataset_uri'])}; now they are {_images(index.uri)}"
+        now = f"now they are {_images(index.uri)} (--init-from {run} would begin with its weights)"
+        return f"{begins} on other images, {_images(state['dataset_uri'])}; {now}"
     different = difference(state["config"], trajectory(recipe, index, origin(init_from)))
     return "{} with {} = {}, now it is {}".format(begins, *different) if different else ""
 

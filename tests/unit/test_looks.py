@@ -206,7 +206,12 @@ def test_the_page_is_written_as_it_goes_and_once_more_at_the_end(tmp_path: Path)
     assert 'http-equiv="refresh"' in html
     assert not page.is_last()
     page.stop()
+    stopped = Path(page.uri).read_text()
+    page.go_on()
+    assert 'http-equiv="refresh"' in Path(page.uri).read_text()
+    page.stop()
     html = Path(page.uri).read_text()
+    assert html == stopped
     assert "Stopped; the same command goes on" in html
     assert 'http-equiv="refresh"' not in html
     assert not page.is_last()

@@ -346,11 +346,12 @@ def test_a_run_that_begins_anew_says_what_keeps_the_last_one_from_going_on(tmp_p
     assert why_anew(replace(recipe, name="mine"), more, None) == ""
     assert why_anew(replace(recipe, recipe="tulips"), more, None) == ""
     new = f"a new run: {begun} (step 1,200) was trained "
-    assert why_anew(recipe, more, None) == f"{new}on other images, 300 in flowers-300; now they are 350 in flowers-350"
+    now = f"; now they are 350 in flowers-350 (--init-from {begun} would begin with its weights)"
+    assert why_anew(recipe, more, None) == f"{new}on other images, 300 in flowers-300{now}"
     seeded = replace(recipe, train=replace(recipe.train, seed=7))
     assert why_anew(seeded, few, None) == f"{new}with train.seed = 0, now it is 7"
     shutil.rmtree(few.uri)
-    assert why_anew(recipe, more, None).endswith("on other images, in flowers-300; now they are 350 in flowers-350")
+    assert why_anew(recipe, more, None) == f"{new}on other images, in flowers-300{now}"
 
 
 def test_a_schedule_finds_the_file_from_anywhere_and_its_champion(

@@ -1,5 +1,6 @@
 """The train stage: a run held, trained by Ray Train, and what is shown of it meanwhile."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from ddpm_core.artifacts.checkpoint import (
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore, hold_run
 from ddpm_core.artifacts.looks import read_looks
 from ddpm_core.artifacts.manifest import DatasetIndex
+from ddpm_core.errors import HeldError, UserError
 from ddpm_core.evaluation.features.random_conv import NAME as DISTANCE_NAME
 from ddpm_core.training.ailments import Verdict, judge
 from ddpm_core.training.averages import young_average
@@ -77,8 +79,13 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
                 try:
                     fit(what, hold, recipe.train, reporter.tell, looker, validator.here(what.run))
                     reporter.note(validator.found(wait=True))
+                except HeldError:  # the page is another job's by now
+                    raise
                 except BaseException:
-                    page.stop()
+                    with suppress(
+                        UserError, OSError
+                    ):  # what ended the training is told, not that its page cannot be written
+                        page.stop()
                     raise
     final = checkpoint_uri(run_uri, recipe.train.steps)
     course = course_of(final)

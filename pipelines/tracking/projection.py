@@ -43,9 +43,8 @@ def project(client: Any, run: Any, entries: list[Entry], where: Callable[[str], 
     for place, name in of_kind["file"]:
         if (data := _found(where(place))) is not None:
             client.log_text(run.info.run_id, data.decode(), name)
-    for status, at in sorted(of_kind["status"], key=lambda entry: entry[1])[
-        -1:
-    ]:  # of several jobs, one beside the other
+    statuses = sorted(of_kind["status"], key=lambda entry: entry[1])  # of several jobs, one beside the other
+    for status, at in statuses[-1:]:
         if status == "RUNNING" and at >= (run.info.end_time or 0):  # else it has ended elsewhere since
             client.update_run(run.info.run_id, status)
         elif status != "RUNNING":

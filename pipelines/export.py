@@ -29,6 +29,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, run_of
 from ddpm_core.errors import InputError
 from ddpm_core.interop.onnx import check_installed
+from ddpm_core.model.config import read_model_config
 from ddpm_core.training.averages import young_weights
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.invocation import typed
@@ -96,9 +97,14 @@ def run(args: ExportArgs) -> Outcome:
         "folder": out,
         "weights": storage.join(out, FORMS[args.to].weights),
         "sha256": sha256,
-        "load": loading(args.to, out),
         **({"first": f"pip install {library}"} if (library := _READS.get(args.to)) and not find_spec(library) else {}),
+        "load": loading(args.to, out),
     }
+    classes = read_model_config(weights.config).unet.num_classes
+    if classes and args.to == "diffusers":
+        made["classes"] = (
+            f"{classes}, of which DDPMPipeline gives none: pipeline.unet(x, t, class_labels=...) takes their numbers"
+        )
     again = typed("sample.py", *_recipe_of(weights), "--model", out, store=args.store)
     return Outcome(made=made, metrics={"step": weights.step}, next="" if args.to == "onnx" else again)
 

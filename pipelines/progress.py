@@ -18,7 +18,8 @@ class Progress:
     """A count that grows to a total, with a few figures beside it."""
 
     def __init__(self, what: str, total: int, unit: str, initial: int = 0) -> None:
-        self._what, self._total, self._unit, self.count = what, total, unit, initial
+        self._what, self._total, self._unit = what, total, unit
+        self.count = initial
         """So many are done."""
         self._told = time.monotonic()
         self._metrics: dict[str, str] = {}

@@ -39,7 +39,7 @@ def place_of(named: str, store: str) -> Place:
     if is_path and (found := _IN_STORE.fullmatch(storage.absolute(named))):
         return Place(found["store"], found["name"])
     kind, _, rest = named.strip("/").partition("/")
-    return Place(store, f"{kind}/{rest.partition('/')[0]}" if kind in KINDS and rest else named)
+    return Place(store, f"{kind}/{rest.partition('/')[0]}" if kind in KINDS and rest else named.rstrip("/"))
 
 
 def find_item(named: str, store: str, items: dict[str, Item], models: Iterable[str]) -> Item | str:

@@ -59,6 +59,7 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
     """
     name = run_name(recipe, index, init_from)
     run_uri = run_folder(recipe.store, name)
+    fewer = fewer_than_said(recipe)  # now: the file may be another one, or gone, once the run has come to its end
     if not _is_done(recipe, index, init_from, run_uri, run):
         with hold_run(run_uri, say=say) as hold, Gauges(run=name) as gauges:
             gauges.set(RUN_HELD_SINCE, datetime.fromisoformat(hold.holder.since).timestamp(), host=hold.holder.host)
@@ -82,15 +83,14 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
                 except HeldError:  # the page is another job's by now
                     raise
                 except BaseException:
-                    with suppress(
-                        UserError, OSError
-                    ):  # what ended the training is told, not that its page cannot be written
+                    # What ended the training is told, and not that its page cannot be written.
+                    with suppress(UserError, OSError):
                         page.stop()
                     raise
     final = checkpoint_uri(run_uri, recipe.train.steps)
     course = course_of(final)
     verdict = _judged(course, run_uri, recipe.train.steps, run)
-    if fewer := fewer_than_said(recipe):
+    if fewer:
         say(f"train: {fewer}")
     rates = sorted(row["images_per_s"] for row in course.history)
     return Trained(

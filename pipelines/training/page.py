@@ -83,13 +83,7 @@ class ProgressPage:
 
         page = Progress(
             run=self._run_uri.rpartition("/")[2],
-            step=max(
-                [
-                    0,
-                    *(look.step for look in self._course.looks),
-                    *(int(row["step"]) for row in self._course.history[-1:]),
-                ]
-            ),
+            step=self._step(),
             steps=self._steps,
             looks=self._course.looks,
             lines=verdict.lines,
@@ -101,6 +95,11 @@ class ProgressPage:
         )
         storage.write_bytes(self.uri, render_progress(page).encode())
         self._written = time.monotonic()
+
+    def _step(self) -> int:
+        """The last one of which something is known."""
+        logged = (int(row["step"]) for row in self._course.history)
+        return max((*(look.step for look in self._course.looks), *logged), default=0)
 
     def _shown(self, chosen: Callable[[list[int]], list[int]]) -> dict[int, bytes]:
         """The grids that the page shows, each read once."""

@@ -11,7 +11,7 @@ from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
 from ddpm_core.diffusion.schedule import make_schedule
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, UserError
 from ddpm_core.model.config import read_model_config
 from ddpm_core.model.form import UNetForm
 from ddpm_core.model.weights import check_weights, weights_to_begin_with
@@ -55,11 +55,15 @@ def why_anew(recipe: Recipe, index: DatasetIndex, init_from: Weights | None) -> 
     if recipe.name or not others:
         return ""
     newest = storage.below(runs, max(others, key=lambda entry: entry.changed_s).name).rpartition("/")[0]
-    state, run = read_state(newest), run_of(newest).rpartition("/")[2]
-    begins = f"a new run: {run} (step {state['step']:,}) was trained"
-    if state["dataset_digest"] != index.digest:
-        now = f"now they are {_images(index.uri)} (--init-from {run} would begin with its weights)"
-        return f"{begins} on other images, {_images(state['dataset_uri'])}; {now}"
+    run = run_of(newest).rpartition("/")[2]
+    try:
+        state = read_state(newest)
+        begins = f"a new run: {run} (step {state['step']:,}) was trained"
+        if state["dataset_digest"] != index.digest:
+            now = f"now they are {_images(index.uri)} (--init-from {run} would begin with its weights)"
+            return f"{begins} on other images, {_images(state['dataset_uri'])}; {now}"
+    except UserError as error:  # another run's damage is no reason not to train this one
+        return f"a new run, not held against {run}: {error}"
     different = difference(state["config"], trajectory(recipe, index, origin(init_from)))
     return "{} with {} = {}, now it is {}".format(begins, *different) if different else ""
 

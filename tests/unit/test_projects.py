@@ -350,6 +350,11 @@ def test_a_run_that_begins_anew_says_what_keeps_the_last_one_from_going_on(tmp_p
     assert why_anew(recipe, more, None) == f"{new}on other images, 300 in flowers-300{now}"
     seeded = replace(recipe, train=replace(recipe.train, seed=7))
     assert why_anew(seeded, few, None) == f"{new}with train.seed = 0, now it is 7"
+    state = Path(f"{recipe.store}/runs/{begun}/checkpoints/step-00001200/state.json")
+    said = state.read_text()
+    state.write_text("{")
+    assert why_anew(recipe, more, None).startswith(f"a new run, not held against {begun}: ")  # its damage stops nobody
+    state.write_text(said)
     shutil.rmtree(few.uri)
     assert why_anew(recipe, more, None) == f"{new}on other images, in flowers-300{now}"
 

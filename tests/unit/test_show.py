@@ -148,6 +148,7 @@ def test_what_has_no_page_is_seen_in_mlflow(typed: Typed, store: str, monkeypatc
 
 def test_an_mlflow_that_is_away_hides_nothing_else(typed: Typed, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert typed("small/")[:2] == typed("small")[:2]  # as a shell completes it
     code, out, err = typed("small")
     assert (code, rows(out)["run"]) == (0, f"{store}/runs/small")
     assert "which models are registered is not known: MLflow at http://127.0.0.1:9 cannot be opened" in err

@@ -106,10 +106,16 @@ def precision_recall_curve(points: NDArray[np.float64], *, dark: bool = False) -
     figure = empty_figure(*_HALF)
     axes = figure.subplots()
     axes.plot(points[:, 1], points[:, 0], color=accent, linewidth=1.4, marker="o")
-    sides = ((6, -10), (-30, 5), (6, 5), (-30, -10))  # in turn: in one corner the points lie close together
     for k, (precision, recall) in enumerate(points.tolist(), 1):
+        away = (0, -14 if k % 2 else 7)  # below and above in turn: in a corner the points lie close together
         axes.annotate(
-            f"k = {k}", (recall, precision), sides[(k - 1) % 4], textcoords="offset points", color=ink, fontsize=8
+            "k = 1" if k == 1 else str(k),
+            (recall, precision),
+            away,
+            textcoords="offset points",
+            color=ink,
+            fontsize=8,
+            ha="center",
         )
     dress(axes, ink, "recall", "precision")
     axes.set_xlim(0, 1.05)

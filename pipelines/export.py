@@ -29,7 +29,7 @@ from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights, run_of
 from ddpm_core.errors import InputError
 from ddpm_core.interop.onnx import check_installed
-from ddpm_core.model.config import read_model_config
+from ddpm_core.model.config import ModelConfig, read_model_config
 from ddpm_core.training.averages import young_weights
 from pipelines.cli.command import Outcome, run_command
 from pipelines.cli.invocation import typed
@@ -100,13 +100,23 @@ def run(args: ExportArgs) -> Outcome:
         **({"first": f"pip install {library}"} if (library := _READS.get(args.to)) and not find_spec(library) else {}),
         "load": loading(args.to, out),
     }
-    classes = read_model_config(weights.config).unet.num_classes
-    if classes and args.to == "diffusers":
-        made["classes"] = (
-            f"{classes}, of which DDPMPipeline gives none: pipeline.unet(x, t, class_labels=...) takes their numbers"
-        )
+    made |= _calling(args.to, read_model_config(weights.config))
     again = typed("sample.py", *_recipe_of(weights), "--model", out, store=args.store)
     return Outcome(made=made, metrics={"step": weights.step}, next="" if args.to == "onnx" else again)
+
+
+def _calling(to: Format, config: ModelConfig) -> dict[str, str]:
+    """What the line that loads it does not say of how it is asked."""
+    classes = config.unet.num_classes
+    if to == "onnx":
+        inputs = {"x_t": f"float32 {['b', *config.image_shape]}", "t": "int64 ['b']"}
+        inputs |= {"labels": "int64 ['b']"} if classes else {}
+        named = ", ".join(f"{name} {what}" for name, what in inputs.items()).replace("'", "")
+        return {"takes": f"{named}; session.run(['output'], inputs) gives {config.reverse.prediction}"}
+    if to == "diffusers" and classes:
+        told = "of which DDPMPipeline gives none: pipeline.unet(x, t, class_labels=...) takes their numbers"
+        return {"classes": f"{classes}, {told}"}
+    return {}
 
 
 def _recipe_of(weights: Weights) -> list[str]:

@@ -37,8 +37,9 @@ from pipelines.cluster.placement import for_sampling
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
+from pipelines.tracking import default_model, open_server
 from pipelines.tracking.registry import champion_of
-from pipelines.tracking.resolve import check_model, dataset_of
+from pipelines.tracking.resolve import check_model, dataset_of, find_weights
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "classes", "sample.guidance", "sample.sampler.name",
@@ -135,19 +136,43 @@ def numbers_of(wanted: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(known.index, wanted))
 
 
-def _classes_of(weights: Weights, store: str) -> tuple[str, ...]:
+def labels_of(wanted: Sequence[str], weights: Weights, store: str) -> tuple[int, ...]:
+    """The numbers of a model's classes.
+
+    Raises:
+        InputError: in one line: the model was not told of classes, its dataset is not found, or none is called so.
+    """
+    if not read_model_config(weights.config).unet.num_classes:
+        raise InputError(
+            f"classes is {' '.join(wanted)}, and the model was not told of classes; expected none, or a model trained with "
+            "unet.num-classes"
+        )
     try:
-        return dataset_of(weights, store).class_names
+        known = dataset_of(weights, store).class_names
     except InputError:
         raise InputError(
             f"classes have their names from the dataset that the model at {weights.uri} was trained on, which is not found; "
             "expected their numbers: --sample.labels"
         ) from None
+    return numbers_of(wanted, known)
+
+
+def check_classes(args: SampleArgs) -> None:
+    """That the model knows the classes, before Ray starts for half a minute.
+
+    Raises:
+        InputError: in one line.
+    """
+    server = open_server(args.store)
+    name = args.model or default_model(server, f"ddpm-{args.recipe}")
+    labels_of(args.classes, find_weights(name, server, args.store), args.store)
 
 
 def run(args: SampleArgs) -> Outcome:
     """Generate what is not there yet."""
     check_model(args.model or champion_of(args.recipe), args.store)  # not in check: --dry-run needs none
+    if args.classes:
+        check_classes(args)
     from pipelines.pipeline import open_pipeline
 
     with open_pipeline(as_recipe(args), for_sampling(args.sample)) as pipeline:
@@ -156,12 +181,7 @@ def run(args: SampleArgs) -> Outcome:
         if note := told_otherwise(weights, args.sample.sampler):
             say(note)
         if args.classes:
-            if not read_model_config(weights.config).unet.num_classes:
-                raise InputError(
-                    f"classes is {' '.join(args.classes)}, and the model was not told of classes; expected none, or a model "
-                    "trained with unet.num-classes"
-                )
-            labels = numbers_of(args.classes, _classes_of(weights, args.store))
+            labels = labels_of(args.classes, weights, args.store)
             args = replace(args, classes=(), sample=replace(args.sample, labels=labels))
         sampled = replace(pipeline, recipe=as_recipe(args)).sample(weights)
     if args.out:

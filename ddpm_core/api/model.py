@@ -196,6 +196,7 @@ class Model:
         num_steps: int | None = None,
         labels: Sequence[int] = (),
         guidance: float = 0.0,
+        on_step: OnStep | None = None,
     ) -> tuple[NDArray[np.uint8], Images]:
         """What the network expects to see on the way: x_0_hat at some of the sampler's steps (Fig. 6), and the images.
 
@@ -204,6 +205,7 @@ class Model:
             sampler, num_steps: as in `sample`.
             labels: of a model with classes: one an image (-1: without one). None given: without.
             guidance: the scale of classifier-free guidance.
+            on_step: as in `generate`.
 
         Returns:
             uint8 [n, steps, height, width, channels], and the images: those of `sample` with the same labels.
@@ -213,7 +215,7 @@ class Model:
         keys, p = self._edited(seeds, labels, guidance)
         noise = seeded_noise(keys, self.config.image_shape)
         x_T = noise(p.schedule.num_timesteps)
-        seen, x_0 = editing.progressive(p, way, x_T, noise, timesteps)
+        seen, x_0 = editing.progressive(p, way, x_T, noise, timesteps, on_step)
         return to_images(seen), to_images(x_0)
 
     def interpolate(

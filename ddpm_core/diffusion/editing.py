@@ -9,7 +9,7 @@ from ddpm_core.diffusion.process import gather_at, q_sample
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import Clip, ReverseProcess, p_mean_variance
 from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
-from ddpm_core.diffusion.samplers import Noise, sample
+from ddpm_core.diffusion.samplers import Noise, OnStep, sample
 from ddpm_core.errors import InputError
 from ddpm_core.types import Bool, Float, Tensor
 
@@ -75,12 +75,18 @@ def interpolate(
 
 
 def progressive(
-    p: ReverseProcess, sampler: SamplerConfig, x_T: Float[Tensor, "b c h w"], noise: Noise, timesteps: Sequence[int]
+    p: ReverseProcess,
+    sampler: SamplerConfig,
+    x_T: Float[Tensor, "b c h w"],
+    noise: Noise,
+    timesteps: Sequence[int],
+    on_step: OnStep | None = None,
 ) -> tuple[Float[Tensor, "b s c h w"], Float[Tensor, "b c h w"]]:
     """x_0_hat on the way from noise to image: coarse first, then fine (Section 4.3, Fig. 6).
 
     Args:
         timesteps: where to look; each one a step that the sampler takes.
+        on_step: as `sample` tells it.
 
     Returns:
         x_0_hat at each of them, in the order given, and x_0.
@@ -99,6 +105,8 @@ def progressive(
     def look(t: int, x_t: Tensor, x_0_hat: Tensor) -> None:
         if t in timesteps:
             seen[t] = x_0_hat
+        if on_step is not None:
+            on_step(t, x_t, x_0_hat)
 
     x_0 = sample(p, sampler, x_T, noise, on_step=look)
     return torch.stack([seen[t] for t in timesteps], dim=1), x_0

@@ -92,9 +92,9 @@ def _course(looks: Sequence[Look], overfits: Ailment | None) -> str:
     if losses[-1] > (1 + _WORSE) * losses[best]:
         return f"{'overfitting' if overfits else 'worse'} since step {looks[best].step:,}: {of} {least}, {last}"
     since = next(at for at, loss in enumerate(losses) if loss <= losses[best] * (1 + _BETTER))
-    quarter = max(1, len(looks) // 4)
-    if since >= len(looks) - quarter:
-        before = looks[-1 - quarter]
+    earlier = max((at for at, look in enumerate(looks) if look.step <= 3 * looks[-1].step / 4), default=0)
+    if since > earlier:
+        before = looks[earlier]
         by = 1 - losses[-1] / fmean(before.judged)
         return f"improving: {of} {last}, {by:.0%} less than at step {before.step:,}"
     return f"flat since step {looks[since].step:,}: {of} {losses[since]:.4g} then, {last}{_goes_on(looks[since], looks[-1])}"

@@ -25,6 +25,7 @@ from ddpm_core.errors import InputError, nearest
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import labels_of_seeds
+from pipelines.progress import progress
 
 _AT_ONCE = 64
 """Images of a grid or an animation, at most."""
@@ -143,7 +144,15 @@ def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Itera
         if model.config.num_classes
         else ()
     )
-    seen, images = model.progressive(seeds, shown, sampler=config.sampler, labels=labels, guidance=config.guidance)
+    with progress("film", len(taken), "step") as bar:
+        seen, images = model.progressive(
+            seeds,
+            shown,
+            sampler=config.sampler,
+            labels=labels,
+            guidance=config.guidance,
+            on_step=lambda t, x_t, x_0_hat: bar.set(bar.count + 1),
+        )
     for frame in (*np.moveaxis(seen, 1, 0), images, images):
         yield image_grid(torch.from_numpy(np.ascontiguousarray(frame)).permute(0, 3, 1, 2))
 

@@ -62,7 +62,8 @@ def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], 
         print(as_typed(about))
         return
     known = f"expected {', '.join(commands)}{nearest(word, commands)} (--help says what each does)"
-    print(f"error: {script} has no command {word!r}; {known}", file=sys.stderr)
+    lacks = f"has no command {word!r}" if word else "asks for a command"
+    print(f"error: {script} {lacks}; {known}", file=sys.stderr)
     sys.exit(2)
 
 

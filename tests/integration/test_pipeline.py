@@ -432,7 +432,7 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
 
 
 def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
-    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
+    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps, then two more by two workers, a few images at a time; then images of two classes, guided, and bits/dim."""
     wanted, _, _ = made
@@ -467,6 +467,11 @@ def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
     )
     outcome = sample.run(by_name)
     assert (outcome.made["samples"], outcome.metrics["computed"]) == (sampled.samples.set_uri, 0)
+    monkeypatch.delattr(
+        "pipelines.pipeline.open_pipeline"
+    )  # a name of no class is refused before Ray is asked for anything
+    with pytest.raises(InputError, match="classes has '13'; expected some of 0, 1, 2"):
+        sample.run(replace(by_name, classes=("3", "13")))
 
 
 def test_images_of_others_have_the_figures_of_the_sample_set(

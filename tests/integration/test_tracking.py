@@ -1026,6 +1026,7 @@ def test_a_model_is_shown_and_exported_by_any_of_its_names(
             "models:/digits/1 was judged by nothing, models:/digits/1 by nothing",
         ),
         (["crown"], "registry.py has no command 'crown'; expected list, show, compare, promote, rollback"),
+        ([], "registry.py asks for a command; expected list, show, compare, promote, rollback (--help"),
     ],
 )
 def test_a_mistake_with_the_registry_is_one_line(

@@ -61,6 +61,13 @@ def test_a_loss_that_stays_is_flat_since_it_first_came_there() -> None:
     assert said(looks(course)).words == "flat since step 700: validation loss 0.095 then, 0.094 at step 1,600"
 
 
+def test_a_run_that_was_made_longer_is_judged_by_its_steps_and_not_by_its_looks() -> None:
+    """The shorter one was looked at more often: most of the looks are of the beginning."""
+    steps = [*range(0, 130, 10), 400, 800, 1200, 1600]
+    seen = [replace(look, step=step) for step, look in zip(steps, looks([*HEALTHY[:13], *[0.076] * 4]), strict=True)]
+    assert said(seen).words == "flat since step 400: validation loss 0.076 then, 0.076 at step 1,600"
+
+
 def test_what_goes_on_at_some_t_alone_is_told_with_what_is_flat() -> None:
     course = [*HEALTHY[:8], *[0.094] * 9]
     seen = looks(course)

@@ -12,7 +12,7 @@ from ddpm_core.diffusion.editing import inpaint, interpolate, progressive, recon
 from ddpm_core.diffusion.process import predict_x_0, q_sample
 from ddpm_core.diffusion.respacing import spaced_process
 from ddpm_core.diffusion.reverse import ReverseConfig, ReverseProcess
-from ddpm_core.diffusion.sampler_config import SamplerConfig
+from ddpm_core.diffusion.sampler_config import SamplerConfig, steps_taken
 from ddpm_core.diffusion.samplers import sample
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.types import Tensor
@@ -117,7 +117,9 @@ def test_the_exact_denoiser_mixes_linearly(sampler: SamplerConfig) -> None:
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver", "heun"])
 def test_progressive_shows_x_0_hat_along_the_chain(name) -> None:
     x_T, sampler = standard(4, 0), SamplerConfig(name=name, num_steps=10, clip="none")
-    seen, x_0 = progressive(P, sampler, x_T, noise(4), [T - 1, 55, 0])
+    told: list[int] = []
+    seen, x_0 = progressive(P, sampler, x_T, noise(4), [T - 1, 55, 0], on_step=lambda t, *_: told.append(t))
+    assert told == steps_taken(sampler, T)[::-1]
     assert seen.shape == (1, 3, 2, 1, 4)
     t = torch.tensor([T - 1])
     torch.testing.assert_close(seen[:, 0], predict_x_0("eps", P.denoiser(x_T, t), x_T, t, SCHEDULE))

@@ -88,7 +88,11 @@ def test_diffusers_takes_the_same_step(typed: Typed, store: str) -> None:
 def test_onnxruntime_takes_the_same_step(typed: Typed, store: str) -> None:
     code, out, err = typed(f"{store}/runs/small", "--to", "onnx", "--out", "denoiser")
     assert (code, err) == (0, "")
-    session = loaded(told(out)["load"])["session"]
+    said = told(out)
+    assert (
+        said["takes"] == f"x_t float32 [b, 1, {SIZE}, {SIZE}], t int64 [b]; session.run(['output'], inputs) gives eps"
+    )
+    session = loaded(said["load"])["session"]
     x_t, t = 2 * torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 7, T - 1])
     expected = ddpm_core.load(f"{store}/runs/small").network(x_t, t, torch.full((3,), -1))
     (found,) = session.run(["output"], {"x_t": x_t.numpy(), "t": t.numpy()})

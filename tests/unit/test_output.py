@@ -89,9 +89,16 @@ def test_an_npz_is_what_numpy_reads(samples: SampleSet, weights: Weights, images
 
 @pytest.mark.parametrize("name", ["way.gif", "way.webp"])
 def test_an_animation_ends_with_what_the_model_draws(
-    name: str, samples: SampleSet, weights: Weights, tmp_path: Path
+    name: str,
+    samples: SampleSet,
+    weights: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("pipelines.progress._PLAIN_EVERY_S", -1.0)
     write_output(samples, weights, CONFIG, str(tmp_path / name))
+    assert capsys.readouterr().err.splitlines()[-1] == "film: 3 of 3 steps"
     with Image.open(tmp_path / name) as made:
         assert getattr(made, "n_frames", 1) >= 3  # three steps and the images; a format may join equal ones
         first = np.asarray(made.convert("RGB")).copy()

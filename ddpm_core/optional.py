@@ -13,9 +13,7 @@ _CHECKOUT = Path(__file__).parents[1] / "pyproject.toml"
 class _Late:
     def __init__(self, module: str, package: str, purpose: str, extra: str) -> None:
         self._module, self._package, self._purpose = module, package, purpose
-        self._install = package
-        if extra:
-            self._install = f"-e '.[{extra}]'" if _CHECKOUT.exists() else f"'ddpm-pipeline[{extra}]'"
+        self._extra = extra
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -24,9 +22,17 @@ class _Late:
             if error.name and error.name.startswith(__package__):
                 raise
             raise InputError(
-                f"{self._purpose} needs {self._package}; expected it installed: pip install {self._install}"
+                f"{self._purpose} needs {self._package}; expected it installed: pip install {self._installed()}"
             ) from None
         return getattr(module, name)
+
+    def _installed(self) -> str:
+        if not self._extra:
+            return self._package
+        if not _CHECKOUT.exists():
+            return f"'ddpm-pipeline[{self._extra}]'"
+        here = "." if _CHECKOUT.parent == Path.cwd() else _CHECKOUT.parent
+        return f"-e '{here}[{self._extra}]'"
 
 
 def late(module: str, package: str, purpose: str, *, extra: str = "") -> Any:

@@ -35,7 +35,7 @@ from pipelines.feature_weights import check_features, find_features
 from pipelines.measuring.image_sets import foreign_images
 from pipelines.recipes.config import SampleStage, default_store
 from pipelines.subject import Subject, of_model, of_others
-from pipelines.tracking.registry import champion_of
+from pipelines.tracking.registry import champion_of, champion_or_candidate
 from pipelines.tracking.resolve import check_model, dataset_of, find_dataset
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def plan(args: EvaluateArgs) -> list[str]:
     count = f"{args.evaluate.num_images:,}"
     if args.images is not None:
         return [f"evaluate: the first {count} images of {args.images} against {args.dataset}, into {args.store}"]
-    whose = args.model or champion_of(args.recipe)
+    whose = args.model or champion_or_candidate(args.recipe)
     return [
         f"sample: {args.sample.num_images:,} images of {whose}, unless they are there",
         *(f"sample: as many by {name} in {steps} steps" for name in args.samplers for steps in args.steps),

@@ -91,6 +91,8 @@ def run(args: ExportArgs) -> Outcome:
     weights, out = _find(args), storage.absolute(args.out)
     if args.weights == "ema" and (warning := young_weights(weights.config, weights.step)):
         say(f"{weights.uri}: {warning}; or --weights model")
+    if args.to == "onnx":
+        say("export: torch writes the network down, which takes some 10 s")
     sha256 = export(weights, args.to, out)
     made = {
         "model": f"{weights.uri}, step {weights.step:,}, {'averaged' if args.weights == 'ema' else 'not averaged'}",

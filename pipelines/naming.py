@@ -60,6 +60,7 @@ def unlike_paper(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's config as JSON, by dotted names: the settings that are not the defaults, which are the paper's."""
     train = Recipe().train
     usual = settings(replace(Recipe(), train=replace(train, precision=train.resolved_precision)))
+    usual["unet"]["form"] = to_json(Recipe().unet.form)  # JSON leaves it out, as it is the default
     return {name: value for part, plain in usual.items() for name, value in _unlike(part, config.get(part, {}), plain)}
 
 

@@ -21,7 +21,7 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self.count = initial
         """So many are done."""
-        self._told = time.monotonic()
+        self._began = self._told = time.monotonic()
         self._metrics: dict[str, str] = {}
         self._first: tuple[float, int] | None = None
         self._bar = (
@@ -47,6 +47,16 @@ class Progress:
             print(f"{self._what}: {', '.join(told)}", file=sys.stderr)
         self.count = count
         self._gauges.set(WORK_LEFT, self._total - count)
+
+    def beat(self, doing: str = "") -> None:
+        """Show that it goes on while nothing more is done: the time that passes, and what is done meanwhile."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_postfix_str(doing or self._bar.postfix or "")
+        elif now - self._told > _PLAIN_EVERY_S:
+            self._told = now
+            told = [f"{self.count:,} of {self._total:,} {self._unit}s", *filter(None, [doing])]
+            print(f"{self._what}: {', '.join(told)}, {now - self._began:.0f} s so far", file=sys.stderr)
 
     def _left(self, now: float, count: int) -> list[str]:
         """How long it still takes, once some time has told how fast it goes; what went before the first is no part of it."""

@@ -38,7 +38,7 @@ from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
 from pipelines.tracking import default_model, open_server
-from pipelines.tracking.registry import champion_of
+from pipelines.tracking.registry import champion_of, champion_or_candidate
 from pipelines.tracking.resolve import check_model, dataset_of, find_weights
 
 _OFTEN = (
@@ -89,7 +89,7 @@ def check(args: SampleArgs) -> None:
 def plan(args: SampleArgs) -> list[str]:
     """Whose images, and how."""
     sampler, first = args.sample.sampler, args.sample.first_seed
-    steps, whose = sampler.num_steps or "all", args.model or champion_of(args.recipe)
+    steps, whose = sampler.num_steps or "all", args.model or champion_or_candidate(args.recipe)
     return [
         f"sample: {args.sample.num_images:,} images of {whose}, seeds from {first}, {sampler.name} in {steps} steps, "
         f"into {args.store}"

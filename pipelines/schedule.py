@@ -46,7 +46,7 @@ from ddpm_core.errors import InputError
 from pipelines.cli.command import Outcome
 from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, run_subcommand
-from pipelines.progress import shown
+from pipelines.progress import say, shown
 from pipelines.recipes.config import check_name, default_store
 from pipelines.scheduling.calendar import local_time_zone, parse_tick
 from pipelines.scheduling.jobs import ray_address
@@ -103,6 +103,7 @@ def add(args: AddArgs) -> Outcome:
     """Try the command with --dry-run, and write the record."""
     if args.calendar.warning:
         print(f"warning: {args.calendar.warning}", file=sys.stderr)
+    say("schedule: the command is tried with --dry-run")
     rehearse(pin(args.store, args.command, utc_now()), ray_address())
     terms = {f.name: getattr(args, f.name) for f in fields(Terms)}
     args.schedules.create(args.name, Schedule(**terms, since=said(utc_now())))

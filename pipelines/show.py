@@ -42,6 +42,7 @@ from pipelines.housekeeping.lookup import MODELS, Place, find_item, open_registr
 from pipelines.housekeeping.outside import describe_outside, is_outside
 from pipelines.progress import say
 from pipelines.recipes.config import default_store
+from pipelines.recipes.files import SUFFIX, find_recipe
 from pipelines.tracking import Server, default_model, import_meanwhile, open_server
 from pipelines.tracking.registry import aliases_of, find_version, models, registered
 from pipelines.tracking.store import is_server, is_there, tracking_uri
@@ -64,7 +65,10 @@ class ShowArgs:
 
 def run(args: ShowArgs) -> Outcome:
     """Say it."""
-    place = Place(args.store, args.thing) if is_outside(args.thing) else place_of(args.thing, args.store)
+    outside = is_outside(args.thing)
+    if outside and args.thing.endswith(SUFFIX):
+        find_recipe(args.thing)  # refused at once, where there is none; MLflow takes seconds
+    place = Place(args.store, args.thing) if outside else place_of(args.thing, args.store)
     said = (
         _model(args.thing, args.store)
         if args.thing.startswith(MODELS)

@@ -230,7 +230,8 @@ def _threshold(scores: NDArray[np.float64], false_alarms: float) -> float:
     if rank < 1:
         raise TooFewHeldOut(
             f"{len(scores)} held-out images are left to set the threshold (half of all, without near-duplicates); "
-            f"expected {math.ceil(1 / false_alarms) - 1} or more for {false_alarms:.2%} of false alarms"
+            f"expected {math.ceil(1 / false_alarms) - 1} or more for {false_alarms:.2%} of false alarms: more "
+            "images, or more of them held out as they are sharded (data.test_fraction, data.validation_fraction)"
         )
     return float(np.sort(scores)[rank - 1])
 

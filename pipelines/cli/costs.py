@@ -121,7 +121,8 @@ def _training_cost(recipe: Recipe, runs_at_once: int, passes: int) -> list[str]:
         time = _time(recipe, train, model, device, mean_share, images)
     flops = 3 * forward_flops(model) * train.batch_size * train.steps
     return [
-        f"training's memory: {bytes_words(needed)} of tensors for each worker, {at_once:,} images at a time",
+        f"training's memory: {bytes_words(needed)} of tensors for each worker, of a batch's {train.batch_size:,} at most "
+        f"{at_once:,} images at a time",
         f"training's time: {time}; {flops:.1e} operations in all",
     ]
 

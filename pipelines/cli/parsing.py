@@ -19,7 +19,7 @@ from ddpm_core.model.form import UNetForm
 from pipelines.cli.invocation import as_typed
 from pipelines.cli.short_help import short_help
 from pipelines.progress import say
-from pipelines.recipes.config import Recipe, default_store
+from pipelines.recipes.config import Recipe, TrainStage, default_store
 from pipelines.recipes.files import KEPT, find_recipe
 from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES
@@ -31,6 +31,8 @@ A = TypeVar("A")
 R = TypeVar("R", bound=Recipe)
 
 
+_ON_THE_WAY = 4
+"""Checkpoints and grids of samples: one of a photo project takes some seconds."""
 _ATTENTION = "--unet.attention-resolutions"
 _EVERYWHERE = """\
   --dry-run  print what would be done and how long it takes, touch nothing
@@ -55,8 +57,25 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str, often: 
         print(short_help(program, about, default, often), flush=True)  # here, where a reader who has gone is known
         raise SystemExit(0)
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
+    if hasattr(parsed, "train"):
+        parsed = replace(parsed, train=_still_seen(parsed.train, recipe.train))  # type: ignore[type-var]
     typed = any(word.replace("_", "-").startswith(_ATTENTION) for word in argv)
     return parsed if typed or not isinstance(parsed, Recipe) else _fitted(parsed)
+
+
+def _still_seen(asked: TrainStage, own: TrainStage) -> TrainStage:
+    """A shorter training than the recipe's own, with as many checkpoints and grids of samples on the way, or with four.
+
+    The recipe spreads its own over all its steps: of fewer, none might come before the last.
+    """
+    if asked.steps >= own.steps:
+        return asked
+    for name in ("checkpoint_every", "preview_every"):
+        every = getattr(own, name)
+        many = min(_ON_THE_WAY, own.steps // every)
+        if getattr(asked, name) == every and many > 1:
+            asked = replace(asked, **{name: max(1, min(every, asked.steps // many))})
+    return asked
 
 
 def parse_named(
@@ -198,7 +217,7 @@ def _one_line(box: str) -> str:
     _title, inside = re.sub(r"^╰.*$|│", " ", plain, flags=re.M).split("\n", 1)
     parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
     said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
-    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?").replace("('None', ", "(")  # not given, that is
     if number := re.match(
         r"Error parsing (--\S+): (?:invalid literal for int|could not convert string to float).*?('.*')$", said
     ):

@@ -50,7 +50,12 @@ class _Refused:
 
 
 def share(
-    work: Callable[..., R], items: Sequence[T], ask: Ask, *args: Any, at_once: int | None = None
+    work: Callable[..., R],
+    items: Sequence[T],
+    ask: Ask,
+    *args: Any,
+    at_once: int | None = None,
+    on_look: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[T, R]]:
     """Call work(item, *args) for each item, somewhere; yields each with its result, in the order in which they are done.
 
@@ -63,6 +68,7 @@ def share(
         ask: what a task asks of a node.
         args: the same for all items; an ObjectRef comes as its value.
         at_once: at most so many tasks; none: as many as there is room for.
+        on_look: called each second while some of it runs.
 
     Raises:
         InputError: a user's mistake that a task told, or what can never be placed.
@@ -97,6 +103,7 @@ def share(
                 yield from _results(reference, under_way, waiting)
             if any(task.started for task in under_way.values()) or ready:
                 waited.started()
+                on_look()
             else:
                 waited.tick()
     finally:

@@ -126,7 +126,7 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
     with progress("sample", sum(map(samples.asked_of, missing)), "image") as shown:
         made = 0
         more = shared, config, samples.uri, is_compiled
-        blocks = share(_generate_block, missing, ask, *more, at_once=config.num_workers)
+        blocks = share(_generate_block, missing, ask, *more, at_once=config.num_workers, on_look=shown.beat)
         for block, why in blocks:
             if why and not why_not:
                 say(f"sample: the network goes as it is written, which is slower: {why}")

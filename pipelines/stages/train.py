@@ -177,6 +177,8 @@ class _ProgressReporter:
                 self.note([what])
             elif kind == "warned":
                 self._shown.say(what)
+        if self._shown.count == self._train.steps:
+            self._shown.beat("the last look at it")
         if self._page.tell(rows, [what.look for kind, what in events if kind == "looked"]):
             self._shown.say(f"train: how it goes, on a page that keeps up: {self._page.uri}")
         self.note(self._validator.found())

@@ -124,6 +124,11 @@ def champion_of(recipe: str) -> str:
     return f"models:/ddpm-{recipe}@{CHAMPION}"
 
 
+def champion_or_candidate(recipe: str) -> str:
+    """What `default_model` gives, in words."""
+    return f"{champion_of(recipe)} (of the candidate, while there is no champion)"
+
+
 def default_model(tracker: Server, name: str) -> str:
     """The URI of a model's champion, or of its candidate while there is no champion.
 

@@ -6,9 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import IO
 
 from ddpm_core.errors import InputError
+from pipelines.progress import say
 from pipelines.tracking.store import follow_move, is_server, open_client, tracking_uri
 
 HOST = "127.0.0.1"
@@ -40,7 +43,11 @@ def serve(store: str) -> int:
     follow_move(store, uri)
     port = free_port(os.environ.get("PORT"))
     # Its errors are shown; what it says of its own defaults and dependencies is not.
-    server = subprocess.Popen(server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL)
+    say("ui: MLflow starts, which takes some 10 s")
+    server = subprocess.Popen(
+        server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    threading.Thread(target=_pass_on, args=[server.stderr], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         if wait_until_up(server, port):
@@ -53,6 +60,14 @@ def serve(store: str) -> int:
             server.terminate()
             server.wait()
         return 0
+
+
+def _pass_on(errors: IO[bytes]) -> None:
+    """But for the advice to open the server to others by flags of MLflow's own."""
+    for line in errors:
+        if not line.startswith(b"[MLflow] Security middleware enabled"):
+            sys.stderr.write(line.decode(errors="replace"))
+            sys.stderr.flush()
 
 
 def free_port(wanted: str | None) -> int:

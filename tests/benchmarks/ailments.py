@@ -8,7 +8,7 @@ prints of each kind how many were named, and what was said of the others. What i
     python tests/benchmarks/ailments.py --folder FOLDER --longer 12
 
 Of those healthy ones that were accused of too few steps, and of so many others: what as many steps again take off the loss on
-validation's fixed images.
+validation's fixed images, and who of them had come to an end.
 """
 
 import argparse
@@ -51,6 +51,9 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import run_worker
 from pipelines.training.looker import Looker
+
+_ENDED = 0.1
+"""Of its loss: who loses less by as many steps again has come to its end."""
 
 Change = Callable[[Generator, dict[str, Any]], dict[str, Any]]
 
@@ -147,6 +150,10 @@ def tell_gains(folder: Path, num_others: int) -> None:
     print(
         f"median of the accused {np.median(found[: len(accused)]):.1%}, of others {np.median(found[len(accused) :]):.1%}"
     )
+    for what, ended in (("under", True), ("over", False)):
+        those = [each for each, share in zip(asked, found, strict=True) if (share < _ENDED) == ended]
+        named = sum("too few steps" in each["ailments"] for each in those)
+        print(f"{len(those)} lose {what} {_ENDED:.0%} by as many steps again, {named} of them accused of too few steps")
 
 
 def gain(folder: Path, told: dict[str, Any]) -> float:

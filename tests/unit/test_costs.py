@@ -27,7 +27,9 @@ def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch
     """Half of 64 images; one more, where an epoch ends within a batch, which its memory has to hold."""
     threads = torch.get_num_threads()
     needs, time = costs.training_cost(digits(tmp_path, num_workers=2, steps=10_000))
-    assert re.fullmatch(r"training's memory: [\d.]+ MB of tensors for each worker, 33 images at a time", needs)
+    assert re.fullmatch(
+        r"training's memory: [\d.]+ MB of tensors for each worker, of a batch's 64 at most 33 images at a time", needs
+    )
     said = re.fullmatch(
         r"training's time: about ([\d.]+) (\w+) at ([\d,.]+) images/s a worker, tried here in steps of 32 images; "
         r"3\.\de\+13 operations in all",
@@ -61,7 +63,8 @@ def test_what_does_not_fit_is_not_tried(tmp_path: Path, monkeypatch: pytest.Monk
     )
     needs, time = costs.training_cost(digits(tmp_path, num_workers=1, micro_batch_size="auto"))
     assert re.fullmatch(
-        r"training's memory: (1\d|20)\.\d MB of tensors for each worker, (32|22|16|13) images at a time", needs
+        r"training's memory: (1\d|20)\.\d MB of tensors for each worker, of a batch's 64 at most (32|22|16|13) images at a time",
+        needs,
     )
     assert time.startswith("training's time: about ")
 

@@ -19,6 +19,7 @@ from pipelines.cli.parsing import parse
 from pipelines.evaluate import EvaluateArgs
 from pipelines.recipes.recipes import make
 from pipelines.sample import SampleArgs
+from pipelines.train import TrainArgs
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,24 @@ def test_a_runs_checkpoint_says_its_recipe_and_flags_still_win(tmp_path: Path) -
         assert (parsed.recipe, parsed.sample.sampler.num_steps) == ("mnist", 7)
     assert parse(SampleArgs, ["mnist", "--model", str(tmp_path / "none")], "sample.py", "").recipe == "mnist"
     assert parse(SampleArgs, ["mnist", "--model", "models:/other@champion"], "sample.py", "").recipe == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("flags", "every"),
+    [
+        ([], (1_700, 3_400)),  # of 8,500 steps
+        (["--train.steps", "100"], (25, 50)),
+        (["--train.steps", "1"], (1, 1)),
+        (["--train.steps", "8000"], (1_700, 3_400)),
+        (["--train.steps", "20000"], (1_700, 3_400)),
+        (["--train.steps", "100", "--train.checkpoint-every", "60"], (60, 50)),
+    ],
+)
+def test_a_shorter_training_is_saved_and_shown_on_the_way_all_the_same(
+    flags: list[str], every: tuple[int, int]
+) -> None:
+    train = parse(TrainArgs, ["mnist", *flags], "train.py", "").train
+    assert (train.checkpoint_every, train.preview_every) == every
 
 
 @pytest.mark.parametrize(

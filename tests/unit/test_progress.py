@@ -29,6 +29,21 @@ def test_a_line_now_and_then_says_how_far_it_is_and_how_long_it_takes(
     ]
 
 
+def test_what_takes_long_tells_that_it_goes_on(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("sample", 64, "image") as shown:
+        for second in range(40):
+            clock[0] = float(second)
+            shown.beat()
+        shown.set(64)
+        clock[0] = 60.0
+        shown.beat("the last look at it")
+    assert capsys.readouterr().err.splitlines() == [
+        "sample: 0 of 64 images, 16 s so far",
+        "sample: 0 of 64 images, 32 s so far",
+        "sample: 64 of 64 images, the last look at it, 60 s so far",
+    ]
+
+
 def test_nothing_is_left_of_what_is_done(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress("sample", 64, "image") as shown:
         shown.set(1)

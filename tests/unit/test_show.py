@@ -23,6 +23,7 @@ from ddpm_core.data.sharding.plan import plan_dataset
 from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.model.form import UNetForm
 from pipelines.naming import trajectory, unlike_paper
 from pipelines.recipes.config import Recipe, TrainStage
 
@@ -81,8 +82,14 @@ def test_of_the_papers_own_settings_none_is_named() -> None:
     """However a run's config says them: precision as it was resolved, averaging as it is done."""
     index = make_index("", image_size=32, channels=3, class_names=(), shards=(), num_rejected=0)
     assert unlike_paper(trajectory(Recipe(), index, None)) == {}
-    other = replace(Recipe(), train=TrainStage(ema_decay=0.9999, augment=0.1), schedule=ScheduleConfig(name="cosine"))
+    other = replace(
+        Recipe(),
+        unet=replace(Recipe().unet, form=UNetForm(norm_groups=2)),
+        train=TrainStage(ema_decay=0.9999, augment=0.1),
+        schedule=ScheduleConfig(name="cosine"),
+    )
     assert unlike_paper(trajectory(other, index, None)) == {
+        "unet.form.norm_groups": 2,
         "schedule.name": "cosine",
         "train.ema_decay": 0.9999,
         "train.augment": 0.1,

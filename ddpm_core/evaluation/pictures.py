@@ -22,6 +22,13 @@ _LEGIBLE = 64
 def image_grid(
     images: UInt8[Tensor, "n c h w"], columns: int | None = None, *, scale: int | None = None, padding: int = 2
 ) -> bytes:
+    """`grid_picture` as PNG."""
+    return _png(grid_picture(images, columns, scale=scale, padding=padding))
+
+
+def grid_picture(
+    images: UInt8[Tensor, "n c h w"], columns: int | None = None, *, scale: int | None = None, padding: int = 2
+) -> Image.Image:
     """Images side by side, row by row, on white.
 
     Args:
@@ -39,7 +46,7 @@ def image_grid(
     for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
         canvas.paste(Image.fromarray(tile), (padding + column * width, padding + row * height))
-    return _png(canvas)
+    return canvas
 
 
 def denoising_strip(

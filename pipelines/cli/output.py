@@ -22,7 +22,7 @@ from ddpm_core.artifacts.sample_set import SampleSet, read_images
 from ddpm_core.data.images import decode_png
 from ddpm_core.diffusion.sampler_config import steps_taken
 from ddpm_core.errors import InputError, nearest
-from ddpm_core.evaluation.pictures import image_grid
+from ddpm_core.evaluation.pictures import grid_picture, image_grid
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.labels import labels_of_seeds
 from pipelines.progress import progress
@@ -125,7 +125,7 @@ def _grid(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) 
 
 def _animation(samples: SampleSet, weights: Weights, config: SampleConfig, out: str) -> None:
     """What the network takes the images for at each step, from noise on; the images themselves at the end, for longer."""
-    frames = [Image.open(io.BytesIO(png)) for png in _frames(samples, weights, config)]
+    frames = [*_frames(samples, weights, config)]
     kind = {"format": "WEBP", "lossless": True} if out.lower().endswith(".webp") else {"format": "GIF"}
     made = io.BytesIO()
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_MS]
@@ -134,7 +134,7 @@ def _animation(samples: SampleSet, weights: Weights, config: SampleConfig, out: 
     storage.write_bytes(out, made.getvalue())
 
 
-def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Iterator[bytes]:
+def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Iterator[Image.Image]:
     model = Model.from_weights(weights, torch.device("cpu"))
     seeds = _seeds(samples)
     taken = steps_taken(config.sampler, model.config.schedule.num_timesteps)[::-1]
@@ -154,7 +154,7 @@ def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Itera
             on_step=lambda t, x_t, x_0_hat: bar.set(bar.count + 1),
         )
     for frame in (*np.moveaxis(seen, 1, 0), images, images):
-        yield image_grid(torch.from_numpy(np.ascontiguousarray(frame)).permute(0, 3, 1, 2))
+        yield grid_picture(torch.from_numpy(np.ascontiguousarray(frame)).permute(0, 3, 1, 2))
 
 
 _FILES: dict[str, Callable[[SampleSet, Weights, SampleConfig, str], None]] = {

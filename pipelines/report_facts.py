@@ -2,9 +2,9 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.sample_set import SampleSet
@@ -18,7 +18,7 @@ from pipelines.subject import Subject
 
 def command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Features) -> str:
     """The one that gives this report again; a project is named by where its file lies."""
-    named = str(Path(recipe.file).resolve()) if recipe.file else as_named(recipe)
+    named = storage.absolute(recipe.file) if recipe.file else as_named(recipe)
     config, words = recipe.evaluate, [*program("evaluate.py").split(), named, "--store", recipe.store]
     if subject.model:
         words += ["--model", subject.model[0].uri, "--sample.num-images", str(subject.images.num_images)]

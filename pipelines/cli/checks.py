@@ -33,6 +33,9 @@ from pipelines.progress import say
 from pipelines.recipes.config import Recipe, SampleStage, TrainStage
 from pipelines.tracking.resolve import find_dataset
 
+_MOST_RATE = 1.0
+"""Of Adam, whose steps are about as long: weights begin at a twentieth of it."""
+
 
 def check_data(recipe: Recipe) -> None:
     """Refuse a dataset or a source that cannot be used.
@@ -119,6 +122,11 @@ def check_training(recipe: Recipe) -> None:
     Raises:
         InputError: in one line.
     """
+    if recipe.train.learning_rate > _MOST_RATE:
+        raise InputError(
+            f"train.learning-rate is {recipe.train.learning_rate:g}; expected at most {_MOST_RATE:g} (1e-4 to 2e-3 is usual): "
+            "Adam moves each weight by about that much a step"
+        )
     check_here(for_training(recipe.train))
     check_objective(recipe.loss, recipe.reverse)
     check_prediction(recipe.reverse, make_schedule(recipe.schedule))

@@ -72,7 +72,7 @@ def lagging(rng: Generator, drawn: dict[str, Any]) -> dict[str, Any]:
 
 
 def wild(rng: Generator, drawn: dict[str, Any]) -> dict[str, Any]:
-    return {"learning_rate": 10 ** float(rng.uniform(-1.3, 0)), "warmup_steps": 0}
+    return {"learning_rate": 10 ** float(rng.uniform(-1.3, 0.3)), "warmup_steps": 0}
 
 
 def idle(rng: Generator, drawn: dict[str, Any]) -> dict[str, Any]:

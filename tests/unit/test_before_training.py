@@ -81,6 +81,13 @@ def test_weights_and_references(tmp_path: Path) -> None:
     refused(digits(tmp_path, evaluate=reference), "has 3 dimensions; the features random_conv have 256")
 
 
+def test_a_learning_rate_that_leads_nowhere(tmp_path: Path) -> None:
+    check_training(digits(tmp_path, train={"learning_rate": 1.0}))
+    refused(
+        digits(tmp_path, train={"learning_rate": 9999.0}), r"^train.learning-rate is 9999; expected at most 1 \(1e-4 to"
+    )
+
+
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """395,641 weights of 4 bytes, four copies in each of 3 + 1 checkpoints; 512 images of 64 bytes."""
     needed = 395_641 * 4 * 4 * 4 + 512 * 64

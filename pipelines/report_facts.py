@@ -11,15 +11,14 @@ from ddpm_core.artifacts.sample_set import SampleSet
 from ddpm_core.evaluation.features.networks import Features
 from ddpm_core.evaluation.report_page import DatasetFacts, ModelFacts
 from ddpm_core.training.course import Course, course_of
-from pipelines.cli.invocation import program
 from pipelines.recipes.config import Recipe, as_named
 from pipelines.subject import Subject
 
 
 def command(subject: Subject, index: DatasetIndex, recipe: Recipe, features: Features) -> str:
-    """The one that gives this report again; a project is named by where its file lies."""
+    """The one that gives this report again, in a checkout; a project is named by where its file lies."""
     named = storage.absolute(recipe.file) if recipe.file else as_named(recipe)
-    config, words = recipe.evaluate, [*program("evaluate.py").split(), named, "--store", recipe.store]
+    config, words = recipe.evaluate, ["python", "pipelines/evaluate.py", named, "--store", recipe.store]
     if subject.model:
         words += ["--model", subject.model[0].uri, "--sample.num-images", str(subject.images.num_images)]
     else:

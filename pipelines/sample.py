@@ -34,12 +34,12 @@ from pipelines.cli.costs import sampling_time
 from pipelines.cli.invocation import typed
 from pipelines.cli.output import check_output, write_output
 from pipelines.cluster.placement import for_sampling
+from pipelines.housekeeping.lookup import weights_of
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
-from pipelines.tracking import default_model, open_server
-from pipelines.tracking.registry import champion_of, champion_or_candidate
-from pipelines.tracking.resolve import check_model, dataset_of, find_weights
+from pipelines.tracking.registry import champion_of, champion_or_candidate, model_name
+from pipelines.tracking.resolve import check_model, dataset_of
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "classes", "sample.guidance", "sample.sampler.name",
@@ -163,9 +163,8 @@ def check_classes(args: SampleArgs) -> None:
     Raises:
         InputError: in one line.
     """
-    server = open_server(args.store)
-    name = args.model or default_model(server, f"ddpm-{args.recipe}")
-    labels_of(args.classes, find_weights(name, server, args.store), args.store)
+    weights = weights_of(args.model or model_name(champion_of(args.recipe)), args.store)
+    labels_of(args.classes, weights, args.store)
 
 
 def run(args: SampleArgs) -> Outcome:

@@ -162,7 +162,8 @@ def gain(folder: Path, told: dict[str, Any]) -> float:
     longer, steps = folder / "longer" / run_uri.name, settings["steps"]
     if not longer.exists():
         shutil.copytree(run_uri, longer)
-    train(folder, str(longer), settings | {"steps": 2 * steps})
+    if CheckpointStore(str(longer)).steps()[-1:] != [2 * steps]:  # it is not done again
+        train(folder, str(longer), settings | {"steps": 2 * steps})
     losses = {
         look.step: float(np.mean(look.judged)) for look in course_of(checkpoint_uri(str(longer), 2 * steps)).looks
     }

@@ -28,6 +28,8 @@ YOUNG = "samples of step 320: the averaged weights of step 320 are still 96.9% t
 class Shown:
     """What a reporter says and logs."""
 
+    count = 0
+
     def __init__(self) -> None:
         self.said: list[str] = []
         self.pictures: list[int] = []

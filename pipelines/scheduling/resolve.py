@@ -89,7 +89,7 @@ def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Cal
         if named:
             raise
         raise InputError(
-            f"{error}; a schedule draws the champion's images: make one the champion (evaluate, workflow, or registry promote "
+            f"{error}; a schedule draws the champion's images: make one the champion (by workflow, or registry promote "
             "MODEL --reason WORDS), or name another by --model"
         ) from None
     seed = [] if _value(arguments, _SEED) is not None else [_SEED, str(first_seed(tick))]

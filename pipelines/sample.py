@@ -38,6 +38,7 @@ from pipelines.housekeeping.lookup import weights_of
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
+from pipelines.tracking import default_model, open_server
 from pipelines.tracking.registry import champion_of, champion_or_candidate, model_name
 from pipelines.tracking.resolve import check_model, dataset_of
 
@@ -163,7 +164,8 @@ def check_classes(args: SampleArgs) -> None:
     Raises:
         InputError: in one line.
     """
-    weights = weights_of(args.model or model_name(champion_of(args.recipe)), args.store)
+    named = args.model or default_model(open_server(args.store), model_name(champion_of(args.recipe)))
+    weights = weights_of(named, args.store)
     labels_of(args.classes, weights, args.store)
 
 

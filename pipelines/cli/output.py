@@ -144,7 +144,7 @@ def _frames(samples: SampleSet, weights: Weights, config: SampleConfig) -> Itera
         if model.config.num_classes
         else ()
     )
-    with progress("film", len(taken), "step") as bar:
+    with progress("animation", len(taken), "step") as bar:
         seen, images = model.progressive(
             seeds,
             shown,

@@ -39,20 +39,23 @@ def serve(store: str) -> int:
     if is_server(uri):
         print(f"MLflow runs already: {uri} (MLFLOW_TRACKING_URI)")
         return 0
+    port = free_port(os.environ.get("PORT"))
+    say("ui: MLflow starts, which takes 10 s or more")
     open_client(uri)  # creates a new store before the server's processes could do so at once
     follow_move(store, uri)
-    port = free_port(os.environ.get("PORT"))
     # Its errors are shown; what it says of its own defaults and dependencies is not.
-    say("ui: MLflow starts, which takes some 10 s")
     server = subprocess.Popen(
         server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    threading.Thread(target=_pass_on, args=[server.stderr], daemon=True).start()
+    errors = threading.Thread(target=_pass_on, args=[server.stderr], daemon=True)
+    errors.start()
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         if wait_until_up(server, port):
             print(f"MLflow: http://{HOST}:{port} on {store}; Ctrl-C stops it", flush=True)
-        return server.wait()
+        exit_code = server.wait()
+        errors.join(_ENDS_S)  # why it ended is told to the last line
+        return exit_code
     except KeyboardInterrupt:  # of a terminal, the server got it too
         try:
             server.wait(_ENDS_S)

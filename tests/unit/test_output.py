@@ -98,7 +98,7 @@ def test_an_animation_ends_with_what_the_model_draws(
 ) -> None:
     monkeypatch.setattr("pipelines.progress._PLAIN_EVERY_S", -1.0)
     write_output(samples, weights, CONFIG, str(tmp_path / name))
-    assert capsys.readouterr().err.splitlines()[-1] == "film: 3 of 3 steps"
+    assert capsys.readouterr().err.splitlines()[-1] == "animation: 3 of 3 steps"
     with Image.open(tmp_path / name) as made:
         assert getattr(made, "n_frames", 1) >= 3  # three steps and the images; a format may join equal ones
         first = np.asarray(made.convert("RGB")).copy()

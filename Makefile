@@ -26,10 +26,12 @@ install: .venv/.installed  ## what the commands need, in .venv
 demo: .venv/.installed  ## the whole pipeline on real images, on this machine
 	@$(BIN)/python pipelines/workflow.py digits
 
-# Side by side: those that need no Ray, the longest first; then the others, each process with a Ray of its own.
+# Side by side, the longest first: those that need no Ray; then the others, each process with a Ray of its own, which
+# mostly waits for processes to start.
+LONG := tests/integration/test_pipeline.py tests/integration/test_killed.py
 test: .venv/.installed-test lint  ## every test that this machine can run
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10 tests/golden $(filter-out tests/golden tests/integration tests/benchmarks %.py %/__pycache__,$(wildcard tests/*))
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 tests/integration
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(LONG) $(filter-out $(LONG),$(wildcard tests/integration/test_*.py))
 
 .venv/.installed-stack: .venv/.installed-test
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -c infra/constraints.txt -e '.[server]'

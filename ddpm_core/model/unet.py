@@ -96,17 +96,19 @@ class Level(nn.Module):
 
         With `recompute` what it computes inside is computed again on the way back instead of being kept (Chen et al. 2016).
         """
-
-        def both(time: Tensor, *parts: Tensor) -> Tensor:
-            h = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            out: Tensor = attention(block(h, time, dropout))
-            return out
-
         if not self.recompute or not torch.is_grad_enabled():
-            return both(time, *parts)
+            return _both(block, attention, dropout, time, *parts)
         # No generator state to restore: dropout is keyed.
-        out: Tensor = checkpoint(both, time, *parts, use_reentrant=False, preserve_rng_state=False)
+        out: Tensor = checkpoint(
+            _both, block, attention, dropout, time, *parts, use_reentrant=False, preserve_rng_state=False
+        )
         return out
+
+
+def _both(block: nn.Module, attention: nn.Module, dropout: DropoutKey | None, time: Tensor, *parts: Tensor) -> Tensor:
+    h = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    out: Tensor = attention(block(h, time, dropout))
+    return out
 
 
 class Down(Level):

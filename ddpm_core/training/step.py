@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -135,28 +136,33 @@ def backward(
         weights: 1 for a sample, 0 for padding.
     """
     state.optimizer.zero_grad(set_to_none=True)
-
-    def losses_of(part: Draws, index: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        def denoiser(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
-            with autocast:
-                out: Tensor = forward(x_t, t, part.labels, DropoutKey(config.seed, index), part.augment)
-            return out
-
-        p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)
-        return loss_per_image(p, part.x_0, part.t, part.eps, objective.loss)
-
     totals, losses = [], []
     assert config.micro_batch_size != "auto"  # the loop has found a number for it
     for rows, is_last in micro_batches(len(positions), config.micro_batch_size):
         part = Draws(*(each[rows] for each in draws))
         with nullcontext() if is_last else summed_later(forward):
-            each = losses_of(part, positions[rows])
+            denoiser = partial(_denoised, forward, autocast, part, DropoutKey(config.seed, positions[rows]))
+            p = ReverseProcess(denoiser=denoiser, schedule=objective.schedule, config=objective.reverse)
+            each = loss_per_image(p, part.x_0, part.t, part.eps, objective.loss)
             loss = (each * part.weights * weights[rows]).sum() * (num_workers / config.batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
         totals.append(loss.detach())
         losses.append(each.detach())
     grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip)
     return Backward(mean_over_workers(torch.stack(totals).sum()), grad_norm.detach(), torch.cat(losses))
+
+
+def _denoised(
+    forward: nn.Module,
+    autocast: torch.autocast,
+    part: Draws,
+    dropout: DropoutKey,
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+) -> Float[Tensor, "b o h w"]:
+    with autocast:
+        out: Tensor = forward(x_t, t, part.labels, dropout, part.augment)
+    return out
 
 
 def micro_batches(num_images: int, size: int | None) -> Iterator[tuple[slice, bool]]:

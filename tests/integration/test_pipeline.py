@@ -14,72 +14,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_recipe import recipe
 
 import ddpm_core
 from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import read_checkpoint, read_weights
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
-from ddpm_core.artifacts.manifest import DatasetIndex
 from ddpm_core.artifacts.report import read_report
 from ddpm_core.artifacts.run_record import hold
 from ddpm_core.artifacts.sample_set import read_images, read_sample_set
 from ddpm_core.data.images import decode_png, encode_png
 from ddpm_core.data.sources import source_uri
-from ddpm_core.diffusion.losses import LossConfig
-from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.sampler_config import SamplerConfig
-from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.errors import InputError
-from ddpm_core.evaluation.config import EvaluateConfig
-from ddpm_core.model.unet import UNetConfig
-from pipelines import evaluate, sample, show, workflow
+from pipelines import evaluate, show, workflow
 from pipelines import store as store_command
 from pipelines.cli.subcommands import run_subcommand
 from pipelines.housekeeping.inventory import KINDS, inventory
 from pipelines.housekeeping.removal import remove
-from pipelines.naming import run_folder
-from pipelines.pipeline import Pipeline, open_pipeline
-from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
-from pipelines.recipes.files import read_recipe
-from pipelines.recipes.recipes import make
+from pipelines.pipeline import open_pipeline
+from pipelines.recipes.config import Recipe
 from pipelines.stages.sample import run_sample
 from pipelines.stages.shard import run_shard, source_key
-from pipelines.subject import of_model
-from pipelines.sweeping.space import read_space
-from pipelines.sweeping.table import in_markdown
 from pipelines.tracking import resolve_model
 from pipelines.tracking.resolve import dataset_of, find_dataset
 from pipelines.tracking.store import _PLACES
-from pipelines.training.run import run_name
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def recipe(store: Path | str) -> Recipe:
-    """The digits, with a network and a number of steps for tests."""
-    base = make("digits")
-    return replace(
-        base,
-        store=str(store),
-        unet=UNetConfig(
-            base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), dropout=0.1
-        ),
-        schedule=ScheduleConfig(num_timesteps=20),
-        train=TrainStage(
-            steps=6,
-            batch_size=16,
-            warmup_steps=2,
-            ema_decay=0.25,  # of six updates the first counts for 0.1%: old enough to be promoted
-            log_every=2,
-            checkpoint_every=2,
-            preview_every=6,
-            num_workers=2,
-        ),
-        sample=SampleStage(num_images=24, block_size=8, batch_size=8, sampler=SamplerConfig(name="ddim", num_steps=4)),
-        evaluate=EvaluateConfig(
-            num_images=24, num_shown=9, num_rows=2, num_neighbours=2, bits_per_dim_images=40, bits_per_dim_steps=5
-        ),
-    )
 
 
 def whole(wanted: Recipe, seeds: int = 1) -> workflow.WorkflowArgs:
@@ -431,49 +391,6 @@ def test_a_run_of_that_name_that_was_trained_otherwise_is_refused(
         pipeline.train(pipeline.shard())
 
 
-def test_a_model_with_classes_and_a_learned_variance_walks_the_same_way(
-    made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps, then two more by two workers, a few images at a time; then images of two classes, guided, and bits/dim."""
-    wanted, _, _ = made
-    other = replace(
-        wanted,
-        store=str(tmp_path),
-        unet=replace(wanted.unet, num_classes=10),
-        reverse=ReverseConfig(prediction="v", variance="learned_range"),
-        loss=LossConfig(objective="hybrid"),
-        train=replace(wanted.train, timesteps="loss_aware", recompute=True),
-        sample=replace(wanted.sample, labels=(3, 7), guidance=1.0, sampler=SamplerConfig(num_steps=4)),
-    )
-    with open_pipeline(replace(other, train=replace(other.train, steps=2, num_workers=1))) as pipeline:
-        index = pipeline.shard()
-        pipeline.train(index)
-    with open_pipeline(replace(other, train=replace(other.train, steps=4, micro_batch_size=3))) as pipeline:
-        trained = pipeline.train(index)
-        weights = pipeline.find_weights(trained.checkpoint_uri)
-        sampled = pipeline.sample(weights)
-        evaluated = pipeline.evaluate(of_model(weights, sampled.samples), index)
-    seen = read_checkpoint(trained.checkpoint_uri).optimizer["timesteps.counts"]
-    assert (trained.step, int(seen.sum())) == (4, 64)
-    assert sampled.samples.identity["labels"] == [3, 7]
-    assert evaluated.metrics["bits_per_dim"] > 0
-    assert "Their classes, in turn: 3, 7." in read_report(evaluated.report_uri).html
-    by_name = sample.SampleArgs(
-        recipe=other.recipe,
-        store=other.store,
-        model=trained.checkpoint_uri,
-        classes=("3", "7"),
-        sample=replace(other.sample, labels=()),
-    )
-    outcome = sample.run(by_name)
-    assert (outcome.made["samples"], outcome.metrics["computed"]) == (sampled.samples.set_uri, 0)
-    monkeypatch.delattr(
-        "pipelines.pipeline.open_pipeline"
-    )  # a name of no class is refused before Ray is asked for anything
-    with pytest.raises(InputError, match="classes has '13'; expected some of 0, 1, 2"):
-        sample.run(replace(by_name, classes=("3", "13")))
-
-
 def test_images_of_others_have_the_figures_of_the_sample_set(
     made: tuple[Recipe, dict[str, str], dict[str, float]], tmp_path: Path
 ) -> None:
@@ -561,82 +478,3 @@ def test_labels_that_the_model_does_not_know_are_refused(
     asked = replace(wanted, sample=replace(wanted.sample, labels=(3,)))
     with open_pipeline(asked) as pipeline, pytest.raises(ValueError, match="the model was trained without classes"):
         pipeline.sample(pipeline.find_weights("models:/ddpm-digits@champion"))
-
-
-def test_a_sweep_takes_the_best_further_and_goes_on_where_it_was(
-    made: tuple[Recipe, dict[str, str], dict[str, float]],
-) -> None:
-    wanted, _, _ = made
-    sampler = replace(wanted.sample, sampler=SamplerConfig(name="ddim", num_steps=4))
-    wanted = replace(wanted, train=replace(wanted.train, steps=4), sample=sampler, name=None)
-    sweep = SweepStage(num_trials=3, num_images=16, num_rungs=2, max_concurrent=2, repeats=2)
-    words = {
-        "schedule.name": ("linear", "cosine", "sigmoid"),
-        "train.learning-rate": ("uniform:0.001:0.002",),
-        "train.batch-size": (str(wanted.train.batch_size // 2),),
-    }
-    with open_pipeline(wanted) as pipeline:
-        index = pipeline.shard()
-        swept = pipeline.sweep(sweep, read_space(words), index, "three")
-        assert [row.step for row in swept.ranking] == [4, 1, 1]
-        assert [len(row.repeats) for row in swept.ranking] == [2, 2, 0]
-        folder = Path(swept.uri).parent
-        results = {file: file.stat().st_mtime_ns for file in (folder / "results").iterdir()}
-        assert len(results) == 3 + 1 + 4  # the first rung, the last one, the finalists' repeats
-        assert len(list((folder / "samples").iterdir())) == len(results)
-
-        # The winner stands where train.py looks for it; the trials' own checkpoints are gone.
-        winner = replace(read_recipe(swept.winner_uri), store=wanted.store)
-        assert pipeline_trained(replace(pipeline, recipe=winner), index) == winner.train.steps == 8  # of half the size
-        assert not list((folder / "runs").rglob("*.safetensors"))
-
-        # One more trial, in a wider space: what is on record is not done again.
-        wider = read_space({**words, "schedule.name": (*words["schedule.name"], "quadratic")})
-        more = pipeline.sweep(replace(sweep, num_trials=4), wider, index, "three")
-        assert len(more.ranking) == 4
-        assert {file: file.stat().st_mtime_ns for file in results} == results
-        told = json.loads(Path(more.uri).read_text())
-        assert (told["state"], len(told["settings"])) == ("finished", 4)
-        experiment = pipeline.tracker.experiment_id
-        (run,) = pipeline.tracker.client.search_runs(
-            [experiment], "tags.winner LIKE '%' AND attributes.run_name = 'sweep digits'"
-        )
-        assert run.data.tags["mlflow.note.content"] == in_markdown(more.ranking, more.verdict)
-
-        for space, asked, why in (
-            (
-                wider,
-                replace(sweep, num_images=8),
-                r"was begun with num_images = 16, now it is 8; give this one another",
-            ),
-            (read_space(words), sweep, "expected that, or a wider space"),
-        ):
-            with pytest.raises(ValueError, match=why):
-                pipeline.sweep(asked, space, index, "three")
-
-
-def test_a_sweep_by_proposals_and_asha_tells_of_what_failed(
-    made: tuple[Recipe, dict[str, str], dict[str, float]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of two learning rates one diverges: its cause is its result, and the other wins."""
-    wanted, _, _ = made
-    sampler = replace(wanted.sample, sampler=SamplerConfig(name="ddim", num_steps=4))
-    train = replace(wanted.train, steps=9, warmup_steps=0, max_skipped=0)
-    wanted = replace(wanted, train=train, sample=sampler, name=None)
-    sweep = SweepStage(num_trials=6, search="tpe", stopping="asha", num_images=16, num_rungs=2, repeats=0)
-    space = read_space({"train.learning-rate": ("0.001", "1e30"), "schedule.name": ("linear", "cosine")})
-    with open_pipeline(wanted) as pipeline:
-        swept = pipeline.sweep(sweep, space, pipeline.shard(), "proposed")
-    standing = [row for row in swept.ranking if not row.failed]
-    assert standing[0].setting["train.learning-rate"] == 0.001
-    assert standing[0].step == 9
-    failed = [row for row in swept.ranking if row.failed]
-    assert failed
-    assert all("diverge" in row.failed or "no number" in row.failed or "finite" in row.failed for row in failed)
-    assert "failed: " in capsys.readouterr().err
-
-
-def pipeline_trained(pipeline: Pipeline, index: DatasetIndex) -> int:
-    """The step of the run that training would go on from."""
-    name = run_name(pipeline.recipe, index, None)
-    return CheckpointStore(run_folder(pipeline.recipe.store, name)).steps()[-1]

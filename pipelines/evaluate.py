@@ -31,12 +31,13 @@ from pipelines.cli.checks import check_counts, check_sampling
 from pipelines.cli.command import Outcome, as_recipe, run_command
 from pipelines.cli.invocation import ui
 from pipelines.cluster.placement import for_a_cpu, for_sampling
+from pipelines.datasets import dataset_of, find_dataset
 from pipelines.feature_weights import check_features, find_features
 from pipelines.measuring.image_sets import foreign_images
 from pipelines.recipes.config import SampleStage, default_store
 from pipelines.subject import Subject, of_model, of_others
 from pipelines.tracking.registry import champion_of, champion_or_candidate
-from pipelines.tracking.resolve import check_model, dataset_of, find_dataset
+from pipelines.tracking.resolve import check_model
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline

@@ -22,6 +22,7 @@ from ddpm_core.training.averages import young_weights
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
+from pipelines.datasets import find_dataset
 from pipelines.feature_weights import find_features
 from pipelines.naming import code_version, digest, headline_settings, run_folder, settings, sweep_folder
 from pipelines.progress import Progress, say
@@ -40,7 +41,7 @@ from pipelines.tracking import (
     register_model,
 )
 from pipelines.tracking.registry import alone
-from pipelines.tracking.resolve import find_dataset, find_weights
+from pipelines.tracking.resolve import find_weights
 
 if TYPE_CHECKING:
     from pipelines.stages.evaluate import Evaluated

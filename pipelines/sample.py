@@ -34,13 +34,14 @@ from pipelines.cli.costs import sampling_time
 from pipelines.cli.invocation import typed
 from pipelines.cli.output import check_output, write_output
 from pipelines.cluster.placement import for_sampling
+from pipelines.datasets import dataset_of
 from pipelines.housekeeping.lookup import weights_of
 from pipelines.progress import say
 from pipelines.recipes.config import SampleStage, as_named, default_store
 from pipelines.recipes.files import find_recipe
 from pipelines.tracking import default_model, open_server
 from pipelines.tracking.registry import champion_of, champion_or_candidate, model_name
-from pipelines.tracking.resolve import check_model, dataset_of
+from pipelines.tracking.resolve import check_model
 
 _OFTEN = (
     "model", "num_images", "out", "sample.first_seed", "classes", "sample.guidance", "sample.sampler.name",

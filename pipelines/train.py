@@ -28,6 +28,7 @@ from pipelines.cluster.placement import for_a_cpu, for_training
 from pipelines.progress import counted
 from pipelines.recipes.config import Recipe, as_named
 from pipelines.tracking.resolve import check_model
+from pipelines.training.run import check_standing_run
 
 _OFTEN = (
     "data.source", "data.image_size", "data.channels", "dataset", "train.steps", "train.batch_size", "train.learning_rate",
@@ -48,6 +49,8 @@ def check(args: TrainArgs) -> None:
     """Source and workers."""
     check_data(args)
     check_training(args)
+    if args.init_from is None:
+        check_standing_run(args)
     warn_of_young_average(args.train, args.train.steps, f"train.steps is {args.train.steps:,}")
 
 

@@ -44,6 +44,7 @@ from pipelines.progress import counted
 from pipelines.recipes.config import Recipe, as_named
 from pipelines.subject import of_model
 from pipelines.tracking import TrackingError, is_server
+from pipelines.training.run import check_standing_run
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
@@ -89,6 +90,7 @@ def check(args: WorkflowArgs) -> None:
     """Everything that any stage will need."""
     check_data(args)
     check_training(args)
+    check_standing_run(args)
     warn_of_young_average(args.train, args.train.steps, f"train.steps is {args.train.steps:,}")
     check_sampling(args.sample)
     check_evaluation(args)

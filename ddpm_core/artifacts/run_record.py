@@ -166,15 +166,31 @@ def _acquire(folder: str, say: Say, standing: Callable[[], tuple[int, ...]], unt
                 return mine
             continue
         if stands != seen and seen is not None and not until_free:
-            raise HeldError(
-                f"{folder} is held by {record.holder}, and it is alive; wait for it, stop it, or write elsewhere (--name)"
-            )
+            raise _is_held(folder, record.holder)
         if stands != seen:
             seen, since = stands, now
         if now - told >= PATIENCE_S:
             told = now
             say(f"{folder} is held by {record.holder}; taken over if it gives no sign of life for {PATIENCE_S:.0f} s")
         time.sleep(_LOOK_S)
+
+
+def check_free(folder: str) -> None:
+    """Refuse at once a folder that a process of this machine holds; whether another machine's lives, only `hold` finds out.
+
+    Raises:
+        HeldError: in one line.
+    """
+    record = read_record(folder)
+    holder = record.holder if record else None
+    if holder and holder.process and holder.process == _process(holder.pid):
+        raise _is_held(folder, holder)
+
+
+def _is_held(folder: str, holder: Holder) -> HeldError:
+    return HeldError(
+        f"{folder} is held by {holder}, and it is alive; wait for it, stop it, or write elsewhere (--name)"
+    )
 
 
 def _this_holder() -> Holder:

@@ -68,21 +68,29 @@ def check_continues(checkpoint: Checkpoint, config: dict[str, Any], dataset_dige
     Raises:
         InputError: with both values, if dataset or config differ; naming the weight or moment that holds NaN or infinity.
     """
-    if checkpoint.dataset_digest != dataset_digest:
-        raise InputError(
-            f"the run was trained on dataset {checkpoint.dataset_digest[:12]}, this one is {dataset_digest[:12]}; "
-            "give the run another --name"
-        )
-    if different := difference(checkpoint.config, config):
-        key, found, wanted = different
-        raise InputError(
-            f"the run was started with {key} = {found}, now it is {wanted}; "
-            f"give the run another --name, or go on with {_flag(key, found)}"
-        )
+    check_same(checkpoint.config, checkpoint.dataset_digest, config, dataset_digest)
     where = f"checkpoints/step-{checkpoint.step:08d}"
     for part in ("model", "ema", "optimizer"):
         remedy = f"delete {where} of the run, and the same command goes on from the checkpoint before it"
         check_finite(getattr(checkpoint, part), f"{part} of {where}", remedy)
+
+
+def check_same(found: dict[str, Any], found_digest: str, config: dict[str, Any], dataset_digest: str) -> None:
+    """Refuse to go on with a run that was trained on another dataset or otherwise.
+
+    Raises:
+        InputError: with both values.
+    """
+    if found_digest != dataset_digest:
+        raise InputError(
+            f"the run was trained on dataset {found_digest[:12]}, this one is {dataset_digest[:12]}; give the run another --name"
+        )
+    if different := difference(found, config):
+        key, was, wanted = different
+        raise InputError(
+            f"the run was started with {key} = {was}, now it is {wanted}; "
+            f"give the run another --name, or go on with {_flag(key, was)}"
+        )
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any] | None:

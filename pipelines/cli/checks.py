@@ -28,10 +28,10 @@ from ddpm_core.training.averages import young_average
 from ddpm_core.training.identity import check_classes
 from ddpm_core.types import bytes_words, height_and_width
 from pipelines.cluster.placement import check_here, for_sampling, for_training
+from pipelines.datasets import find_dataset
 from pipelines.feature_weights import check_features, find_features
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe, SampleStage, TrainStage
-from pipelines.tracking.resolve import find_dataset
 
 _MOST_RATE = 1.0
 """Of Adam, whose steps are about as long: weights begin at a twentieth of it."""

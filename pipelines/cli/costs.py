@@ -17,10 +17,10 @@ from ddpm_core.types import bytes_words
 from pipelines.cli.checks import num_in_split
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.placement import for_sampling, num_here, trials_here
+from pipelines.datasets import find_dataset
 from pipelines.progress import counted, short, span
 from pipelines.recipes.config import Recipe, SampleStage, SweepStage, TrainStage
 from pipelines.sweeping.plan import steps_in_all
-from pipelines.tracking.resolve import find_dataset
 
 _STEPS_TRIED = 5
 """Of a sampler."""

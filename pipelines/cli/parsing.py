@@ -18,13 +18,14 @@ from ddpm_core.errors import InputError, nearest
 from ddpm_core.model.form import UNetForm
 from pipelines.cli.invocation import as_typed
 from pipelines.cli.short_help import short_help
+from pipelines.datasets import find_dataset
 from pipelines.progress import say
 from pipelines.recipes.config import Recipe, TrainStage, default_store
 from pipelines.recipes.files import KEPT, find_recipe
 from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.registry import find_version
-from pipelines.tracking.resolve import find_dataset, here, places
+from pipelines.tracking.resolve import here, places
 from pipelines.tracking.store import is_there, open_server
 
 A = TypeVar("A")

@@ -1,7 +1,5 @@
 """Raw images -> Dataset, on Ray: one task a shard, the index last."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -9,7 +7,7 @@ from functools import lru_cache
 import ray
 
 from ddpm_core import storage
-from ddpm_core.artifacts.manifest import FORMAT_VERSION, DatasetIndex, index_uri, read_index
+from ddpm_core.artifacts.manifest import DatasetIndex, index_uri
 from ddpm_core.artifacts.run_record import hold
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sharding.census import check_rejected, read_said
@@ -18,47 +16,17 @@ from ddpm_core.data.sharding.plan import ShardPlan
 from ddpm_core.data.sharding.shard_result import RESULT_SUFFIX, ShardResult, keep_result, read_result
 from ddpm_core.data.sharding.writer import check_census, commit_dataset, planned_census, write_shard
 from ddpm_core.data.sources import (
-    READING,
     ImageFiles,
     LabelRule,
     Source,
     open_source,
     source_identity,
-    source_uri,
 )
-from ddpm_core.serialization import to_json
 from pipelines.cluster.placement import for_a_cpu
 from pipelines.cluster.tasks import share
+from pipelines.datasets import SourceRecord, source_record
 from pipelines.progress import counted, say
 from pipelines.recipes.config import check_folder_name
-from pipelines.recipes.recipes import RECIPES
-from pipelines.tracking.resolve import find_dataset
-
-_IDENTITY_FIELDS = (
-    "image_size",
-    "channels",
-    "fit",
-    "test_fraction",
-    "validation_fraction",
-    "samples_per_shard",
-    "seed",
-    "max_image_pixels",
-    "class_names",
-    "class_level",
-)
-_SOURCES = "sources"
-
-
-def source_key(config: DataConfig, grows: DatasetIndex | None = None) -> str:
-    """The name of these images and settings, without reading the images: other images or settings, another name.
-
-    What a dataset grows from is one of the settings, by its digest.
-    """
-    identity = {field: value for field, value in to_json(config).items() if field in _IDENTITY_FIELDS}
-    source = source_identity(config.source, config.label_rule)
-    identity |= {"source": source, "format_version": FORMAT_VERSION, "reading": READING}
-    identity |= {"grows": grows.digest} if grows else {}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
 
 
 def run_shard(
@@ -79,20 +47,17 @@ def run_shard(
         StorageError: if the store cannot be reached.
     """
     check_folder_name("the dataset's name", name)
-    labels = config.labels if config.labels in ("", "none") else storage.absolute(config.labels)
-    config = replace(config, source=source_uri(config.source), labels=labels)
-    grows = find_dataset(config.grows, store) if config.grows else None
-    folder, key = storage.join(storage.absolute(store), "datasets"), source_key(config, grows)
-    index = _known(folder, key, name)
+    record = source_record(config, store, name)
+    index = record.read()
     if index is None or _damaged(index):
         # Two at once would move each other's shards away.
-        with hold(storage.join(folder, _SOURCES, f"{key}.job"), say=say, until_free=True):
-            index = _known(folder, key, name)
+        with hold(f"{record.unfinished}.job", say=say, until_free=True):
+            index = record.read()
             if index is not None and (damaged := _damaged(index)):
                 say(f"shard: {damaged[0]} is missing or was cut, {counted(len(damaged), 'shard')} in all: made again")
                 index = None
             if index is None:
-                return _write(config, grows, folder, key, name, on_progress)
+                return _write(record, on_progress)
     num_images = sum(index.counts.values()) + index.num_rejected
     check_rejected(index.num_rejected, num_images, config.max_rejected_fraction)
     for line in read_said(index.uri)[:1]:
@@ -100,17 +65,11 @@ def run_shard(
     return index
 
 
-def _write(
-    config: DataConfig,
-    grows: DatasetIndex | None,
-    folder: str,
-    key: str,
-    name: str,
-    on_progress: Callable[[int, int], None] | None,
-) -> DatasetIndex:
+def _write(record: SourceRecord, on_progress: Callable[[int, int], None] | None) -> DatasetIndex:
     """Write the dataset; what an earlier job wrote of it is not written again."""
-    listed, unfinished = plan_source(config, grows), storage.join(folder, _SOURCES, key)
-    source, plans, rule = listed.source, listed.plans, label_rule(config, grows)
+    config, unfinished = record.config, record.unfinished
+    listed = plan_source(config, record.grows)
+    source, plans, rule = listed.source, listed.plans, label_rule(config, record.grows)
     planned = planned_census(source, plans, config, listed.growth)
     check_census(planned, config)
     for line in planned.lines():
@@ -128,26 +87,7 @@ def _write(
     for line in read_said(unfinished):
         if line not in planned.lines()[1:]:
             say(f"sharded: {line}")
-    return _named(written, folder, key, name)
-
-
-def _known(folder: str, key: str, name: str) -> DatasetIndex | None:
-    """The dataset that the source was found to be; or that code before this one named by its source.
-
-    One that lies under another name is taken between recipes alone: a project has its own, which no other one can remove.
-    """
-    try:
-        found = json.loads(storage.read_bytes(_pointer(folder, key)))
-        own, other = f"{name}-{found['digest'][:12]}", found["dataset"]
-    except FileNotFoundError:
-        own = other = f"{name}-{key}"
-    owner = other.rpartition("-")[0]
-    shared = owner == name or {owner, name} <= RECIPES.keys()
-    for dataset in dict.fromkeys((own, *([other] if shared else []))):
-        uri = storage.join(folder, dataset)
-        if storage.exists(index_uri(uri)):
-            return read_index(uri)
-    return None
+    return _named(written, record)
 
 
 def _damaged(index: DatasetIndex) -> list[str]:
@@ -156,10 +96,10 @@ def _damaged(index: DatasetIndex) -> list[str]:
     return [shard.name for shard in index.shards if there.get(shard.name) != shard.size_bytes]
 
 
-def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIndex:
+def _named(written: DatasetIndex, record: SourceRecord) -> DatasetIndex:
     """Move a dataset to where its content says, but for what stands there whole; and remember what the source was found to be."""
-    dataset = f"{name}-{written.digest[:12]}"
-    uri = storage.join(folder, dataset)
+    dataset = f"{record.name}-{written.digest[:12]}"
+    uri = storage.join(record.datasets, dataset)
     files = [file for file, _ in storage.list_files(written.uri)]
     damaged = _damaged(replace(written, uri=uri))
     for file in sorted(files, key=lambda file: file == index_uri(written.uri)):  # the index last
@@ -167,7 +107,7 @@ def _named(written: DatasetIndex, folder: str, key: str, name: str) -> DatasetIn
         to = storage.join(uri, part)
         stands = part not in damaged and storage.exists(to)
         storage.delete(file) if stands or file.endswith(RESULT_SUFFIX) else _move(file, to)
-    storage.write_bytes(_pointer(folder, key), json.dumps({"dataset": dataset, "digest": written.digest}).encode())
+    record.write(dataset, written.digest)
     return replace(written, uri=uri)
 
 
@@ -177,10 +117,6 @@ def _move(file: str, to: str) -> None:
     except FileNotFoundError:  # this job was paused, and another took the writing over
         if not storage.exists(to):
             raise
-
-
-def _pointer(folder: str, key: str) -> str:
-    return storage.join(folder, _SOURCES, f"{key}.json")
 
 
 def _write_task(plan: ShardPlan, config: DataConfig, uri: str, source: Source | str, rule: LabelRule) -> ShardResult:

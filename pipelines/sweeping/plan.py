@@ -13,11 +13,11 @@ from ddpm_core.diffusion.schedule import make_schedule
 from ddpm_core.errors import InputError
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.sampling.checks import check_request
+from pipelines.datasets import find_dataset
 from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.spaces import OPEN, SPACES
 from pipelines.sweeping.setting import Setting
 from pipelines.sweeping.space import Space, check_space, draws, grid, read_space
-from pipelines.tracking.resolve import find_dataset
 
 Shape = tuple[int | tuple[int, int], int]
 """Image size and channels."""

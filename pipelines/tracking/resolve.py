@@ -1,11 +1,10 @@
-"""The weights and the dataset that a name or a URI means."""
+"""The weights that a name or a URI means."""
 
 from dataclasses import replace
 
 from ddpm_core import storage
 from ddpm_core.api import loading
 from ddpm_core.artifacts.checkpoint import Weights
-from ddpm_core.artifacts.manifest import INDEX_NAME, DatasetIndex, read_index
 from ddpm_core.errors import InputError
 from ddpm_core.interop.model_folder import read_model
 from pipelines.tracking import Server, resolve_model
@@ -85,47 +84,3 @@ def here(store: str, kind: str, folder: str, file: str) -> str:
     _, found, below = folder.rpartition(f"/{kind}/")
     own = storage.join(storage.absolute(store), kind, below)
     return own if found and storage.exists(storage.join(own, file)) else folder
-
-
-def find_dataset(named: str, store: str) -> DatasetIndex:
-    """A dataset by its URI, or by the name of its folder in the store.
-
-    Raises:
-        InputError: if there is none, in one line.
-    """
-    places = [
-        storage.absolute(named),
-        *([] if "/" in named else [storage.join(storage.absolute(store), "datasets", named)]),
-    ]
-    for uri in places:
-        if storage.exists(storage.join(uri, INDEX_NAME)):
-            return read_index(uri)
-    raise InputError(
-        f"no dataset at {' or '.join(places)}; expected a folder with {INDEX_NAME}, as shard.py names it at its end"
-    )
-
-
-def dataset_of(weights: Weights, store: str) -> DatasetIndex:
-    """The dataset that a model was trained on: in this store, in the one where the model lies, or where it was then.
-
-    Raises:
-        InputError: if that is not known, as of a model that was trained elsewhere, or it lies at none of these places.
-    """
-    if not weights.dataset_uri:
-        raise InputError(
-            f"the model at {weights.uri} does not say what it was trained on, so there is nothing to judge it against; "
-            "expected --dataset, or a model that was trained here"
-        )
-    name = weights.dataset_uri.rpartition("/")[2]
-    stores = [storage.absolute(store), weights.uri.rpartition("/runs/")[0]]
-    places = [*(storage.join(each, "datasets", name) for each in stores if each), weights.dataset_uri]
-    for uri in places:
-        if (
-            storage.exists(storage.join(uri, INDEX_NAME))
-            and (index := read_index(uri)).digest == weights.dataset_digest
-        ):
-            return index
-    raise InputError(
-        f"the model at {weights.uri} was trained on dataset {weights.dataset_digest[:12]}, which does not lie at "
-        f"{' or '.join(dict.fromkeys(places))}; expected --dataset, to judge it against another one"
-    )

@@ -1,5 +1,7 @@
 """A training run: its name, what each of its workers is given, and whether it may go on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 from ddpm_core import storage
@@ -7,6 +9,7 @@ from ddpm_core.artifacts.checkpoint import Checkpoint, Weights, run_of
 from ddpm_core.artifacts.checkpoint_files import read_state
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex, index_uri, read_index
+from ddpm_core.artifacts.run_record import check_free
 from ddpm_core.data.order import lanes_of_worker, largest_share
 from ddpm_core.diffusion.losses import check_objective
 from ddpm_core.diffusion.reverse import check_prediction
@@ -16,10 +19,11 @@ from ddpm_core.model.config import read_model_config
 from ddpm_core.model.form import UNetForm
 from ddpm_core.model.weights import check_weights, weights_to_begin_with
 from ddpm_core.training.checkpointing import Run
-from ddpm_core.training.identity import check_classes, check_continues, check_steps, difference
+from ddpm_core.training.identity import check_classes, check_continues, check_same, check_steps, difference
 from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
-from pipelines.naming import code_version, digest, recipe_named_in, trajectory
+from pipelines.datasets import find_dataset, source_record
+from pipelines.naming import code_version, digest, recipe_named_in, run_folder, trajectory
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.files import KEPT, find_recipe, recipe_file
 from pipelines.recipes.recipes import RECIPES
@@ -113,12 +117,48 @@ def check_run(
         check_weights(network, weights_to_begin_with(network, init_from.tensors))
     checkpoint = store.newest()
     if checkpoint is not None:
-        try:
+        with _named(run_name(recipe, index, init_from)):
             check_continues(checkpoint, trajectory(recipe, index, origin(init_from)), index.digest)
             check_steps(checkpoint.step, recipe.train.steps)
-        except InputError as error:
-            raise InputError(f"run {run_name(recipe, index, init_from)}: {error}") from None
     return checkpoint
+
+
+def check_standing_run(recipe: Recipe) -> None:
+    """Refuse now what a run that stands would refuse once Ray is up, as far as it is seen at once.
+
+    Raises:
+        InputError: if the run was trained otherwise, further, or on another dataset.
+        HeldError: if a process of this machine is at it.
+    """
+    is_far = recipe.dataset is None and storage.is_s3(recipe.data.source)  # to list it once more may take minutes
+    if is_far or not any(storage.walk(storage.join(recipe.store, "runs"))):
+        return
+    found = find_dataset(recipe.dataset, recipe.store) if recipe.dataset else None
+    index = found or source_record(recipe.data, recipe.store, recipe.recipe).read()
+    if index is None:
+        return
+    name = run_name(recipe, index, None)
+    run_uri = run_folder(recipe.store, name)
+    for newest in CheckpointStore(run_uri).uris()[-1:]:
+        try:
+            state = read_state(newest)
+        except UserError:  # for a damaged one the run takes the one before, and says so
+            return
+        with _named(name):
+            check_same(state["config"], state["dataset_digest"], trajectory(recipe, index, None), index.digest)
+            check_steps(state["step"], recipe.train.steps)
+        if state["step"] == recipe.train.steps:
+            return
+    check_free(run_uri)
+
+
+@contextmanager
+def _named(run: str) -> Iterator[None]:
+    """Say of which run a refusal is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"run {run}: {error}") from None
 
 
 def check_form(wanted: UNetForm, found: UNetForm) -> None:

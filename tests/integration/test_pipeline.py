@@ -29,14 +29,14 @@ from ddpm_core.errors import InputError
 from pipelines import evaluate, show, workflow
 from pipelines import store as store_command
 from pipelines.cli.subcommands import run_subcommand
+from pipelines.datasets import dataset_of, find_dataset, source_key
 from pipelines.housekeeping.inventory import KINDS, inventory
 from pipelines.housekeeping.removal import remove
 from pipelines.pipeline import open_pipeline
 from pipelines.recipes.config import Recipe
 from pipelines.stages.sample import run_sample
-from pipelines.stages.shard import run_shard, source_key
+from pipelines.stages.shard import run_shard
 from pipelines.tracking import resolve_model
-from pipelines.tracking.resolve import dataset_of, find_dataset
 from pipelines.tracking.store import _PLACES
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -234,7 +234,7 @@ def test_a_store_that_was_moved_goes_on(made: tuple[Recipe, dict[str, str], dict
     new, hidden = old.with_name("moved"), old.with_name("hidden")
     shutil.copytree(old, new)
     old.rename(hidden)
-    moved = replace(wanted, store=str(new), train=replace(wanted.train, steps=8))
+    moved = replace(wanted, store=str(new), train=replace(wanted.train, steps=8, num_workers=1))
     try:
         where = workflow.run(whole(moved)).made
         assert Path(where["report"]).is_relative_to(new)
@@ -455,7 +455,8 @@ def test_seeds_are_trained_apart_and_the_median_is_promoted(
 ) -> None:
     """The first of them stands already; both are registered, and the figures told are those of the lower one of two."""
     wanted, _, metrics = made
-    outcome = workflow.run(whole(wanted, seeds=2))
+    alone = replace(wanted, train=replace(wanted.train, num_workers=1))
+    outcome = workflow.run(whole(alone, seeds=2))
     trainings, mean = outcome.metrics["trainings"], outcome.metrics["mean"]
     assert len(set(trainings)) == 2
     assert trainings[0] == metrics["fd_random_conv"]

@@ -139,7 +139,7 @@ def page(place: Place, path: str, token: str = TOKEN) -> tuple[int, bytes]:
 
 
 def wait_for_pages(place: Place) -> None:
-    for _ in range(120):
+    for _ in range(480):  # of a busy machine, four minutes
         try:
             if page(place, "api/version")[0] == 200:
                 return

@@ -18,8 +18,8 @@ from ddpm_core.data.pixels import num_colours, on_white
 from ddpm_core.errors import InputError
 from ddpm_core.serialization import from_json, to_json
 from pipelines.cli.parsing import parse
+from pipelines.datasets import source_key
 from pipelines.recipes.config import Recipe
-from pipelines.stages.shard import source_key
 
 FITS: tuple[Fit, ...] = ("crop", "pad", "stretch", "random_crop")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}

@@ -34,7 +34,7 @@ from ddpm_core.data.sources import Listing, RawImage
 from ddpm_core.data.sources.splits import SetAside
 from ddpm_core.errors import InputError
 from ddpm_core.storage import s3
-from pipelines.stages.shard import source_key
+from pipelines.datasets import source_key
 
 Files = dict[str, bytes]
 

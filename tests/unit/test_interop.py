@@ -43,11 +43,12 @@ from ddpm_core.model.form import UNetForm
 from ddpm_core.model.unet import UNet, UNetConfig
 from ddpm_core.model.weights import load_network
 from ddpm_core.serialization import to_json
+from pipelines.datasets import dataset_of
 from pipelines.recipes.config import SampleStage
 from pipelines.recipes.recipes import make
 from pipelines.sample import told_otherwise
 from pipelines.stages.sample import describe_samples
-from pipelines.tracking.resolve import dataset_of, find_weights
+from pipelines.tracking.resolve import find_weights
 
 # diffusers has one number of groups for all norms, which our network has from 128 channels on.
 SMALL = UNetConfig(channel_multipliers=(1, 1), num_res_blocks=1, attention_resolutions=(4,))

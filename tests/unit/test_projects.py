@@ -18,14 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddpm_core import storage
 from ddpm_core.artifacts.checkpoint import Checkpoint, write_checkpoint
-from ddpm_core.artifacts.manifest import ROW_SCHEMA, DatasetIndex, ShardEntry, make_index, write_index
+from ddpm_core.artifacts.manifest import ROW_SCHEMA, DatasetIndex, ShardEntry, index_uri, make_index, write_index
 from ddpm_core.data.config import DataConfig
 from ddpm_core.data.sources import open_source
 from ddpm_core.errors import InputError, MissingError
 from ddpm_core.interop.unet_json import Form, unet_json
 from ddpm_core.model.unet import check_image_size
-from pipelines import new
+from pipelines import datasets, new
 from pipelines.cli.checks import check_data
 from pipelines.cli.command import as_recipe, changed_flags, named_source, run_command
 from pipelines.cli.parsing import parse
@@ -95,17 +96,17 @@ def test_a_project_is_named_in_all_that_is_made_of_it(tmp_path: Path) -> None:
 
 def test_a_project_has_its_own_dataset_where_recipes_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the same images; else who removes one project's would remove the other's."""
-    from pipelines.stages import shard
+    monkeypatch.setattr(datasets, "read_index", lambda uri: uri.rpartition("/")[2])
 
-    monkeypatch.setattr(shard, "read_index", lambda uri: uri.rpartition("/")[2])
+    def record(name: str) -> datasets.SourceRecord:
+        return datasets.SourceRecord(config=DataConfig(), grows=None, name=name, datasets=str(tmp_path), key="key")
 
     def there(dataset: str) -> None:
-        shard.storage.write_bytes(shard.index_uri(f"{tmp_path}/{dataset}"), b"")
-        said = json.dumps({"dataset": dataset, "digest": "0123456789abcdef"})
-        shard.storage.write_bytes(f"{tmp_path}/sources/key.json", said.encode())
+        storage.write_bytes(index_uri(f"{tmp_path}/{dataset}"), b"")
+        record("roses").write(dataset, "0123456789abcdef")
 
     def known(name: str) -> Any:
-        return shard._known(str(tmp_path), "key", name)
+        return record(name).read()
 
     there("roses-0123456789ab")
     assert [known(name) for name in ("roses", "tulips", "mnist")] == ["roses-0123456789ab", None, None]

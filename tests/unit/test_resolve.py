@@ -16,7 +16,7 @@ from ddpm_core.data.sharding.writer import commit_dataset, write_shard
 from ddpm_core.data.sources.base import ArraySource
 from ddpm_core.errors import InputError
 from pipelines import evaluate, pipeline, sample, sweep, train
-from pipelines.tracking.resolve import dataset_of, find_dataset
+from pipelines.datasets import dataset_of, find_dataset
 
 
 def test_the_dataset_of_a_model_is_looked_for_by_its_content(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
         InputError: in one line, if something cannot be placed, or a node does not reach the store or the source.
     """
     with ExitStack() as stack:
-        with import_meanwhile():
+        with import_meanwhile(recipe.store):
             stack.enter_context(session())
             for ask in asks:
                 check_cluster(ask)

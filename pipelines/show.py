@@ -89,7 +89,7 @@ def _model(uri: str, store: str, server: Server | None = None) -> Description:
 
 def _thing(name: str, args: ShowArgs) -> Description:
     """An item of the store, or a registered model by its name."""
-    with import_meanwhile() if is_there(args.store) else nullcontext():
+    with import_meanwhile(args.store) if is_there(args.store) else nullcontext():
         items = inventory(args.store)
     server = _server(args.store)
     aliases = _aliases(server, items) if server else {}

@@ -44,6 +44,8 @@ _KINDS = (_SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 """What MLflow keeps runs in; it reads no more those that it kept in folders."""
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Packages, by what they are imported as."""
+_OF_DATABASES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
+"""What of MLflow a database needs, and is not imported with it."""
 _PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -158,20 +160,27 @@ def quiet_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def import_meanwhile() -> Iterator[None]:
+def import_meanwhile(store: str) -> Iterator[None]:
     """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
     quiet_environment()
-    thread = threading.Thread(target=import_module, args=("mlflow",), name="import mlflow", daemon=True)
-    thread.start()
-    try:
-        yield
-        thread.join(1.0)  # not worth a word
-        if thread.is_alive():
-            say("importing MLflow")
-        thread.join()
-    except Exception:
-        thread.join()  # of an error that is told in one line, nothing else is
-        raise
+    names = ("mlflow", *(() if is_server(tracking_uri(store)) else _OF_DATABASES))
+
+    def import_all() -> None:
+        for name in names:
+            import_module(name)
+
+    thread = threading.Thread(target=import_all, name="import mlflow", daemon=True)
+    with quiet_warnings():  # here: of a thread they would be all threads' ones, and end in any order
+        thread.start()
+        try:
+            yield
+            thread.join(1.0)  # not worth a word
+            if thread.is_alive():
+                say("importing MLflow")
+            thread.join()
+        except Exception:
+            thread.join()  # of an error that is told in one line, nothing else is
+            raise
     # Of Ctrl-C not: it may have broken off an import of this thread's, and left it locked for the other one for ever.
 
 

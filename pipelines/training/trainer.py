@@ -4,7 +4,6 @@ All workers hold the same state. Before Ray takes a group of them down, to repla
 saves the last completed step; so it does when the driver is told to end (SIGTERM, Ctrl-C).
 """
 
-import gc
 import os
 import tempfile
 import threading
@@ -18,13 +17,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-from ray._private.state import state as ray_state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
@@ -34,6 +27,7 @@ from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.placement import Ask, Waiting, for_training
 from pipelines.recipes.config import TrainStage
 from pipelines.training.backend import WorkerNetwork
+from pipelines.training.controller import Trainer
 from pipelines.training.coordinator import Coordinator
 from pipelines.training.looker import Looker
 from pipelines.training.worker import RayWorkerSpec, train_on_worker
@@ -41,9 +35,7 @@ from pipelines.training.worker import RayWorkerSpec, train_on_worker
 LEAVE_S = 120.0
 """So long a worker may take to save before it is taken down all the same."""
 _POLL_S = 0.5
-_LOST = 3
-_NOTED_S = 2.0
-"""After a process is gone, until Ray's table says so."""
+_TRIES = 3
 _GROW_S = 30.0
 """How often Ray looks for room for more workers."""
 _DAY_S = 86_400.0
@@ -75,7 +67,6 @@ def fit(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "scheduling_strategy": here}
     coordinator = ray.remote(Coordinator).options(**lasting).remote()
-    get_or_create_autoscaling_coordinator()  # Ray's controller asks for it only once it has started itself, seconds later
     init = ray.put(spec.init) if spec.init else None
     ray_spec = RayWorkerSpec(
         spec=replace(spec, init=None),
@@ -86,7 +77,7 @@ def fit(
         looker=looker,
         validate=validate,
     )
-    # Ray's records of a run, which nobody reads: its controller writes them, on the driver's node.
+    # Ray's records of a run, which nobody reads.
     with tempfile.TemporaryDirectory(prefix="ddpm-ray-") as records:
         try:
             _persist(
@@ -100,29 +91,23 @@ def fit(
 
 
 def _persist(attempt: Callable[[], None], tell: Tell, run_uri: str) -> None:
-    """Attempt until it succeeds, as long as it gets further; without that, thrice more if Ray's own part of it was lost."""
+    """Attempt until it succeeds, as long as it gets further; without that, thrice more if the workers were not brought together."""
     failures, store = 0, CheckpointStore(run_uri)
     while True:
         before = store.steps()[-1:]
         try:
             attempt()
             return
-        except (ray.exceptions.RayActorError, ray.train.TrainingFailedError) as error:
+        except ray.train.TrainingFailedError as error:
             failures = failures + 1 if store.steps()[-1:] == before else 0
             # Ray itself tries again only what fails once the workers run.
-            by_ray = isinstance(error, ray.exceptions.RayActorError | ray.train.ControllerError)
-            if failures > (_LOST if by_ray else 0):
+            if failures > (_TRIES if isinstance(error, ray.train.ControllerError) else 0):
                 raise
             said = _why_again(error)
-        if by_ray:
-            gc.collect()  # the frames of the error know the controller, which lives as long as somebody does
-            _free()
         tell([("warned", said)])
 
 
 def _why_again(error: Exception) -> str:
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "Ray's controller was lost, another one goes on from the newest checkpoint"
     if isinstance(error, ray.train.ControllerError):
         failure = error.controller_failure
         if isinstance(failure, ray.exceptions.RayTaskError):  # whose first line names the process, and not what it met
@@ -134,19 +119,6 @@ def _why_again(error: Exception) -> str:
 def _lines(error: Exception) -> list[str]:
     """What an error says; its type, if it says nothing."""
     return [line[:160] for line in str(error).strip().splitlines()] or [type(error).__name__]
-
-
-def _free() -> None:
-    """Give back what a controller that is dead had reserved: Ray itself does so only where its dashboard runs.
-
-    Else the next group waits for it for ever. Ray's table tells whose creator is dead; its public form leaves that out.
-    """
-    time.sleep(_NOTED_S)
-    for row in ray_state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(row)
-        ours = group.creator_job_id.hex() == ray.get_runtime_context().get_job_id()
-        if ours and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED:
-            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
@@ -162,7 +134,7 @@ def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
         label_selector=dict(ask.labels) or None,
         **({"elastic_resize_monitor_interval_s": _GROW_S} if elastic else {}),
     )
-    return _Trainer(
+    return Trainer(
         train_on_worker,
         train_loop_config={"orders": ray_spec},
         scaling_config=scaling,
@@ -174,21 +146,14 @@ def _trainer(ray_spec: RayWorkerSpec, stage: TrainStage, records: str) -> Any:
             # Less than none: Ray starts the others as soon as it hears that a node will go, and not once it has gone.
             failure_config=ray.train.FailureConfig(max_failures=3, preemption_grace_s=-_DAY_S),
             callbacks=[_SaveBeforeShutdown(ray_spec.coordinator)],
+            # What Ray says itself stands in its logs alone.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
 
 
-class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """Without two of Ray's helpers, each a process that takes seconds to start: for Ray Data's datasets, of which there are
-    none; and to give back what a lost controller had reserved, which `_free` does."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        needless = DatasetsCallback | PlacementGroupCleanerCallback
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
-
-
 class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
-    """Has a worker save before the group is taken down. Runs in Ray's controller."""
+    """Has a worker save before the group is taken down."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
@@ -222,7 +187,7 @@ def _follow(trainer: Any, hold: Hold, coordinator: Any, tell: Tell, ask: Ask) ->
 
     In the main thread Ray would take Ctrl-C for itself, and end the process without a word.
     """
-    ray.get(coordinator.begin.remote())
+    coordinator.begin.remote()
     result: Future[Any] = Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run: of a worker, the coordinator, Ray's controller, the driver, the raylet.
+"""kill -9 at random moments of a run: of a worker, the coordinator, Ray's synchronizer of workers, the driver, the raylet.
 
     .venv/bin/python tests/distributed/kills.py --kills 30 --workers 1 2 3 4 --seed 0
 
@@ -28,11 +28,11 @@ from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 
 ROOT = Path(__file__).parents[2]
 PORT = 6399
-TARGETS = ("worker", "coordinator", "controller", "driver", "raylet")
+TARGETS = ("worker", "coordinator", "synchronizer", "driver", "raylet")
 TITLES = {
     "worker": "ray::RayTrainWorker",
     "coordinator": "ray::Coordinator",
-    "controller": "ray::TrainController",
+    "synchronizer": "ray::SynchronizationActor",
     "raylet": "raylet/raylet",
 }
 
@@ -134,7 +134,7 @@ def wait_for(cluster: Cluster, target: str, driver: subprocess.Popen[bytes], del
 
 def settle(cluster: Cluster, target: str, driver: subprocess.Popen[bytes]) -> None:
     """Wait until what the kill took with it is gone; but for its own death and the raylet's the driver goes on by itself."""
-    if target in ("worker", "coordinator", "controller"):
+    if target in ("worker", "coordinator", "synchronizer"):
         return
     try:
         driver.wait(20)

@@ -1,4 +1,4 @@
-"""kill -9 of the driver, the coordinator, a worker and Ray's controller in mid-run: the run ends in the same bits."""
+"""kill -9 of the driver, the coordinator, a worker and Ray's synchronizer in mid-run: the run ends in the same bits."""
 
 import json
 import os
@@ -109,11 +109,11 @@ def ends_with(run: str) -> dict[str, torch.Tensor]:
     return {**saved.model, **{f"ema.{name}": t for name, t in saved.ema.items()}, **saved.optimizer}
 
 
-def test_driver_coordinator_worker_and_controller_killed_and_the_same_bits(tmp_path: Path) -> None:
+def test_driver_coordinator_worker_and_synchronizer_killed_and_the_same_bits(tmp_path: Path) -> None:
     store, rng = tmp_path / "store", random.Random(0)
     flags = [*FLAGS, "--store", str(store)]
     kill_a_driver(flags, store, rng.uniform(0, 1))
-    titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::TrainController")
+    titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::SynchronizationActor")
     blows = [(title, rng.uniform(0, 1)) for title in titles]
     wanted = parse(Recipe, ["digits", *flags], "", "")
     unbroken = str(tmp_path / "unbroken")
@@ -169,22 +169,3 @@ def test_workers_that_cannot_be_brought_together_are_started_again_thrice(tmp_pa
     assert told == [("warned", "the workers could not be brought together, and are started again: The actor died.")] * 3
     with pytest.raises(ray.train.ControllerError):
         trainer._persist(_failing(4, error), told.extend, str(tmp_path))
-
-
-@ray.remote(num_cpus=0)
-class _Reserving:
-    def reserve(self) -> str:
-        group = ray.util.placement_group([{"CPU": 1}])
-        ray.get(group.ready())
-        return str(group.id.hex())
-
-
-def test_what_a_dead_controller_had_reserved_is_given_back_and_nothing_else() -> None:
-    dead, alive = _Reserving.remote(), _Reserving.remote()
-    lost, kept = ray.get([dead.reserve.remote(), alive.reserve.remote()])
-    ray.kill(dead)
-    trainer._free()
-    states = {group: row["state"] for group, row in ray.util.placement_group_table().items()}
-    assert (states[lost], states[kept]) == ("REMOVED", "CREATED")
-    ray.kill(alive)
-    trainer._free()

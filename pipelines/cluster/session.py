@@ -151,7 +151,6 @@ def _to_itself() -> Iterator[None]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that would wait for this machine to be taken away
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # else training ends up to two seconds late
         **_for_workers(),
     }
     before = {name: os.environ.get(name) for name in own}

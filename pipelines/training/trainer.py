@@ -36,6 +36,7 @@ LEAVE_S = 120.0
 """So long a worker may take to save before it is taken down all the same."""
 _POLL_S = 0.5
 _TRIES = 3
+"""Again, where the workers could not be brought together."""
 _GROW_S = 30.0
 """How often Ray looks for room for more workers."""
 _DAY_S = 86_400.0

@@ -175,19 +175,31 @@ def _acquire(folder: str, say: Say, standing: Callable[[], tuple[int, ...]], unt
         time.sleep(_LOOK_S)
 
 
-def check_free(folder: str) -> None:
-    """Refuse at once a folder that a process of this machine holds; whether another machine's lives, only `hold` finds out.
+def check_free(folder: str, say: Say) -> None:
+    """Refuse a folder that a process of this machine is seen to hold on to, within ten seconds, as `hold` would.
+
+    One that is ending gives it back meanwhile; whether one that stands still, or another machine's, lives, `hold` finds out.
 
     Raises:
         HeldError: in one line.
     """
-    record = read_record(folder)
-    holder = record.holder if record else None
-    if holder and holder.process and holder.process == _process(holder.pid):
-        raise _is_held(folder, holder)
+    seen, until = None, time.monotonic() + 1.5 * BEAT_S
+    while (found := _read(folder)) and _is_here(found[0].holder) and time.monotonic() < until:
+        record, stands = found
+        if seen is None:
+            say(f"{folder} is held by {record.holder}; refused if it gives a sign of life")
+        elif stands != seen:
+            raise _is_held(folder, record.holder)
+        seen = stands
+        time.sleep(_LOOK_S)
 
 
-def _is_held(folder: str, holder: Holder) -> HeldError:
+def _is_here(holder: Holder | None) -> bool:
+    """Whether it is a process of this machine, and there, be it stopped."""
+    return holder is not None and holder.process is not None and holder.process == _process(holder.pid)
+
+
+def _is_held(folder: str, holder: Holder | None) -> HeldError:
     return HeldError(
         f"{folder} is held by {holder}, and it is alive; wait for it, stop it, or write elsewhere (--name)"
     )

@@ -24,6 +24,7 @@ from ddpm_core.training.worker import WorkerSpec
 from pipelines.cluster.session import versions
 from pipelines.datasets import find_dataset, source_record
 from pipelines.naming import code_version, digest, recipe_named_in, run_folder, trajectory
+from pipelines.progress import say
 from pipelines.recipes.config import Recipe
 from pipelines.recipes.files import KEPT, find_recipe, recipe_file
 from pipelines.recipes.recipes import RECIPES
@@ -128,7 +129,7 @@ def check_standing_run(recipe: Recipe) -> None:
 
     Raises:
         InputError: if the run was trained otherwise, further, or on another dataset.
-        HeldError: if a process of this machine is at it.
+        HeldError: if a process of this machine is at it, which is seen within ten seconds.
     """
     is_far = recipe.dataset is None and storage.is_s3(recipe.data.source)  # to list it once more may take minutes
     if is_far or not any(storage.walk(storage.join(recipe.store, "runs"))):
@@ -149,7 +150,7 @@ def check_standing_run(recipe: Recipe) -> None:
             check_steps(state["step"], recipe.train.steps)
         if state["step"] == recipe.train.steps:
             return
-    check_free(run_uri)
+    check_free(run_uri, say)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a run that stands refuses is refused before Ray is started."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ddpm_core.artifacts import run_record
 from ddpm_core.artifacts.checkpoint import Checkpoint, write_checkpoint
 from ddpm_core.artifacts.checkpoint_store import CheckpointStore
 from ddpm_core.artifacts.manifest import DatasetIndex, make_index, write_index
@@ -58,18 +60,22 @@ def write_run(recipe: Recipe, index: DatasetIndex) -> None:
 
 
 @pytest.fixture
-def held(recipe: Recipe) -> Iterator[Path]:
-    """The run's folder, while another process of this machine holds it."""
+def holder(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of this machine, which holds the run, and gives a sign of life ten times a second."""
+    monkeypatch.setattr(run_record, "BEAT_S", 2.0)
+    monkeypatch.setattr(run_record, "_LOOK_S", 0.01)
     (run,) = (Path(recipe.store) / "runs").iterdir()
     code = (
-        "import sys\nfrom ddpm_core.artifacts.run_record import hold\n"
+        "import sys\nfrom ddpm_core.artifacts import run_record\nfrom ddpm_core.artifacts.run_record import hold\n"
+        "run_record.BEAT_S = 0.1\n"
         "with hold(sys.argv[1], say=print, standing=lambda: (6,)):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"held\n"
-    yield run
-    holder.communicate()
+    process = subprocess.Popen([sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
 
 
 def longer(recipe: Recipe, steps: int) -> Recipe:
@@ -95,10 +101,22 @@ def test_a_name_of_a_run_that_was_trained_otherwise(recipe: Recipe) -> None:
     check_standing_run(replace(other, name=None))
 
 
-def test_a_job_of_this_machine_that_is_at_it(recipe: Recipe, held: Path) -> None:
+def test_a_job_of_this_machine_that_is_at_it(recipe: Recipe, holder: subprocess.Popen[bytes]) -> None:
     check_standing_run(recipe)  # done: nothing is written
-    with pytest.raises(HeldError, match=rf"{held.name} is held by process \d+ on .* and it is alive"):
+    with pytest.raises(HeldError, match=rf"digits-\w+ is held by process {holder.pid} on .* and it is alive"):
         check_standing_run(longer(recipe, STEPS + 1))
+
+
+def test_a_job_that_stands_still_or_has_ended_refuses_nobody(
+    recipe: Recipe, holder: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder.send_signal(signal.SIGSTOP)
+    check_standing_run(longer(recipe, STEPS + 1))
+    assert f"is held by process {holder.pid}" in capsys.readouterr().err
+    holder.send_signal(signal.SIGCONT)
+    holder.communicate()
+    check_standing_run(longer(recipe, STEPS + 1))
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_not_known_at_once_is_left_to_the_run(recipe: Recipe) -> None:

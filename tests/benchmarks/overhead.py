@@ -1,14 +1,14 @@
 """What the pipeline costs: steps of `train.py` on one worker against a bare loop of the same model on tensors in memory, in turns.
 
-    .venv/bin/python tests/benchmarks/overhead.py --threads 1 --turns 20 --turn-s 20 --batch-size 8
+    .venv/bin/python tests/benchmarks/overhead.py --threads 2 --turns 14
 
 The bare loop is what a person would write first: random uint8 images in memory, torch's own generator for t, eps and flips, the
 paper's CIFAR-10 network with torch's dropout, squared error, Adam, clipping and EMA by hand; and the memory settings that workers
 have. The pipeline is the whole command: Ray with all its processes, MLflow, shards of PNGs, order, decoding, keyed draws, logging;
 no checkpoint is due (leaving.py times one).
-Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP) while the other has its
-turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by each one's own seconds. Ray's own
-processes never stand still; where --threads are all cores, what they take is in both.
+Both run to the end of the measurement, float32, with the same threads, and each stands still (SIGSTOP), with all processes that it
+started, while the other has its turn, so that what the machine does meanwhile meets both. Counted are steps, to parts of one, by
+each one's own seconds. Where --threads are all cores, Ray's processes share them with the one that trains.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from ddpm_core.model.unet import UNet, UNetConfig
 from pipelines.cluster.session import worker_environment
 
 ROOT = Path(__file__).parents[2]
-COUNT, PORT = 2048, 6398
+COUNT = 2048
 WARM = 3
 """Steps of each before anything is counted."""
 
@@ -91,8 +91,7 @@ def bare(batch_size: int, step_begins: Callable[[], None]) -> None:
 class Loop:
     """A command that trains, the process that does it, and the time at which each step began."""
 
-    def __init__(self, command: list[str], env: dict[str, str], folder: Path, title: str) -> None:
-        self.title = title
+    def __init__(self, command: list[str], env: dict[str, str], folder: Path) -> None:
         folder.mkdir()
         self.keys, self.log = folder / "keys", folder / "log"
         self.keys.mkdir()
@@ -107,10 +106,15 @@ class Loop:
         return sorted(float(line.split('"at": ')[1].split(",")[0]) for line in lines)
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to the process that trains."""
-        found = subprocess.run(["pgrep", "-f", self.title], capture_output=True, text=True, check=False).stdout.split()
-        for pid in found:
-            os.kill(int(pid), number)
+        """A signal to all of its processes."""
+        import ray  # noqa: F401, where psutil lies
+        import psutil  # type: ignore[import-untyped]  # isort: skip
+
+        with suppress(psutil.NoSuchProcess):
+            command = psutil.Process(self.process.pid)
+            for each in (command, *command.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    each.send_signal(number)
 
     def take_turn(self, seconds: float) -> None:
         self.send(signal.SIGCONT)
@@ -142,38 +146,18 @@ class Loop:
 def start_bare(folder: Path, batch_size: int, threads: int) -> Loop:
     command = [sys.executable, __file__, "--bare", "--batch-size", str(batch_size), "--threads", str(threads)]
     kept = {"GLIBC_TUNABLES": worker_environment()["GLIBC_TUNABLES"]}  # which is no part of what the pipeline costs
-    return Loop(command, kept, folder / "bare", r"overhead\.py --bare")
+    return Loop(command, kept, folder / "bare")
 
 
-@contextmanager
-def ray_node(folder: Path, threads: int) -> Iterator[dict[str, str]]:
-    """A Ray node with as many CPUs as the worker shall have threads, for commands with this environment."""
-    env = {
-        "RAY_TMPDIR": str(folder),
-        "RAY_ADDRESS": f"127.0.0.1:{PORT}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HOME": str(folder),
-        "PYTHONPATH": f"{ROOT / 'tests/distributed/key_log'}:{ROOT}",
-        "KEY_LOG": str(folder / "line/keys"),
-    }
-    ray, none = ROOT / ".venv/bin/ray", {key: value for key, value in env.items() if key != "RAY_ADDRESS"}
-    where = ["--node-ip-address=127.0.0.1", f"--port={PORT}", "--include-dashboard=false"]
-    start = [ray, "start", "--head", f"--num-cpus={threads}", *where]
-    subprocess.run(start, env=os.environ | none, check=True, capture_output=True)
-    try:
-        yield env
-    finally:
-        subprocess.run([ray, "stop", "--force"], env=os.environ | none, check=False, capture_output=True)
-
-
-def start_line(folder: Path, batch_size: int, env: dict[str, str]) -> Loop:
-    """The CIFAR-10 recipe as it stands, on the CPU, with no preview and no checkpoint in sight."""
+def start_line(folder: Path, batch_size: int, threads: int) -> Loop:
+    """The CIFAR-10 recipe as it stands, on the CPU and a Ray of its own, with no preview and no checkpoint in sight."""
     write_images(folder / "images.npz")
     never = ["--train.checkpoint-every", "1000000", "--train.preview-every", "1000000"]
-    few = ["--train.num-workers", "1", "--train.batch-size", str(batch_size), "--train.no-use-gpu"]
+    few = ["--train.num-workers", "1", "--train.threads", str(threads), "--train.batch-size", str(batch_size)]
     data = ["--data.source", str(folder / "images.npz"), "--store", str(folder / "store")]
-    command = [sys.executable, str(ROOT / "pipelines/train.py"), "cifar10", *data, *few, *never]
-    return Loop(command, env, folder / "line", "ray::RayTrainWorker")
+    command = [sys.executable, str(ROOT / "pipelines/train.py"), "cifar10", *data, *few, "--train.no-use-gpu", *never]
+    logged = f"{ROOT / 'tests/distributed/key_log'}:{ROOT}"
+    return Loop(command, {"RAY_ADDRESS": "local", "HOME": str(folder), "PYTHONPATH": logged}, folder / "line")
 
 
 def warm_up(loop: Loop) -> None:
@@ -201,19 +185,18 @@ def main() -> None:
             bare(args.batch_size, lambda: file.write(f'{{"at": {time.time()}, "step": 0}}\n') and None)
     with tempfile.TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as temporary:
         folder, loops = Path(temporary), dict[str, Loop]()
-        with ray_node(folder, args.threads) as env:
-            try:
-                loops["line"] = start_line(folder, args.batch_size, env)
-                warm_up(loops["line"])
-                loops["bare"] = start_bare(folder, args.batch_size, args.threads)
-                warm_up(loops["bare"])
-                for turn in range(args.turns):  # the last of a pair is the first of the next
-                    for loop in list(loops.values())[:: 1 if turn % 2 == 0 else -1]:
-                        loop.take_turn(args.turn_s)
-            finally:
-                for loop in loops.values():
-                    loop.send(signal.SIGKILL)
-                    loop.process.kill()
+        try:
+            loops["line"] = start_line(folder, args.batch_size, args.threads)
+            warm_up(loops["line"])
+            loops["bare"] = start_bare(folder, args.batch_size, args.threads)
+            warm_up(loops["bare"])
+            for turn in range(args.turns):  # the last of a pair is the first of the next
+                for loop in list(loops.values())[:: 1 if turn % 2 == 0 else -1]:
+                    loop.take_turn(args.turn_s)
+        finally:
+            for loop in loops.values():
+                loop.send(signal.SIGKILL)
+                loop.process.kill()
         rates = {name: np.array(list(loop.steps_by_turn())) for name, loop in loops.items()}
         counted = np.isfinite(rates["bare"]) & np.isfinite(rates["line"])
     means = {name: float(rate[counted].mean()) for name, rate in rates.items()}

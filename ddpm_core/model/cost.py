@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm_core.model.blocks import Attention
 from ddpm_core.model.config import ModelConfig
 
 _TIMES, _LEAST_S = 2, 0.5
@@ -21,6 +23,16 @@ def forward_flops(model: ModelConfig) -> int:
             torch.empty(1, *model.image_shape), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         )
     return int(counter.get_total_flops())
+
+
+def forward_flops_at_most(model: ModelConfig) -> int:
+    """No less than forward_flops, as if each layer saw all pixels; at once, where that imports what torch traces with, a second."""
+    with torch.device("meta"):
+        network = model.build_network()
+    pixels = prod(model.image_shape[1:])
+    weights = sum(p.numel() for p in network.parameters())
+    attention = sum(layer.out.in_channels for layer in network.modules() if isinstance(layer, Attention))
+    return 2 * weights * pixels + 4 * attention * pixels**2  # in attention, queries by keys, then by values
 
 
 def few_images(flops: int, device: torch.device, most: int) -> int:

@@ -23,7 +23,7 @@ from ddpm_core.data.images import decode_pngs, encode_png
 from ddpm_core.diffusion.sampler_config import network_passes
 from ddpm_core.evaluation.pictures import image_grid
 from ddpm_core.model.config import ModelConfig, model_json, read_model_config
-from ddpm_core.model.cost import forward_flops
+from ddpm_core.model.cost import forward_flops, forward_flops_at_most
 from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.labels import labels_in_turn
 from ddpm_core.serialization import to_json
@@ -114,7 +114,8 @@ def compiles(model: ModelConfig, config: SampleStage) -> bool:
         return config.compile == "on"
     passes = network_passes(config.sampler, model.schedule.num_timesteps) * (2 if config.guidance else 1)
     least = _FLOPS_THAT_PAY_ON_GPU if config.use_gpu else _FLOPS_THAT_PAY_ON_CPU
-    return forward_flops(model) * passes * config.num_images >= least
+    times = passes * config.num_images
+    return forward_flops_at_most(model) * times >= least and forward_flops(model) * times >= least
 
 
 def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, missing: list[int]) -> bool:

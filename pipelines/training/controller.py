@@ -12,9 +12,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 
 from pipelines.cluster.session import is_own
+from pipelines.training.coordinator import NoMeeting
 
 
 class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
@@ -51,7 +52,17 @@ class _OneMachine(FixedScalingPolicy):  # type: ignore[misc]
 
 
 class _Workers(WorkerGroup):  # type: ignore[misc]
-    """Told of no controller's process: they would ask it only for checkpoints that Ray keeps, and ours are not."""
+    """Told of no controller's process: they would ask it only for checkpoints that Ray keeps, and ours are not.
+
+    For the same reason they never meet to report one. Ray has a process for that, which imports all of Ray Train for it.
+    """
+
+    def _start_impl(self, worker_group_state_builder: Any) -> None:
+        before, worker_group.SynchronizationActor = worker_group.SynchronizationActor, ray.remote(num_cpus=0)(NoMeeting)
+        try:
+            super()._start_impl(worker_group_state_builder)
+        finally:
+            worker_group.SynchronizationActor = before
 
     def _init_train_context_on_workers(self, workers: list[Any], sync_actor: Any, train_context_args: Any) -> None:
         told = [

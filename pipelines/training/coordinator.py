@@ -1,9 +1,12 @@
 """The coordinator of a training run: an actor to which workers post what happens, and which tells them to save and leave."""
 
 import asyncio
+import pickle
 import time
 from dataclasses import dataclass
 from typing import Any
+
+import ray
 
 SILENT_S = 30.0
 """Without a sign of life for so long, a worker is named."""
@@ -151,3 +154,21 @@ class Coordinator:
             self._leave, self._left, self._claimed = asyncio.Event(), asyncio.Event(), False
             self._order += 1
             self._watch.clear()
+
+
+class NoMeeting:
+    """What stands for the actor in which workers of Ray Train's would meet."""
+
+    def __init__(self, **_: Any) -> None:
+        """As that one's settings."""
+
+
+def post(coordinator: Any, kind: str, what: Any) -> Any:
+    """Post it to the coordinator's process, which keeps it as bytes: to know it, it would import torch first, while all wait."""
+    return coordinator.post.remote(kind, pickle.dumps(what))
+
+
+def take(coordinator: Any) -> list[tuple[str, Any]]:
+    """What was posted there, and what the coordinator itself has to say."""
+    events = ray.get(coordinator.take.remote())
+    return [(kind, pickle.loads(what) if isinstance(what, bytes) else what) for kind, what in events]

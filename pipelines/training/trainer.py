@@ -28,7 +28,7 @@ from pipelines.cluster.placement import Ask, Waiting, for_training
 from pipelines.recipes.config import TrainStage
 from pipelines.training.backend import WorkerNetwork
 from pipelines.training.controller import Trainer
-from pipelines.training.coordinator import Coordinator
+from pipelines.training.coordinator import Coordinator, post, take
 from pipelines.training.looker import Looker
 from pipelines.training.worker import RayWorkerSpec, train_on_worker
 
@@ -180,7 +180,7 @@ class _SaveBeforeShutdown(WorkerGroupCallback):  # type: ignore[misc]
             self._warn(f"step {step:,} was saved in {time.perf_counter() - began:.1f} s")
 
     def _warn(self, line: str) -> None:
-        ray.get(self._coordinator.post.remote("warned", line))
+        ray.get(post(self._coordinator, "warned", line))
 
 
 def _follow(trainer: Any, hold: Hold, coordinator: Any, tell: Tell, ask: Ask) -> None:
@@ -201,7 +201,7 @@ def _follow(trainer: Any, hold: Hold, coordinator: Any, tell: Tell, ask: Ask) ->
     waited, ended = Waiting(ask, lambda line: tell([("warned", line)])), False
     while not ended:
         ended = bool(wait([result], timeout=_POLL_S).done)
-        events = ray.get(coordinator.take.remote())
+        events = take(coordinator)
         tell(events)
         for kind, what in events:
             if kind == "refused":
@@ -217,7 +217,7 @@ def _follow(trainer: Any, hold: Hold, coordinator: Any, tell: Tell, ask: Ask) ->
 def _leave(coordinator: Any, tell: Tell) -> None:
     began = time.perf_counter()
     step = ray.get(coordinator.leave.remote(LEAVE_S))
-    events = ray.get(coordinator.take.remote())
+    events = take(coordinator)
     if step is not None:
         events.append(("warned", f"step {step:,} was saved in {time.perf_counter() - began:.1f} s"))
     tell(events)

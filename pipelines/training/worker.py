@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from ddpm_core.training.parallel import Worker
 from ddpm_core.training.state import TrainState
 from ddpm_core.training.worker import WorkerSpec, run_worker
 from pipelines.cluster.session import shard_cache
+from pipelines.training.coordinator import post
 from pipelines.training.looker import Looker
 from pipelines.training.watching import watched
 
@@ -77,7 +79,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
             )
     except UserError as error:
         if not _may_pass(error, ray_spec.spec.run.uri):
-            ray.get(coordinator.post.remote("refused", error))
+            ray.get(post(coordinator, "refused", error))
         raise
     if worker.is_first:
         ray.get(coordinator.finish.remote())
@@ -89,12 +91,12 @@ def _may_pass(error: Exception, run_uri: str) -> bool:
 
 
 def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Events:
-    post = ray_spec.coordinator.post.remote
+    tell = partial(post, ray_spec.coordinator)
 
     def look(state: TrainState) -> None:
         if ray_spec.looker is not None:
             for kind, what in ray_spec.looker.look(state):
-                post(kind, what)
+                tell(kind, what)
 
     def validate(state: TrainState) -> None:
         if ray_spec.validate is None:
@@ -103,15 +105,15 @@ def _events(ray_spec: RayWorkerSpec, doing: Callable[[int, str], None]) -> Event
         try:
             found = ray_spec.validate(state)
         except InputError as error:  # images or features that are no numbers: training itself watches its own
-            post("warned", f"step {state.step:,} could not be validated: {error}")
+            tell("warned", f"step {state.step:,} could not be validated: {error}")
             return
         if found:
-            post("validated", found)
+            tell("validated", found)
 
     return Events(
-        logged=lambda row: post("logged", row),
+        logged=lambda row: tell("logged", row),
         look=look,
-        warned=lambda line: post("warned", line),
+        warned=lambda line: tell("warned", line),
         saved=validate,
         doing=doing,
     )
@@ -123,11 +125,11 @@ def _checkpointer(state: TrainState, ray_spec: RayWorkerSpec, store: CheckpointS
 
     def saved(uri: str) -> None:
         logger.info("saved %s", uri)
-        coordinator.post.remote("saved", uri)
+        post(coordinator, "saved", uri)
 
     def warned(line: str) -> None:
         logger.warning("%s", line)
-        coordinator.post.remote("warned", line)
+        post(coordinator, "warned", line)
 
     checkpointer = Checkpointer(
         state,

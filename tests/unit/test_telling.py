@@ -1,5 +1,6 @@
 """What a person is told of images while a run is trained, and where weights are read to make some."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_whoever_reads_young_weights_for_a_command_is_told(
 
 def _posted(validate: Callable[[TrainState], Any]) -> list[tuple[str, Any]]:
     posted: list[tuple[str, Any]] = []
-    post = SimpleNamespace(remote=lambda kind, what: posted.append((kind, what)))
+    post = SimpleNamespace(remote=lambda kind, what: posted.append((kind, pickle.loads(what))))
     spec = SimpleNamespace(coordinator=SimpleNamespace(post=post), looker=None, validate=validate)
     state = new_state(torch.nn.Linear(1, 1), 1.0)
     state.step = 7

@@ -72,10 +72,9 @@ def run_train(recipe: Recipe, index: DatasetIndex, run: RunHandle, init_from: We
                 if done < 0 and (why := why_anew(recipe, index, init_from)):
                     shown.say(f"train: {why}")
                 if done > 0:
-                    page.go_on()
                     shown.say(f"train: goes on from step {done:,} of {recipe.train.steps:,}")
                 shown.say(f"train: starting Ray Train and {counted(recipe.train.num_workers, 'worker')}")
-                reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page)
+                reporter = _ProgressReporter(run, shown, validator, recipe.train, gauges, page, goes_on=done > 0)
                 looker = Looker(what.run, index, recipe.train)
                 try:
                     fit(what, hold, recipe.train, reporter.tell, looker, validator.here(what.run))
@@ -147,14 +146,19 @@ class _ProgressReporter:
         train: TrainConfig,
         gauges: Gauges,
         page: ProgressPage,
+        *,
+        goes_on: bool = False,
     ) -> None:
         self._run, self._shown, self._validator, self._train = run, shown, validator, train
-        self._gauges, self._page = gauges, page
+        self._gauges, self._page, self._goes_on = gauges, page, goes_on
         self._warned = False
         self._step, self._machine = 0, Machine()
 
     def tell(self, events: list[tuple[str, Any]]) -> None:
         """What the workers posted."""
+        if self._goes_on:  # here, where workers are still being started: it takes a second
+            self._goes_on = False
+            self._page.go_on()
         rows = [what for kind, what in events if kind == "logged"]
         if rows:
             latest = rows[-1]

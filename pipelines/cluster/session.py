@@ -151,16 +151,44 @@ def _to_itself() -> Iterator[None]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that would wait for this machine to be taken away
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of a few workers: else their end is seen up to two seconds late
         **_for_workers(),
     }
     before = {name: os.environ.get(name) for name in own}
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     _set_environment(own)
     try:
-        yield
+        with _of_few_processes():
+            yield
     finally:
         _set_environment(before)
         ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextmanager
+def _of_few_processes() -> Iterator[None]:
+    """Without three that Ray starts one after the other, four seconds in all, and that have nothing to do here.
+
+    They are the dashboard's, though it shall not be included; the autoscaler's, of a machine that stays alone; and the one that
+    brings workers' output to the driver, which does not print it.
+    """
+    from ray._private import node
+
+    class FewProcesses(node.Node):  # type: ignore[misc]
+        def start_api_server(self, **_: Any) -> None:
+            self._webui_url = ""
+
+        def start_monitor(self) -> None:
+            """Nothing to scale."""
+
+        def start_log_monitor(self) -> None:
+            """Nobody to tell."""
+
+    before, node.Node = node.Node, FewProcesses
+    try:
+        yield
+    finally:
+        node.Node = before
 
 
 def _set_environment(environment: Mapping[str, str | None]) -> None:

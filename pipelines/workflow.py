@@ -13,9 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":  # typed as a file: Python looks beside it, not where the project begins
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import pipelines  # noqa: F401, a python without the libraries is told so here
-    from pipelines.cli.opening import first_word
+    from pipelines.cli.opening import begin
 
-    first_word()
+    begin()
 
 import time
 from dataclasses import dataclass, replace

@@ -83,6 +83,10 @@ def held_but_for_a_share() -> Iterator[None]:
     ray.util.remove_placement_group(group)
 
 
+def test_a_ray_of_ones_own_has_no_process_for_nobody() -> None:
+    assert set(ray._private.worker._global_node.all_processes) <= {"gcs_server", "raylet", "reaper"}
+
+
 def test_every_item_once_in_the_items_order() -> None:
     counts: list[int] = []
     assert gather(square, list(range(20)), ASK, on_done=counts.append) == [n * n for n in range(20)]

@@ -1,10 +1,13 @@
 """Who is waited for, and who saves when all have to leave."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipelines.training.coordinator import SILENT_S, STUCK_S, Coordinator, Watch
+from ddpm_core.errors import InputError
+from pipelines.training.coordinator import SILENT_S, STUCK_S, Coordinator, Watch, post, take
 
 
 def state(*doing: str, seconds: float, silent: tuple[int, ...] = (), step: int = 7) -> list[str]:
@@ -69,6 +72,18 @@ def test_how_far_all_have_come_is_told_with_what_was_posted() -> None:
 
     assert asyncio.run(told()) == [
         ("logged", (0, 0)), ("logged", (7, 6)), ("at", 6), ("logged", (9, 9)), ("at", 9)]  # fmt: skip
+
+
+def test_what_is_posted_is_opened_by_who_takes_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[str, Any]] = [("at", 6)]  # by the coordinator itself
+    actor = SimpleNamespace(
+        post=SimpleNamespace(remote=lambda *event: kept.append(event)), take=SimpleNamespace(remote=lambda: kept)
+    )
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    post(actor, "refused", InputError("too few"))
+    assert isinstance(kept[1][1], bytes)
+    (at, (kind, error)) = take(actor)
+    assert (at, kind, str(error)) == (("at", 6), "refused", "too few")
 
 
 async def _leaving(workers: int, dead: int = 0, saves: bool = True, timeout_s: float = 5.0) -> tuple[int | None, int]:

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run: of a worker, the coordinator, Ray's synchronizer of workers, the driver, the raylet.
+"""kill -9 at random moments of a run: of a worker, the coordinator, what stands for Ray's synchronizer, the driver, the raylet.
 
     .venv/bin/python tests/distributed/kills.py --kills 30 --workers 1 2 3 4 --seed 0
 
@@ -32,7 +32,7 @@ TARGETS = ("worker", "coordinator", "synchronizer", "driver", "raylet")
 TITLES = {
     "worker": "ray::RayTrainWorker",
     "coordinator": "ray::Coordinator",
-    "synchronizer": "ray::SynchronizationActor",
+    "synchronizer": "ray::NoMeeting",
     "raylet": "raylet/raylet",
 }
 

@@ -1,4 +1,4 @@
-"""kill -9 of the driver, the coordinator, a worker and Ray's synchronizer in mid-run: the run ends in the same bits."""
+"""kill -9 of the driver, the coordinator, a worker and what stands for Ray's synchronizer in mid-run: the run ends in the same bits."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_driver_coordinator_worker_and_synchronizer_killed_and_the_same_bits(tmp
     store, rng = tmp_path / "store", random.Random(0)
     flags = [*FLAGS, "--store", str(store)]
     kill_a_driver(flags, store, rng.uniform(0, 1))
-    titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::SynchronizationActor")
+    titles = ("ray::Coordinator", "ray::RayTrainWorker", "ray::NoMeeting")
     blows = [(title, rng.uniform(0, 1)) for title in titles]
     wanted = parse(Recipe, ["digits", *flags], "", "")
     unbroken = str(tmp_path / "unbroken")

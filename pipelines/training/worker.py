@@ -161,6 +161,7 @@ def _beating(coordinator: Any, rank: int) -> Iterator[Callable[[int, str], None]
     where, now, ended = f"{ray.util.get_node_ip_address()}, process {os.getpid()}", [(0, "starting")], threading.Event()
 
     def beat() -> None:
+        coordinator.beat.remote(rank, where, *now[0])
         while not ended.wait(_BEAT_S):
             coordinator.beat.remote(rank, where, *now[0])
 

@@ -1,7 +1,7 @@
 """When a schedule is due: a cron expression in a time zone."""
 
-import difflib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, nearest
 
 _NAME = "%Y%m%dT%H%M%SZ"
 _FIELDS = "five fields: minute hour day-of-month month day-of-week, as in '0 3 * * *'"
@@ -19,6 +19,7 @@ _LOCALTIME = Path("/etc/localtime")
 _LIMITS = {"minute": 59, "hour": 23, "day-of-month": 31, "month": 12, "day-of-week": 7}
 _REPEATED = timedelta(hours=4)
 """More than any zone sets its clocks back by."""
+_zones = cache(available_timezones)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Calendar:
 
     def __post_init__(self) -> None:
         if self.time_zone not in _zones():
-            near = difflib.get_close_matches(self.time_zone, sorted(_zones()), n=1, cutoff=0.0)[0]
-            raise InputError(f"time-zone is {self.time_zone!r}; expected a name as Europe/Berlin; did you mean {near}?")
+            near = nearest(self.time_zone, _zones())
+            raise InputError(f"time-zone is {self.time_zone!r}; expected a name as Europe/Berlin{near}")
         if len(self.cron.split()) != 5:  # the parser would take a sixth, for seconds
             raise InputError(f"cron is {self.cron!r}; expected {_FIELDS}")
         try:
@@ -54,8 +55,7 @@ class Calendar:
     def warning(self) -> str:
         """What may not be meant, in a line; empty if there is nothing."""
         for (name, limit), words in zip(_LIMITS.items(), self.cron.split(), strict=True):
-            steps = [part.partition("/")[2] for part in words.split(",")]
-            if any(step.isdecimal() and int(step) > limit for step in steps):
+            if any(int(step) > limit for step in re.findall(r"/(\d+)", words)):
                 return f"cron has {words} for the {name}: a step beyond {limit} comes to the first {name} alone"
         return ""
 
@@ -71,15 +71,9 @@ class Calendar:
     def last(self, moment: datetime, window: timedelta) -> datetime | None:
         """The most recent tick in (moment - window, moment]."""
         later = moment + _REPEATED  # the parser, which knows no hour that comes twice, would pass over its first time
-        for tick in CronSim(self.cron, later.astimezone(self.zone), reverse=True):
-            if (utc := tick.astimezone(UTC)) <= moment:
-                return utc if utc > moment - window else None
-        return None
-
-
-@cache
-def _zones() -> frozenset[str]:
-    return frozenset(available_timezones())
+        ticks = (tick.astimezone(UTC) for tick in CronSim(self.cron, later.astimezone(self.zone), reverse=True))
+        last = next((tick for tick in ticks if tick <= moment), None)
+        return last if last and last > moment - window else None
 
 
 def tick_name(tick: datetime) -> str:
@@ -98,17 +92,16 @@ def parse_tick(name: str) -> datetime:
 
 def local_time_zone() -> str:
     """This machine's zone by name: TZ, else what /etc/localtime points at or is a copy of, else UTC."""
-    given, known = os.environ.get("TZ", "").removeprefix(":"), _zones()
+    given = os.environ.get("TZ", "").removeprefix(":")
     linked = os.path.realpath(_LOCALTIME).rpartition("/zoneinfo/")[2]
-    return next((name for name in (given, linked) if name in known), None) or _copied(known) or "UTC"
+    return next((name for name in (given, linked) if name in _zones()), None) or _copied() or "UTC"
 
 
-def _copied(known: frozenset[str]) -> str | None:
+def _copied() -> str | None:
     """The zone of which /etc/localtime is a copy, as in many images of containers; of equal ones that with a place's name."""
-    try:
-        rules = _LOCALTIME.read_bytes()
-    except OSError:
+    if not _LOCALTIME.is_file():
         return None
-    files = ((name, Path(folder) / name) for folder in TZPATH for name in known)
+    rules = _LOCALTIME.read_bytes()
+    files = ((name, Path(folder) / name) for folder in TZPATH for name in _zones())
     equal = [name for name, path in files if path.is_file() and path.read_bytes() == rules]
     return min(equal, key=lambda name: ("/" not in name, name), default=None)

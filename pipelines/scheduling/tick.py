@@ -59,8 +59,7 @@ def do_due(by: Ticker, name: str) -> list[Tick]:
     """
     schedule, now = by.schedules.read(name), by.now()
     standing, _ = by.schedules.standing(name, schedule)
-    at_hand = standing.current or _set_back(standing, now) or _due(schedule, standing, now)
-    if schedule.paused or not at_hand:
+    if schedule.paused or not (standing.current or _set_back(standing, now) or _due(schedule, standing, now)):
         return []
     try:
         with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
@@ -132,8 +131,7 @@ def _set_back(standing: Standing, now: datetime) -> bool:
 
 def _due(schedule: Schedule, standing: Standing, now: datetime) -> datetime | None:
     """The last tick that came and was not handled: those before it are passed over."""
-    handled = when(standing.handled)
-    return schedule.calendar.last(now, now - handled) if handled < now else None
+    return schedule.calendar.last(now, now - when(standing.handled))
 
 
 def _left_out(schedule: Schedule, standing: Standing, due: datetime, now: datetime) -> str:

@@ -387,6 +387,12 @@ def test_in_lord_howe_the_half_hour_neither_drops_nor_doubles_a_daily_tick() -> 
     assert all(later - day == timedelta(days=1) for day, later in pairwise(days))
 
 
+def test_in_lord_howe_the_half_hour_takes_none_of_the_hours_after_it() -> None:
+    calendar = Calendar(cron="0 */6 * * *", time_zone="Australia/Lord_Howe")
+    six = parse_tick("20261003T190000Z")  # 06:00; at 02:00 the clock was set forward
+    assert calendar.last(six + timedelta(minutes=1), timedelta(hours=1)) == six
+
+
 # --- passes
 
 

@@ -81,22 +81,19 @@ def do_now(by: Ticker, name: str) -> list[Tick]:
     with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
         standing, _ = by.schedules.standing(name, schedule)
         ended = [] if standing.current is None else [_see_through(by, name, schedule, held)]
-        _wait_for_seeds(by, name)
+        due = _free_minute(by, name)
         held.check()
-        _begin(by, name, schedule, by.now(), *by.schedules.standing(name, schedule))
+        _begin(by, name, schedule, due, *by.schedules.standing(name, schedule))
         return [*ended, _see_through(by, name, schedule, held)]
 
 
-def _wait_for_seeds(by: Ticker, name: str) -> None:
-    """Until the minute is one in which no tick has been done: seeds are a minute's, and the same ones would be the same images."""
-    while any(_minute(parse_tick(done.due)) == _minute(by.now()) for done in by.schedules.history(name)):
+def _free_minute(by: Ticker, name: str) -> datetime:
+    """This minute, or the next if a tick of this one is done: seeds are a minute's, and the same ones would be the same images."""
+    while by.schedules.ended(name, due := by.now().replace(second=0, microsecond=0)):
         left = 60 - by.now().timestamp() % 60
         by.say(f"{name}  waits {left:.0f} s for the next minute, of which its seeds are: this one's images are made")
         _wait(by, left)
-
-
-def _minute(moment: datetime) -> int:
-    return int(moment.timestamp()) // 60
+    return due
 
 
 def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick]:

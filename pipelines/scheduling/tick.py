@@ -158,17 +158,13 @@ def _see_through(by: Ticker, name: str, schedule: Schedule, held: Any) -> Tick:
         held.check()
         if tick is None:
             raise HeldError(f"schedule {name} was taken over by another job, which has ended its tick")
-        recorded = by.schedules.ended(name, parse_tick(tick.due))
-        if recorded is not None:  # by one that was killed, or cut off, right after it
-            by.schedules.stand(name, replace(standing, last=recorded, current=None), stands)
-            return recorded
-        tried = _follow(by, name, tick, held)
-        if tried.exit_code in (0, _MISTAKE) or tick.attempt > schedule.retries:
+        recorded = by.schedules.ended(name, parse_tick(tick.due))  # by one that was killed, or cut off, right after it
+        tried = recorded or _follow(by, name, tick, held)
+        if recorded or tried.exit_code in (0, _MISTAKE) or tick.attempt > schedule.retries:
             return _record(by, name, tried, replace(standing, last=tried, current=None), stands)
-        attempt = tick.attempt + 1
+        attempt, pause = tick.attempt + 1, _BACK_OFF_S * 2 ** (tick.attempt - 1)
         again = replace(tick, attempt=attempt, submission_id=f"{name}-{tick.due}-{attempt}")
         by.schedules.stand(name, replace(standing, current=again), stands)
-        pause = _BACK_OFF_S * 2 ** (tick.attempt - 1)
         why = f"exit code {tried.exit_code}: {tried.message}"
         by.say(f"{name}  {tick.due} failed ({why}); started again in {pause:.0f} s")
         _wait(by, pause)

@@ -34,6 +34,7 @@ if __name__ == "__main__":  # typed as a file: Python looks beside it, not where
     begin()
 
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -193,7 +194,8 @@ def run(args: ScheduleArgs) -> Outcome:
         pass_over = passing(args.schedules, told, do_due)
         where = f"Ray at {shown(address)}" if (address := ray_address()) else "this machine"
         print(f"doing what is due in {args.store}, on {where}", flush=True)
-        counts = keep_passing(pass_over, lambda: args.names, args.schedules, told)
+        ended = (tick for passed in keep_passing(pass_over, lambda: args.names, told) for tick in passed.ended)
+        counts = Counter(tick.status for tick in ended)
     print(f"stopped: {counts.total()} ticks ended, {counts['failed']} of them failed", flush=True)
     return Outcome(made={}, metrics={"ticks": dict(counts)})
 

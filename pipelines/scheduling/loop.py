@@ -2,10 +2,10 @@
 
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,8 +22,8 @@ from pipelines.scheduling.tick import Stopped, Ticker
 
 AT_ONCE = 64
 """Schedules that have a job under way."""
-_WAKE_S = 30.0
-"""The longest sleep between two looks: schedules may be added, and the clock may be set."""
+_LOOK_S = 30.0
+"""From one look to the next: at each whole minute, when ticks are due, and between, for schedules may be added."""
 
 
 @dataclass(frozen=True)
@@ -82,65 +82,38 @@ def passing(
 
 
 def keep_passing(
-    pass_over: Callable[[str], Passed],
-    names: Callable[[], Iterable[str]],
-    schedules: Schedules,
-    told: threading.Event,
-) -> Counter[str]:
-    """Pass over all of these until told to stop; how the ticks ended."""
-    at_work, counts = dict[str, Future[Passed]](), Counter[str]()
-
-    def count(future: Future[Passed]) -> None:
-        counts.update(tick.status for tick in future.result().ended)
-
-    def look() -> float:
-        for name in names():
-            if name in at_work and at_work[name].done():
-                count(at_work.pop(name))
-            if name not in at_work:
-                at_work[name] = pool.submit(pass_over, name)
-        return _until_next(names(), schedules)
-
+    pass_over: Callable[[str], Passed], names: Callable[[], list[str]], told: threading.Event
+) -> Iterator[Passed]:
+    """Pass over all of these until told to stop; what came of each pass, once it has ended."""
+    at_work: dict[str, Future[Passed]] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
             while not told.is_set():
                 try:
-                    told.wait(look())
+                    at_work |= {name: pool.submit(pass_over, name) for name in names() if name not in at_work}
                 except (UserError, OSError) as error:  # the store may come back
                     print(error, flush=True)
-                    told.wait(_WAKE_S)
+                told.wait(max(0.1, _LOOK_S - time.time() % _LOOK_S))
+                for name in [name for name, future in at_work.items() if future.done()]:
+                    yield at_work.pop(name).result()
         finally:
             told.set()  # whatever ended this, jobs of this machine end with it
-    for future in at_work.values():
-        count(future)
-    return counts
-
-
-def _until_next(names: Iterable[str], schedules: Schedules) -> float:
-    """Seconds to the next tick of any of them."""
-    now = utc_now()
-    nexts = (next(schedules.read(name).calendar.after(now)) for name in names)
-    return max(0.1, min([*((each - now).total_seconds() for each in nexts), _WAKE_S]))
+    yield from (future.result() for future in at_work.values())
 
 
 @contextmanager
 def until_told() -> Iterator[threading.Event]:
     """Set by SIGTERM and SIGINT, so that no write to the store is ever cut in two; a second signal acts as usual."""
     told = threading.Event()
+    with ExitStack() as before:
 
-    def note(number: int, _: object) -> None:
-        told.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        def note(number: int, _: object) -> None:
+            told.set()
+            before.close()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, note)
-    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before.callback(signal.signal, number, signal.signal(number, note))
         yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def utc_now() -> datetime:

@@ -147,7 +147,7 @@ def show(args: ScheduleArgs) -> Outcome:
     print(f"{args.name}  {schedule.cron}, {schedule.time_zone}; missed: {schedule.missed}, overlap: {schedule.overlap}")
     print(f"command  {shlex.join(schedule.command)}")
     print(f"next     {_next(schedule) or 'none: it is paused'}")
-    for tick in (*([standing.current] if standing.current else []), *ticks):
+    for tick in filter(None, (standing.current, *ticks)):
         facts = [
             "" if tick.seconds is None else f"{tick.seconds:.0f} s",
             f"attempt {tick.attempt}" if tick.attempt > 1 else "",

@@ -15,8 +15,8 @@ from ddpm_core.errors import HeldError, InputError, nearest
 from pipelines.scheduling.calendar import Calendar, parse_tick, tick_name
 
 FORMAT_VERSION = 1
-_MONTHS = 24
-"""That are looked through for the last ticks."""
+_SHOWN = timedelta(days=730)
+"""So far back the last ticks are looked for, a month at a time."""
 _REMEDY = "delete it, and it will be made anew"
 
 
@@ -145,7 +145,6 @@ class Schedules:
 
     def remove(self, name: str) -> None:
         """Forget it; what its ticks made, and their records, stay."""
-        self.read(name)
         storage.delete(self._defined(name))
         for uri, _ in storage.list_files(self.folder(name)):
             storage.delete(uri)
@@ -181,15 +180,12 @@ class Schedules:
 
     def history(self, name: str, count: int = 20) -> list[Tick]:
         """The last ticks that have ended, the latest first."""
-        uris: list[str] = []
         standing, _ = self.standing(name, self.read(name))
-        newest = [when(standing.handled), *([parse_tick(standing.last.due)] if standing.last else [])]
-        month = max(newest)  # what `run-now` did may be later than any tick of the calendar
-        for _ in range(_MONTHS):
-            folder = self._at("ticks", name, f"{month:%Y%m}")
-            uris += [uri for uri, _ in reversed(storage.list_files(folder))]
-            if len(uris) >= count:
-                break
+        by_hand = [parse_tick(standing.last.due)] if standing.last else []  # may be later than any tick of the calendar
+        month = newest = max([when(standing.handled), *by_hand])
+        uris: list[str] = []
+        while len(uris) < count and newest - month < _SHOWN:
+            uris += [uri for uri, _ in reversed(storage.list_files(self._at("ticks", name, f"{month:%Y%m}")))]
             month = month.replace(day=1) - timedelta(days=1)
         found = (read_record(Tick, uri, FORMAT_VERSION, remedy=_REMEDY) for uri in uris[:count])
         return [each[0] for each in found if each]

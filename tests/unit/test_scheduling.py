@@ -540,6 +540,7 @@ def test_of_missed_ticks_the_last_one_counts(tmp_path: Path, missed: str, status
     world.add(missed=missed)
     (ended,) = world.at(NIGHT + timedelta(days=40, hours=5)).do()
     assert (ended.due, ended.status) == ("20270102T030000Z", status)
+    assert world.schedules.history("nightly", 5) == [ended]
     assert world.do() == []
     assert [tick.status for tick in world.at(NIGHT + timedelta(days=41, minutes=9)).do()] == ["succeeded"]
 

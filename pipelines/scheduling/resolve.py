@@ -30,20 +30,11 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
         InputError: one line, if it is another command, says what the schedule says, or asks for too many seeds.
     """
     arguments = _arguments(command)
-    if arguments is None:
-        given = " ".join(command) or "empty"
-        raise InputError(
-            f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags], or ddpm sample ...: only that may be "
-            "scheduled"
-        )
-    for flags in (("--store",), ("--dry-run", "--help", "-h")):
-        if _value(arguments, *flags) is not None:
-            raise InputError(
-                f"the command after -- has {flags[0]}; expected it before --, among the schedule's own flags"
-            )
-    counts = [_value(arguments, flag) or "" for flag in ("--num-images", "--sample.num-images")]
-    count = max((int(each) for each in counts if each.isdecimal()), default=0)
-    if count > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
+    for flag in ("--store", "--dry-run", "--help", "-h"):
+        if _value(arguments, flag) is not None:
+            raise InputError(f"the command after -- has {flag}; expected it before --, among the schedule's own flags")
+    count = _value(arguments, "--num-images") or _value(arguments, "--sample.num-images") or ""  # as sample.py has it
+    if count.isdecimal() and int(count) > SEEDS_PER_TICK and _value(arguments, _SEED) is None:
         raise InputError(f"{count} images a tick; expected at most {SEEDS_PER_TICK}, or {_SEED} given")
     return ("python", _DOOR, *_from_anywhere(arguments))
 
@@ -60,14 +51,18 @@ def _from_anywhere(arguments: Sequence[str]) -> list[str]:
     return [*map(storage.absolute, file), *rest]
 
 
-def _arguments(command: Sequence[str]) -> Sequence[str] | None:
-    """What stands behind `python pipelines/sample.py` or `ddpm sample`; None if it is neither."""
+def _arguments(command: Sequence[str]) -> Sequence[str]:
+    """What stands behind `python pipelines/sample.py` or `ddpm sample`."""
     program, *more = [Path(command[0]).name, *command[1:]] if command else [""]
     if program == "ddpm" and more[:1] == ["sample"]:
         return more[1:]
     if re.fullmatch(r"python[\d.]*", program) and more and Path(more[0]).parts[-2:] == tuple(_DOOR.split("/")):
         return more[1:]
-    return None
+    given = " ".join(command) or "empty"
+    raise InputError(
+        f"the command after -- is {given!r}; expected python {_DOOR} [RECIPE] [flags], or ddpm sample ...: only that may be "
+        "scheduled"
+    )
 
 
 def pin_command(command: Sequence[str], tick: datetime, store: str, resolve: Callable[[str], str]) -> tuple[str, ...]:
@@ -145,19 +140,19 @@ def rehearse(command: Sequence[str], ray_address: str | None) -> None:
         raise InputError(f"the command after -- was tried with --dry-run: {said.removeprefix('error: ')}")
 
 
-def _take(arguments: list[str], *flags: str) -> str | None:
-    """Take these flags out; the value of the first that is there, None if none is.
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Take a flag out; its value, None if it is not there.
 
     An underscore is as good as a dash, as the commands have it.
     """
     value = None
     for place, argument in reversed([*enumerate(arguments)]):
-        flag, equals, typed = argument.partition("=")
-        if flag.startswith("-") and flag.replace("_", "-") in flags:
+        name, equals, typed = argument.partition("=")
+        if name.replace("_", "-") == flag:
             value = typed if equals else "".join(arguments[place + 1 : place + 2])
             del arguments[place : place + (1 if equals else 2)]
     return value
 
 
-def _value(arguments: Sequence[str], *flags: str) -> str | None:
-    return _take([*arguments], *flags)
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    return _take([*arguments], flag)

@@ -18,7 +18,7 @@ from pipelines.scheduling.history import log_ticks
 from pipelines.scheduling.jobs import open_launcher, ray_address
 from pipelines.scheduling.records import Schedules, Tick
 from pipelines.scheduling.resolve import pin
-from pipelines.scheduling.tick import Stopped, Ticker
+from pipelines.scheduling.tick import Ticker
 
 AT_ONCE = 64
 """Schedules that have a job under way."""
@@ -32,7 +32,7 @@ class Passed:
 
     ended: list[Tick]
     wrong: bool
-    """Whether something went wrong beside a job; it was said."""
+    """Whether it was told to stop, or something went wrong beside a job; it was said."""
 
 
 def passing(
@@ -71,8 +71,6 @@ def passing(
             ended = do(ticker, name)
             if ended:
                 log_ticks(schedules.store, name, schedules)
-        except Stopped:
-            ticker.say(f"{name}  let go of; the next pass goes on")
         except (UserError, OSError) as error:  # a store, registry or cluster that is away may come back
             ticker.say(f"{name}  {error}")
             return Passed(ended, wrong=True)

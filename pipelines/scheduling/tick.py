@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ddpm_core.artifacts.run_record import hold, read_record
-from ddpm_core.errors import HeldError
+from ddpm_core.errors import HeldError, UserError
 from pipelines.scheduling.calendar import parse_tick, tick_name
 from pipelines.scheduling.jobs import Launcher
 from pipelines.scheduling.records import Schedule, Schedules, Standing, Tick, said, when
@@ -28,8 +28,8 @@ _MISTAKE = 2
 """The exit code of a command that refuses what it was asked: it would refuse it again."""
 
 
-class Stopped(BaseException):
-    """This job was told to stop: it lets go, and the next pass goes on."""
+class Stopped(UserError):
+    """This job was told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def _follow(by: Ticker, name: str, tick: Tick, held: Any) -> Tick:
 
 def _wait(by: Ticker, seconds: float) -> None:
     if by.wait(seconds):
-        raise Stopped
+        raise Stopped("let go of; the next pass goes on")
 
 
 def _record(by: Ticker, name: str, tick: Tick, standing: Standing, stands: bytes | None) -> Tick:

@@ -41,10 +41,9 @@ class Calendar:
             raise InputError(f"cron is {self.cron!r}; expected {_FIELDS}")
         try:
             next(CronSim(self.cron, datetime.now(self.zone)))
-        except CronSimError as error:
-            raise InputError(f"cron is {self.cron!r} ({str(error).lower()}); expected {_FIELDS}") from None
-        except StopIteration:
-            raise InputError(f"cron is {self.cron!r}, which never comes true; expected {_FIELDS}") from None
+        except (CronSimError, StopIteration) as error:
+            why = str(error).lower() or "it never comes true"
+            raise InputError(f"cron is {self.cron!r} ({why}); expected {_FIELDS}") from None
 
     @property
     def zone(self) -> ZoneInfo:

@@ -104,12 +104,10 @@ def _next_due(by: Ticker, name: str, schedule: Schedule, held: Any) -> list[Tick
             return [*ended, _see_through(by, name, schedule, held)]
         if _set_back(standing, now):
             by.say(f"{name}  the clock was set back, from {standing.handled} or later: it goes on from {said(now)}")
-            since = said(min(now, when(schedule.since)))
-            schedule = by.schedules.change(name, since=since)
-            by.schedules.stand(name, replace(standing, handled=since), stands)
+            schedule = by.schedules.change(name, since=said(min(now, when(schedule.since))))
+            by.schedules.stand(name, replace(standing, handled=schedule.since), stands)
             continue
-        due = _due(schedule, standing, now)
-        if due is None:
+        if (due := _due(schedule, standing, now)) is None:
             return ended
         standing = replace(standing, handled=said(due))
         if by.schedules.ended(name, due) is not None:  # before the clock was set back: it is not done again

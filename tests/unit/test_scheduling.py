@@ -605,6 +605,14 @@ def test_now_twice_in_a_minute_is_two_sets_of_images(here: World) -> None:
     assert len(here.cluster.commands) == 2
 
 
+def test_now_in_the_minute_of_a_tick_is_that_tick(here: World) -> None:
+    """Its images would be the same: seeds are a minute's."""
+    (ended,) = do_now(here.at(NIGHT + timedelta(seconds=12)).ticker(), "nightly")
+    assert (ended.due, ended.started_at) == (TICK, "2026-11-23T03:00:12+00:00")
+    assert here.do() == []
+    assert len(here.cluster.jobs) == 1
+
+
 def test_now_in_a_month_without_a_tick_of_the_calendar_is_shown(tmp_path: Path) -> None:
     world = World(str(tmp_path))
     world.add(cron="0 0 15 * *")

@@ -81,9 +81,8 @@ def do_now(by: Ticker, name: str) -> list[Tick]:
     with by.hold(by.schedules.folder(name), say=lambda line: None) as held:
         standing, _ = by.schedules.standing(name, schedule)
         ended = [] if standing.current is None else [_see_through(by, name, schedule, held)]
-        due = _free_minute(by, name)
-        held.check()
-        _begin(by, name, schedule, due, *by.schedules.standing(name, schedule))
+        before = by.schedules.standing(name, schedule)  # so another's tick, begun while this waits, is not lost
+        _begin(by, name, schedule, _free_minute(by, name), *before)
         return [*ended, _see_through(by, name, schedule, held)]
 
 

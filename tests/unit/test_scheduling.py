@@ -221,7 +221,8 @@ def killed_after(clock: Clock, seconds: float) -> Callable[[float], bool]:
 @pytest.mark.parametrize(
     ("cron", "said"),
     [("61 * * * *", "bad minute"), ("* * * *", "five fields"), ("* * * * * *", "five fields"), ("", "five fields"),
-     ("0 0 30 2 *", "day-of-month"), ("@daily", "five fields"), ("0 3 * * XYZ", "day-of-week")],
+     ("0 0 30 2 *", "day-of-month"), ("@daily", "five fields"), ("0 3 * * XYZ", "day-of-week"),
+     ("0 0 */29 2 5#5", "it never comes true")],
 )  # fmt: skip
 def test_a_wrong_cron_expression_is_one_line(cron: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as told:

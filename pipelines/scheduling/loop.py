@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import platformdirs
 
@@ -58,7 +57,7 @@ def passing(
 
     ticker = Ticker(
         schedules=schedules,
-        launch=open_launcher(ray_address(), Path(platformdirs.user_log_dir("ddpm")) / "schedules", schedules.store),
+        launch=open_launcher(ray_address(), platformdirs.user_log_path("ddpm") / "schedules", schedules.store),
         pin=partial(pin, schedules.store),
         now=utc_now,
         wait=told.wait,

@@ -148,28 +148,21 @@ def _writer(uri: str) -> str:
     return uri.rpartition("/")[2].rpartition("-")[0]
 
 
+_TOLD_APART_BY = {"metric": (1, 3), "picture": (2, 3), "file": (2,), "status": ()}
+"""Which parts of an entry say what it is of, by kind, where its name alone, the first of them, does not: of a point its step, too;
+of a picture and a file what they are shown as, from wherever they lie."""
+
+
 def counting(entries: list[Entry]) -> list[Entry]:
     """Without what others replace: of a param and of a point the first counts, of all else the last; and when it began."""
-    kept: dict[Any, Entry] = {}
+    kept: dict[str, Entry] = {}
     for entry in entries:
-        subject = _subject(*entry)
-        if subject in kept and entry[0] in ("param", "metric"):
-            continue
-        kept.pop(subject, None)  # the newest stands last
-        kept[subject] = entry
+        subject = json.dumps([entry[0], *(entry[part] for part in _TOLD_APART_BY.get(entry[0], (1,)))])
+        if subject not in kept or entry[0] not in ("param", "metric"):
+            kept.pop(subject, None)  # the newest stands last
+            kept[subject] = entry
     began = [entry for entry in entries if entry[0] == "status"][:1]
     return [*began, *kept.values()]
-
-
-def _subject(kind: str, what: Any, *rest: Any) -> Any:
-    """What an entry says something of."""
-    if kind == "metric":
-        return kind, what, rest[1]  # its step
-    if kind in ("picture", "file"):
-        return kind, *rest  # as what it is shown, from wherever it lies
-    if kind == "dataset":
-        return kind, json.dumps(what)
-    return kind if kind == "status" else (kind, what)
 
 
 def _read(uris: list[str]) -> Recorded:

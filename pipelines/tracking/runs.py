@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.tracking.outage import is_refusal, one_line
-from pipelines.tracking.projection import DESCRIPTION, project
+from pipelines.tracking.projection import project
 from pipelines.tracking.record import Entry, Lineage, Recorded
 from pipelines.tracking.store import lock
 
@@ -78,12 +78,12 @@ class RunHandle:
         self._log([["status", status, _now()]], at_once=True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set facts by which the run is found, replacing those of the same name."""
+        """Set facts by which the run is found, replacing those of the same name; {run_id} and {experiment_id} in a text become MLflow's."""
         self._log(_tags(tags))
 
     def describe(self, markdown: str) -> None:
-        """What the UI shows as the run's description; {run_id} and {experiment_id} in it become MLflow's."""
-        self.set_tags({DESCRIPTION: markdown})
+        """What the UI shows as the run's description; the same ids may stand in it."""
+        self.set_tags({"mlflow.note.content": markdown})
 
     def log_metrics(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Log points, each row a `step` (0 if it has none) and values by name, in any order.

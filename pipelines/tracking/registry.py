@@ -87,9 +87,10 @@ def _create_version(
     client = tracker.client
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description="Denoising diffusion model; see each version's tags.")
-    model = log_model(tracker, run.open(), name=name, weights=weights, config=config)
+    run_id = tracker.open_run(run).info.run_id
+    model = log_model(tracker, run_id, name=name, weights=weights, config=config)
     tags = {"model_id": model.model_id, **{key: str(value) for key, value in facts.items()}}
-    created = client.create_model_version(name, model.source, run.open(), tags, model_id=model.model_id)
+    created = client.create_model_version(name, model.source, run_id, tags, model_id=model.model_id)
     # By this tag MLflow's pages link a logged model to its versions.
     versions = json.dumps([{"name": name, "version": created.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})

@@ -9,7 +9,8 @@ from typing import Any
 from ddpm_core import storage
 from ddpm_core.errors import HeldError, InputError
 from pipelines.naming import digest
-from pipelines.tracking.outage import is_outage, one_line, refused
+from pipelines.tracking.outage import is_outage, is_refusal, one_line, refused
+from pipelines.tracking.projection import project
 from pipelines.tracking.record import Lineage, Recorded, Records, experiments
 from pipelines.tracking.runs import RunHandle
 from pipelines.tracking.store import (
@@ -25,6 +26,7 @@ from pipelines.tracking.store import (
 
 logger = logging.getLogger(__name__)
 
+_KEY_TAG, _PARENT_TAG = "ddpm.key", "mlflow.parentRunId"
 EVERY_S = 10.0
 """What was logged reaches the store and MLflow after so long at most: what a kill costs."""
 RETRY_AFTER_S = 60.0
@@ -89,7 +91,7 @@ class Tracker(Server):
                 handle.end(status)
             elif parent is None:  # nothing that it logged waits for the holder's end
                 self.keep_up(at_once=True)
-            if parent is None and self._waits:
+            if parent is None and any(run.waiting for run in self._runs.values()):
                 logger.warning(
                     "MLflow at %s misses some of it; the next command on this store and recipe, or `ui.py sync`, brings it there",
                     self.shown_uri,
@@ -99,7 +101,7 @@ class Tracker(Server):
         """The one that this process has of a run, whether it logs to it or delivers what another process left."""
         key = lineage[0][1]
         if key not in self._runs:
-            self._runs[key] = RunHandle(self, lineage)
+            self._runs[key] = RunHandle(self.records, lineage, self.keep_up)
         return self._runs[key]
 
     def adopt(self, runs: Iterable[Recorded]) -> None:
@@ -107,7 +109,7 @@ class Tracker(Server):
         for recorded in runs:
             self.handle(recorded.lineage).adopt(recorded)
 
-    def keep_up(self, *, at_once: bool = False) -> None:
+    def keep_up(self, at_once: bool = False) -> None:
         """Bring what was logged to the store and to MLflow, if the last time is long enough ago."""
         if not at_once and time.monotonic() - self._kept_up < EVERY_S:
             return
@@ -124,18 +126,48 @@ class Tracker(Server):
 
     def deliver(self) -> None:
         """Write what waits, of all runs. Raises if the server is away; nothing is lost then."""
-        while self._waits:  # to find a run may make its parent
-            for run in list(self._runs.values()):
-                run.deliver()
+        while waiting := [run for run in self._runs.values() if run.waiting]:  # to open a run may make its parent
+            for run in waiting:
+                self._deliver(run)
+
+    def open_run(self, run: RunHandle) -> Any:
+        """The run of this key as MLflow has it; made if there is none, or somebody deleted it. Raises if the server is away."""
+        key, above = run.lineage[0][1], run.lineage[1:]
+        found = self._find(key)
+        if not found:
+            parent = {_PARENT_TAG: self.open_run(self.handle(above)).info.run_id} if above else {}
+            with lock(self.uri):
+                found = self._find(key) or [self._create(run, {_KEY_TAG: key, **parent})]
+        run.run_id = found[0].info.run_id
+        return found[0]
+
+    def _find(self, key: str) -> list[Any]:
+        same_key, oldest = f"tags.`{_KEY_TAG}` = '{key}'", ["attributes.start_time"]
+        return list(self.client.search_runs([self.experiment_id], same_key, order_by=oldest))
+
+    def _create(self, run: RunHandle, tags: Mapping[str, str]) -> Any:
+        """A new one, which gets all that is on record."""
+        run.flush()
+        run.waiting = self.records.read(run.lineage)
+        began = min((entry[2] for entry in run.waiting if entry[0] == "status"), default=None)
+        return self.client.create_run(self.experiment_id, began, tags, run.lineage[0][0])
+
+    def _deliver(self, run: RunHandle) -> None:
+        found = self.open_run(run)
+        waiting, run.waiting = run.waiting, []
+        try:
+            project(self.client, found, waiting, self.records.uri)
+        except BaseException as error:  # Ctrl-C, too
+            if not is_refusal(error):
+                run.waiting = waiting + run.waiting
+                raise
+            said = "MLflow refuses figures of run %s (%s); they stay in the store's record"
+            logger.warning(said, run.lineage[0][0], one_line(error))
 
     def failed(self, said: str) -> None:
         """Leave the server alone for a while. A person is told the first time; in the end, if anything is missing."""
         self._retry_at = time.monotonic() + RETRY_AFTER_S
         self._tell_once("server", f"{said}; the work goes on, and the store keeps what MLflow misses")
-
-    @property
-    def _waits(self) -> bool:
-        return any(run.waits for run in self._runs.values())
 
     def _flush(self) -> None:
         try:

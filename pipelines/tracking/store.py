@@ -20,7 +20,7 @@ import platformdirs
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.progress import say, shown
-from pipelines.tracking.outage import is_outage, one_line
+from pipelines.tracking.outage import is_outage, is_refusal, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,8 @@ class AwayError(InputError):
 
 def tracking_uri(store: str) -> str:
     """MLFLOW_TRACKING_URI if set; else SQLite in the store's folder, or in the per-user one for a store on S3."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
     folder = platformdirs.user_data_path("ddpm") if storage.is_s3(store) else Path(storage.absolute(store))
-    return _database_uri(folder)
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(folder)
 
 
 def is_there(store: str) -> bool:
@@ -122,7 +119,7 @@ def follow_move(store: str, uri: str) -> None:
 
     MLflow records absolute places, and has no call that changes them.
     """
-    if storage.is_s3(store) or uri != _database_uri(Path(storage.absolute(store))):
+    if uri != _database_uri(Path(storage.absolute(store))):
         return
     now = artifact_location(store, uri)
     with lock(uri), closing(sqlite3.connect(_database(uri))) as database, database:
@@ -198,14 +195,28 @@ class Server:
 
 
 def open_server(store: str) -> Server:
-    """The MLflow of a store, without an experiment.
+    """The MLflow of a store, without an experiment; a new SQLite is created by one process while others wait.
 
     Raises:
         InputError: one line, if it does not open.
     """
     check_place(store)
     uri = tracking_uri(store)
-    client = open_client(uri)
+    if not uri.startswith(_KINDS):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI is {shown(uri)}; expected a server's http://HOST:PORT, or a database's sqlite:///PATH or "
+            "postgresql://USER@HOST/NAME, or unset it"
+        )
+    try:
+        with lock(uri), quiet_warnings(), _nothing_beside(uri):
+            client = new_client(uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    except Exception as error:
+        if not (is_outage(error) or is_refusal(error) or isinstance(error, ImportError)):
+            raise
+        kind = AwayError if is_server(uri) and not _asks_for_password(error) else InputError
+        raise kind(f"MLflow at {shown(uri)} cannot be opened{_why(uri, error)}") from error
     follow_move(store, uri)
     if risk := registry_at_risk(store):
         logger.warning(risk)
@@ -218,33 +229,6 @@ def new_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
-
-
-def open_client(uri: str) -> Any:
-    """An MlflowClient whose store answers; a new SQLite store is created by one process while others wait.
-
-    Raises:
-        InputError: one line, if the store cannot be opened.
-    """
-    if not uri.startswith(_KINDS):
-        raise InputError(
-            f"MLFLOW_TRACKING_URI is {shown(uri)}; expected a server's http://HOST:PORT, or a database's sqlite:///PATH or "
-            "postgresql://USER@HOST/NAME, or unset it"
-        )
-    quiet_environment()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        with lock(uri), quiet_warnings(), _nothing_beside(uri):
-            client = new_client(uri)
-            client.search_experiments(max_results=1)
-            client.search_registered_models(max_results=1)
-    except Exception as error:
-        if not (is_outage(error) or isinstance(error, MlflowException | ImportError)):
-            raise
-        kind = AwayError if is_server(uri) and not _asks_for_password(error) else InputError
-        raise kind(f"MLflow at {shown(uri)} cannot be opened{_why(uri, error)}") from error
-    return client
 
 
 def _asks_for_password(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from typing import IO
 
 from ddpm_core.errors import InputError
 from pipelines.progress import say
-from pipelines.tracking.store import follow_move, is_server, open_client, tracking_uri
+from pipelines.tracking.store import is_server, open_server, tracking_uri
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
@@ -41,8 +41,7 @@ def serve(store: str) -> int:
         return 0
     port = free_port(os.environ.get("PORT"))
     say("ui: MLflow starts, which takes 10 s or more")
-    open_client(uri)  # creates a new store before the server's processes could do so at once
-    follow_move(store, uri)
+    open_server(store)  # creates a new database before the server's processes could do so at once
     # Its errors are shown; what it says of its own defaults and dependencies is not.
     server = subprocess.Popen(
         server_command(port), env=server_environment(uri), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -208,7 +208,7 @@ def open_server(store: str) -> Server:
             "postgresql://USER@HOST/NAME, or unset it"
         )
     try:
-        with lock(uri), quiet_warnings(), _nothing_beside(uri):
+        with lock(uri), quiet_warnings():
             client = new_client(uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
@@ -228,7 +228,8 @@ def new_client(uri: str) -> Any:
     quiet_environment()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    # With its driver named, as for a URI without MLflow makes a folder of that name, with its %NN, where SQLAlchemy opens another.
+    return MlflowClient(tracking_uri=re.sub("^sqlite:", "sqlite+pysqlite:", uri))
 
 
 def _asks_for_password(error: Exception) -> bool:
@@ -247,21 +248,6 @@ def _why(uri: str, error: Exception) -> str:
         return ": another program holds it; try again once that has ended"
     remedy = "MLFLOW_TRACKING_URI, or unset it" if os.environ.get("MLFLOW_TRACKING_URI") else "the store"
     return f" ({one_line(error)}); check {remedy}"
-
-
-@contextmanager
-def _nothing_beside(uri: str) -> Iterator[None]:
-    """Remove the folder that MLflow makes for a SQLite URI as it stands, with its %NN, where SQLAlchemy opens another.
-
-    That one is there, as the lock lies in it.
-    """
-    beside = Path(uri.removeprefix(_SQLITE)).parent
-    there = beside.exists()
-    try:
-        yield
-    finally:
-        if not there and beside.exists():
-            os.removedirs(beside)
 
 
 @contextmanager

@@ -89,12 +89,10 @@ class Records:
         return place if "://" in place or place.startswith("/") else storage.join(self._store, place)
 
     def _read(self, run: str) -> Recorded:
-        folder = storage.join(self._runs, run)
-        while True:
-            try:
-                return _read([uri for uri, _ in storage.list_files(folder)])
-            except MissingError:  # another process made one of many just now
-                continue
+        try:
+            return _read([uri for uri, _ in storage.list_files(storage.join(self._runs, run))])
+        except MissingError:  # another process made one of many just now
+            return self._read(run)
 
 
 class Record:

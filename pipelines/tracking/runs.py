@@ -53,7 +53,8 @@ class RunHandle:
         self._records.tidy(lineage)
         self._note(self._records.read(lineage))
         before = self._status
-        self._log([["status", "RUNNING", _now()], *_tags(tags), *_params(params)], at_once=True)
+        given = [["param", tracked_name(name), value] for name, value in flatten(params).items()]
+        self._log([["status", "RUNNING", _now()], *_tags(tags), *given], at_once=True)
         return before
 
     def shows(self, key: str) -> bool:
@@ -180,10 +181,6 @@ def _tags(tags: Mapping[str, str]) -> list[Entry]:
 def _utf8(text: str) -> str:
     r"""What a file's name may hold and no database takes, as \udcNN."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _params(params: Mapping[str, Any]) -> list[Entry]:
-    return [["param", tracked_name(name), value] for name, value in flatten(params).items()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

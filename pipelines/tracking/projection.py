@@ -35,13 +35,14 @@ def project(client: Any, run: Any, entries: list[Entry], where: Callable[[str], 
         client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), [InputTag("mlflow.data.context", context)])])
     figures = (figure for figure in of_kind["figure"] if run.data.metrics.get(figure[0]) != figure[1])
     fresh = [*_missing(client, run, of_kind["metric"]), *figures]
-    _log_all(
-        client,
-        run_id,
-        tags=[RunTag(name, _with_ids(text, run)) for name, text in of_kind["tag"]],
-        params=[Param(name, value) for name, value in of_kind["param"] if name not in run.data.params],
-        metrics=[Metric(name, value, at, step) for name, value, step, at in fresh],
-    )
+    items = {
+        "tags": [RunTag(name, _with_ids(text, run)) for name, text in of_kind["tag"]],
+        "params": [Param(name, value) for name, value in of_kind["param"] if name not in run.data.params],
+        "metrics": [Metric(name, value, at, step) for name, value, step, at in fresh],
+    }
+    for kind, at_once in _AT_ONCE.items():
+        for first in range(0, len(items[kind]), at_once):
+            client.log_batch(run_id, **{kind: items[kind][first : first + at_once]})
     _show_pictures(client, run_id, of_kind["picture"], where)
     for place, name in of_kind["file"]:
         if (data := _found(where(place))) is not None:
@@ -65,12 +66,6 @@ def _missing(client: Any, run: Any, points: list[Entry]) -> list[Entry]:
     unsure = {name for name, _, step, _ in points if name in last and step <= last[name]}
     there = {(name, point.step) for name in unsure for point in client.get_metric_history(run.info.run_id, name)}
     return [point for point in points if (point[0], point[2]) not in there]
-
-
-def _log_all(client: Any, run_id: str, **items: list[Any]) -> None:
-    for kind, each in items.items():
-        for first in range(0, len(each), _AT_ONCE[kind]):
-            client.log_batch(run_id, **{kind: each[first : first + _AT_ONCE[kind]]})
 
 
 def _show_pictures(client: Any, run_id: str, pictures: list[Entry], where: Callable[[str], str]) -> None:

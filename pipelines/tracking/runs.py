@@ -60,7 +60,6 @@ class RunHandle:
     def shows(self, key: str) -> bool:
         """Whether the points of a run below may stand here, too: those of the first that asked, as those of two would mix."""
         if self._shows is None:
-            self._shows = key
             self.set_tags({_SHOWS_TAG: key})
         return self._shows == key
 

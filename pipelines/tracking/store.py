@@ -99,8 +99,7 @@ def check_place(store: str) -> None:
     Raises:
         InputError: in one line.
     """
-    cut = re.search(r"[?#\x00-\x1f\x7f]", store) if storage.is_s3(store) else None
-    if cut:
+    if storage.is_s3(store) and (cut := re.search(r"[?#\x00-\x1f\x7f]", store)):
         raise InputError(
             f"the store is {storage.printable(store)}; expected a prefix without {storage.printable(cut[0])}, where MLflow "
             "would cut it off"

@@ -44,8 +44,6 @@ _KINDS = (_SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 """What MLflow keeps runs in; it reads no more those that it kept in folders."""
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Packages, by what they are imported as."""
-_OF_DATABASES = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
-"""What of MLflow a database needs, and is not imported with it."""
 _PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -159,13 +157,9 @@ def quiet_warnings() -> Iterator[None]:
 def import_meanwhile(store: str) -> Iterator[None]:
     """Import MLflow, which takes seconds, in a thread beside a block that leaves the time, and must not import it itself."""
     quiet_environment()
-    names = ("mlflow", *(() if is_server(tracking_uri(store)) else _OF_DATABASES))
-
-    def import_all() -> None:
-        for name in names:
-            import_module(name)
-
-    thread = threading.Thread(target=import_all, name="import mlflow", daemon=True)
+    # For a database what it needs, too, which is not imported with the rest.
+    name = "mlflow" if is_server(tracking_uri(store)) else "mlflow.store.tracking.sqlalchemy_store"
+    thread = threading.Thread(target=import_module, args=[name], name="import mlflow", daemon=True)
     with quiet_warnings():  # here: of a thread they would be all threads' ones, and end in any order
         thread.start()
         try:

@@ -72,7 +72,7 @@ def is_there(store: str) -> bool:
 
 def _database_uri(folder: Path) -> str:
     """Of the SQLite in a folder; what would mean something in a URI as %NN, which SQLAlchemy (from 2.1 on) takes back."""
-    return _SQLITE + re.sub("[%?]", lambda found: f"%{ord(found[0]):02X}", str(folder / "mlflow.db"))
+    return _SQLITE + str(folder / "mlflow.db").replace("%", "%25").replace("?", "%3F")
 
 
 def _database(uri: str) -> Path:

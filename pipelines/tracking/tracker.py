@@ -99,10 +99,7 @@ class Tracker(Server):
 
     def handle(self, lineage: Lineage) -> RunHandle:
         """The one that this process has of a run, whether it logs to it or delivers what another process left."""
-        key = lineage[0][1]
-        if key not in self._runs:
-            self._runs[key] = RunHandle(self.records, lineage, self.keep_up)
-        return self._runs[key]
+        return self._runs.setdefault(lineage[0][1], RunHandle(self.records, lineage, self.keep_up))
 
     def adopt(self, runs: Iterable[Recorded]) -> None:
         """Take over what is on record; it goes to MLflow with the next that is logged."""

@@ -72,24 +72,21 @@ class Tracker(Server):
         lineage = [[name, key], *(parent.lineage if parent else [])]
         handle = self.handle(lineage)
         before = handle.start(lineage, parent if shown_above else None, tags or {}, params or {})
-        status: str | None = "FINISHED"
+        status = "KILLED"
         try:
             yield handle
-        except HeldError:
-            status = None  # whoever holds what this job would have made ends the run
-            raise
+            status = "FINISHED"
         except InputError:
-            status = None if before == "RUNNING" else before or "FAILED"
+            status = "" if before == "RUNNING" else before or "FAILED"
             raise
-        except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        except Exception as error:  # whoever holds what this job would have made ends the run
+            status = "" if isinstance(error, HeldError) else "FAILED"
             raise
         finally:
-            if parent is None:
-                self._retry_at = 0.0
             if status:
                 handle.end(status)
-            elif parent is None:  # nothing that it logged waits for the holder's end
+            if parent is None:
+                self._retry_at = 0.0  # the end is worth an attempt, and nothing waits for a holder's end
                 self.keep_up(at_once=True)
             if parent is None and any(run.waiting for run in self._runs.values()):
                 logger.warning(

@@ -1,4 +1,4 @@
-"""kill -9 of the driver, the coordinator, a worker and what stands for Ray's synchronizer in mid-run: the run ends in the same bits."""
+"""kill -9 of the driver, the coordinator, a worker and what stands for Ray's synchronizer: the run ends in the same bits."""
 
 import json
 import os

@@ -22,7 +22,6 @@ from ddpm_core.training.averages import young_weights
 from pipelines.cluster.placement import Ask, check_cluster
 from pipelines.cluster.reach import check_reach
 from pipelines.cluster.session import session
-from pipelines.cluster.tasks import import_ahead
 from pipelines.datasets import find_dataset
 from pipelines.feature_weights import find_features
 from pipelines.naming import code_version, digest, headline_settings, run_folder, settings, sweep_folder
@@ -301,7 +300,6 @@ def open_pipeline(recipe: Recipe, *asks: Ask, reads_source: bool = False) -> Ite
     with ExitStack() as stack:
         with import_meanwhile(recipe.store):
             stack.enter_context(session())
-            import_ahead("pipelines.stages.shard" if reads_source else "pipelines.stages.sample")
             for ask in asks:
                 check_cluster(ask)
             check_reach(recipe.store, recipe.data.source if reads_source and recipe.dataset is None else None)

@@ -170,9 +170,10 @@ def _of_few_processes() -> Iterator[None]:
     """Without three that Ray starts one after the other, four seconds in all, and that have nothing to do here.
 
     They are the dashboard's, though it shall not be included; the autoscaler's, of a machine that stays alone; and the one that
-    brings workers' output to the driver, which does not print it.
+    brings workers' output to the driver, which does not print it. Nor does Ray import here what its agent needs, half a second,
+    only to see that it is there: we require ray[default].
     """
-    from ray._private import node
+    from ray._private import node, utils
 
     class FewProcesses(node.Node):  # type: ignore[misc]
         def start_api_server(self, **_: Any) -> None:
@@ -184,11 +185,12 @@ def _of_few_processes() -> Iterator[None]:
         def start_log_monitor(self) -> None:
             """Nobody to tell."""
 
-    before, node.Node = node.Node, FewProcesses
+    before = node.Node, utils.get_dashboard_dependency_error
+    node.Node, utils.get_dashboard_dependency_error = FewProcesses, lambda: None
     try:
         yield
     finally:
-        node.Node = before
+        node.Node, utils.get_dashboard_dependency_error = before
 
 
 def _set_environment(environment: Mapping[str, str | None]) -> None:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -19,7 +18,6 @@ import ray
 from ddpm_core import storage
 from ddpm_core.errors import InputError
 from pipelines.cluster.placement import SHARE, Ask, Waiting, slots
-from pipelines.cluster.session import is_own
 from pipelines.progress import say
 
 T = TypeVar("T")
@@ -254,23 +252,12 @@ def _work(work: Callable[..., Any], items: Sequence[Any], *args: Any) -> Iterato
         give_memory_back()
 
 
-def import_ahead(module: str) -> None:
-    """Have a worker of one's own Ray import what its first task will need, while this process is still at imports of its own."""
-    if is_own():
-        _import.remote(module)
-
-
-def _import_module(module: str) -> None:
-    import_module(module)
-
-
 def give_memory_back() -> None:
     """What the process keeps from step to step (see session.py) goes back to the system: idle, it would be lost to all others."""
     with suppress(AttributeError):  # of another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
-_import = ray.remote(_import_module)
 _run = ray.remote(_work)
 _run_on_gpu = ray.remote(max_calls=1)(_work)
 """A process keeps the GPU that it saw first, so it must not be given another task's."""

@@ -221,8 +221,12 @@ def new_client(uri: str) -> Any:
     quiet_environment()
     from mlflow import MlflowClient
 
-    # With its driver named, as for a URI without MLflow makes a folder of that name, with its %NN, where SQLAlchemy opens another.
-    return MlflowClient(tracking_uri=re.sub("^sqlite:", "sqlite+pysqlite:", uri))
+    return MlflowClient(tracking_uri=with_driver(uri))
+
+
+def with_driver(uri: str) -> str:
+    """A SQLite's URI with its driver named: of one without MLflow makes a folder, with its %NN, beside that of the database."""
+    return re.sub("^sqlite:", "sqlite+pysqlite:", uri)
 
 
 def _asks_for_password(error: Exception) -> bool:

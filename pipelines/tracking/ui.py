@@ -12,7 +12,7 @@ from typing import IO
 
 from ddpm_core.errors import InputError
 from pipelines.progress import say
-from pipelines.tracking.store import is_server, open_server, tracking_uri
+from pipelines.tracking.store import is_server, open_server, tracking_uri, with_driver
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
@@ -102,7 +102,7 @@ def _is_free(port: int) -> bool:
 
 def server_environment(uri: str) -> dict[str, str]:
     """Where its database is, which may have a password: anyone may read the arguments of a process."""
-    return os.environ | ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri}
+    return os.environ | ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": with_driver(uri)}
 
 
 def server_command(port: int) -> list[str]:

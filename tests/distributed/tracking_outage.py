@@ -40,7 +40,7 @@ HEAD = "| case | exit codes | seconds | points expected | once | twice | missing
 PLAIN = (
     r"\w+: [\d,]+ of [\d,]+ .*|\w+ +[\d.]+ s   .*|(checkpoint|course|progress|report|grid|model|MLflow|next) +.*"
     r"|starting Ray on this machine.*|importing MLflow|sharded: .*|shard: .*|train: starting Ray Train .*"
-    r"|.*: its processes are being started, .*"
+    r"|.*: its processes are being started, .*|train: (how it goes, on a page|goes on from|flat|improving|too few steps).*"
 )
 # What is said of an outage, each once.
 WENT = r"MLflow at \S+ fails \(.*\); the work goes on, and the store keeps what MLflow misses"

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from ddpm_core import storage
+from ddpm_core.api import loading
 from ddpm_core.artifacts.checkpoint_store import find_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.recipes.files import SUFFIX, find_recipe
 from pipelines.scheduling.jobs import as_process
 from pipelines.tracking import open_tracking, resolve_model
 from pipelines.tracking.registry import champion_of
+from pipelines.tracking.resolve import no_model, places
 
 SEEDS_PER_TICK = 1_000_000
 """A tick's seeds start at its Unix minute times this: ticks are a minute apart or more, so no two share a seed."""
@@ -117,10 +119,10 @@ def resolved(store: str, recipe: str, model: str) -> str:
     if model.startswith("models:/"):
         found = resolve_model(open_tracking(store, f"ddpm-{recipe}"), model)
         return f"models:/{found.name}/{found.version}"
-    checkpoint = find_checkpoint(storage.absolute(model))
-    if checkpoint is None:
-        raise InputError(f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint or a run")
-    return checkpoint
+    for place in places(model, store):
+        if loading.is_model(place):
+            return find_checkpoint(place) or place  # of a run its newest; a folder that diffusers wrote has no other
+    raise no_model(model)
 
 
 def rehearse(command: Sequence[str], ray_address: str | None) -> None:

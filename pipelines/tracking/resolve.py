@@ -23,7 +23,7 @@ def check_model(model: str, store: str) -> None:
     if model.startswith("models:/"):
         check_registry(model, store)
     elif not any(map(loading.is_model, places(model, store))):
-        raise _no_model(model)
+        raise no_model(model)
 
 
 def check_registry(model: str, store: str) -> None:
@@ -38,7 +38,8 @@ def check_registry(model: str, store: str) -> None:
         )
 
 
-def _no_model(model: str) -> InputError:
+def no_model(model: str) -> InputError:
+    """What is said where a model's name means nothing."""
     return InputError(
         f"no model at {model}; expected models:/NAME@champion, or the URI of a checkpoint, a run or a diffusers folder, or "
         "the name of a run in the store"
@@ -62,7 +63,7 @@ def find_weights(model: str, tracker: Server, store: str) -> Weights:
     for place in places(model, store):
         if (weights := loading.find_weights(place)) is not None:
             return weights
-    raise _no_model(model)
+    raise no_model(model)
 
 
 def places(model: str, store: str) -> list[str]:

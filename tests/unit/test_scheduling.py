@@ -352,6 +352,7 @@ def test_a_run_is_pinned_to_its_newest_checkpoint(tmp_path: Path) -> None:
     for step in (1, 2):
         storage.write_bytes(f"{tmp_path}/runs/r/checkpoints/step-{step:08d}/state.json", b"{}")
     assert resolve(f"{tmp_path}/runs/r") == f"{tmp_path}/runs/r/checkpoints/step-00000002"
+    assert resolve("r") == resolve("runs/r") == resolve(f"{tmp_path}/runs/r")  # by its name in the store
     assert resolve(f"{tmp_path}/runs/r/checkpoints/step-00000001").endswith("step-00000001")
     with pytest.raises(ValueError, match=r"no model at .*runs/x; expected models:/NAME@champion"):
         resolve(f"{tmp_path}/runs/x")

@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 
 from ddpm_core import storage
-from ddpm_core.data.disk_cache import ARRIVING, FULL, alone, limit_from, make_folder, sweep
 from ddpm_core.errors import InputError
+from ddpm_core.storage.disk_cache import ARRIVING, FULL, alone, limit_from, make_folder, sweep
 
 LIMIT_VARIABLE = "DDPM_SHARD_CACHE_BYTES"
 """Environment variable: bytes that the copies on this node may take; read at every download."""

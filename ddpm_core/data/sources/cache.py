@@ -20,8 +20,18 @@ from pathlib import Path
 import platformdirs
 
 from ddpm_core import storage
-from ddpm_core.data.disk_cache import ARRIVING, FULL, REMEDY, CacheError, alone, limit_from, make_folder, stands, sweep
 from ddpm_core.errors import UserError
+from ddpm_core.storage.disk_cache import (
+    ARRIVING,
+    FULL,
+    REMEDY,
+    CacheError,
+    alone,
+    limit_from,
+    make_folder,
+    stands,
+    sweep,
+)
 from ddpm_core.types import bytes_words
 
 LIMIT_VARIABLE = "DDPM_SOURCE_CACHE_BYTES"

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core import storage
-from ddpm_core.data.disk_cache import CacheError
 from ddpm_core.data.sources.base import LeftOut, is_hidden, is_image
 from ddpm_core.data.sources.cache import cached, fetched
 from ddpm_core.data.sources.damage import worded
@@ -23,6 +22,7 @@ from ddpm_core.data.sources.files import FileSet, Place, sorted_places
 from ddpm_core.data.sources.links import DANGLING, followed, target_of
 from ddpm_core.data.sources.packing import packing, unpacked
 from ddpm_core.errors import InputError
+from ddpm_core.storage.disk_cache import CacheError
 
 _BLOCK = 512
 _ZEROS = bytes(1 << 20)

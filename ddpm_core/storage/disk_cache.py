@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ddpm_core import storage
 from ddpm_core.errors import InputError
+from ddpm_core.storage.uri import StorageError
 
 ARRIVING = ".arriving"
 """End of the name of what is being fetched or made; `<name>.lock` is held meanwhile."""
@@ -18,7 +18,7 @@ FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 REMEDY = "set XDG_CACHE_HOME to a folder that may be written, on a disk that has room"
 
 
-class CacheError(storage.StorageError):
+class CacheError(StorageError):
     """A cache cannot be written, or its disk is full."""
 
 

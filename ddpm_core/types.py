@@ -1,6 +1,6 @@
 """Names for tensors and sizes, and the one protocol that networks and samplers share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = [
     "Float",
     "ImageSize",
     "Int",
+    "Network",
     "Tensor",
     "UInt8",
     "canonical_size",
@@ -56,6 +57,10 @@ def size_words(size: ImageSize) -> str:
 def bytes_words(num_bytes: int) -> str:
     """A number of bytes for a person, in MB or GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+Network = Callable[..., Tensor]
+"""A U-Net, or what computes the same: of x_t, t and, if it has classes, labels."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from ddpm_core.diffusion.sampler_config import SamplerConfig, SamplerName
 from ddpm_core.diffusion.samplers import OnStep
 from ddpm_core.errors import InputError
 from ddpm_core.evaluation.bits_per_dim import GROUP, bits_per_image
-from ddpm_core.model.compiled import Compiled, Network, compile_network
+from ddpm_core.model.compiled import Compiled, Passes, compile_network
 from ddpm_core.model.config import ModelConfig, read_model_config, read_sampler_config
 from ddpm_core.model.unet import UNet, check_all_labelled
 from ddpm_core.model.weights import load_network
@@ -25,7 +26,7 @@ from ddpm_core.sampling.checks import check_request
 from ddpm_core.sampling.config import SampleConfig
 from ddpm_core.sampling.generate import frames_of, generate, seeded_noise
 from ddpm_core.sampling.labels import labelled, labels_of_seeds
-from ddpm_core.types import Int, Tensor, UInt8
+from ddpm_core.types import Int, Network, Tensor, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +93,21 @@ class Model:
             config=self.config.reverse,
         )
 
-    def compile(self, request: SampleConfig) -> "Model":
+    def compile(self, request: SampleConfig, folder: Path | None = None) -> "Model":
         """The model for many images: the same images by a compiled network, which takes up to a minute and is faster then.
 
         An image differs from what `generate` makes without it as it does from batch to batch: by one 8-bit level in rare pixels.
 
         Args:
-            request: batch size, precision and guidance are those of the images to come.
+            request: batch size and precision are those of the images to come.
+            folder: keeps what is compiled for a CPU, for the next time. What lies there is run: nobody else may write to it.
 
         Raises:
             CompileError: if this machine cannot compile: there is no compiler, or it failed.
         """
-        seeds = torch.zeros(request.batch_size, dtype=torch.int64, device=self.device)
-        labels = labels_of_seeds(seeds, request, self.config.num_classes)
-        x_t = torch.zeros(len(seeds), *self.config.image_shape, device=self.device)
-
-        def warm_up(network: Network) -> None:
-            with self._precision(request):
-                self._reverse_process(network, labels, request.guidance).denoiser(x_t, seeds)
-
-        return replace(self, compiled=Compiled(compile_network(self.network, warm_up), request.batch_size))
+        passes = Passes(config=self.config, batch_size=request.batch_size, precision=request.precision)
+        network = compile_network(self.network, passes, folder)
+        return replace(self, compiled=Compiled(network, request.batch_size))
 
     def generate(
         self,

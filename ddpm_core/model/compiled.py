@@ -1,15 +1,42 @@
-"""A network compiled for batches of one size (torch.compile): it takes up to a minute, and each pass less time from then on."""
+"""A network compiled for batches of one size.
 
+In float32 on a CPU that is a shared library of its operations, made by a process of its own, which ends and takes along the memory
+that a compiler needs. It holds no weights: it works on those of the network that it is loaded for, and serves every checkpoint.
+Making one takes half a minute; to load one that was kept takes milliseconds, and nothing of the compiler. In bfloat16 to lay the
+weights out anew in every pass would cost more than is gained: there, and on a GPU, torch.compile makes them part of what it
+compiles, in each process.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ddpm_core.diffusion.schedule import ScheduleConfig
+from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
-from ddpm_core.types import Tensor
+from ddpm_core.random import Purpose, normals
+from ddpm_core.serialization import from_json, to_json
+from ddpm_core.storage.disk_cache import ARRIVING, CacheError, alone, make_folder, sweep
+from ddpm_core.types import Network, Tensor
 
-Network = Callable[..., Tensor]
-"""A UNet, or what computes the same."""
+_UNUSED_S = 90 * 24 * 3600
+"""A library that was not loaded for so long is removed when another one is made."""
 
 
 class Compiled(NamedTuple):
@@ -24,22 +51,221 @@ class CompileError(Exception):
     """This machine cannot compile a network; the message says why, in one line."""
 
 
-def compile_network(network: UNet, warm_up: Callable[[Network], object]) -> Network:
-    """The network, compiled; its weights are part of it: changing them later changes nothing.
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """What a network is compiled for."""
+
+    config: ModelConfig
+    batch_size: int
+    precision: Literal["float32", "bfloat16"]
+
+    def example(self, device: torch.device) -> tuple[Tensor, ...]:
+        """What a pass is given: x_t, t, and for a network with classes a label for each."""
+        x_t = torch.zeros(self.batch_size, *self.config.image_shape, device=device)
+        t = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
+        return (x_t, t, t.clone()) if self.config.num_classes else (x_t, t)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The precision, for what is called in it."""
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
+
+def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -> Network:
+    """The network, compiled; its weights must stay as they are from then on.
 
     Args:
-        warm_up: calls the network as it will be called: on tensors of the same shapes, in the same precision.
+        network: in eval mode and without gradients, built as the passes' config says.
+        folder: keeps libraries. What lies there is run: nobody else may write to it. None to keep nothing.
 
     Raises:
         CompileError: if there is no compiler, or it failed.
     """
-    on_cpu = next(network.parameters()).device.type == "cpu"
-    # Weights once and for all in the form that convolutions want; on a CPU no Python between one operation and the next.
-    options: dict[str, str | int | bool | Callable[..., object]] = {"freezing": True, "cpp_wrapper": on_cpu}
+    if next(network.parameters()).device.type != "cpu" or passes.precision == "bfloat16":
+        call = _at_the_first_call(network, passes)
+    elif folder is not None:
+        call = _Library(_kept(passes, folder), network, passes)
+    else:
+        with TemporaryDirectory() as gone:  # what is loaded outlives its file
+            call = _Library(_kept(passes, Path(gone)), network, passes)
+
+    def compiled(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        if not passes.config.num_classes:
+            return call(x_t, t)
+        return call(x_t, t, torch.full_like(t, -1) if labels is None else labels)
+
+    return compiled
+
+
+def _at_the_first_call(network: UNet, passes: Passes) -> Network:
+    """By torch.compile, with the weights laid once and for all as convolutions want them."""
+    device = next(network.parameters()).device
+    # On a CPU no Python between one operation and the next.
+    options: dict[str, str | int | bool | Callable[..., object]] = {
+        "freezing": True,
+        "cpp_wrapper": device.type == "cpu",
+    }
     found: Network = torch.compile(network, dynamic=False, fullgraph=True, options=options)
     try:
-        with torch.no_grad():
-            warm_up(found)
+        with torch.no_grad(), passes.autocast(device):
+            found(*passes.example(device))
     except (torch._dynamo.exc.TorchDynamoException, OSError) as error:
-        raise CompileError(f"it could not be compiled ({str(error).strip().partition(chr(10))[0]})") from error
+        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
     return found
+
+
+class _Library:
+    """What calls a library with the network's own weights, not with a copy."""
+
+    def __init__(self, path: Path, network: UNet, passes: Passes) -> None:
+        named = chain(network.named_parameters(), network.named_buffers())
+        self._weights = {name: each.detach() for name, each in named}  # it is told their addresses alone
+        self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+        own_names = self._runner.get_constant_names_to_original_fqns()
+        self._runner.update_constant_buffer(
+            {own: self._weights[name] for own, name in own_names.items()},
+            use_inactive=False,
+            validate_full_updates=True,
+            user_managed=True,
+        )
+        self._expected = [(each.shape, each.dtype) for each in passes.example(torch.device("cpu"))]
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        # It does not look, and would read beyond what is smaller.
+        assert [(each.shape, each.dtype) for each in given] == self._expected
+        found: Tensor = self._runner.run([each.contiguous() for each in given])[0]
+        return found
+
+
+def _kept(passes: Passes, folder: Path) -> Path:
+    """The library for such passes, made now if it is not there, by one process while others wait.
+
+    Raises:
+        CompileError: if it cannot be made.
+    """
+    any_schedule = replace(passes, config=replace(passes.config, schedule=ScheduleConfig()))
+    asked = {"passes": to_json(any_schedule), "threads": torch.get_num_threads()}
+    name = hashlib.sha256(json.dumps([asked, _here()], sort_keys=True).encode()).hexdigest()[:32]
+    aside = folder / f"{name}{ARRIVING}"
+    try:
+        make_folder(folder, "the cache of compiled networks")
+        with alone(folder / f"{name}.lock"):
+            library = _whole(folder, name)
+            if library is None:
+                _tidy(folder)
+                shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
+                aside.mkdir()
+                try:
+                    _make_elsewhere(asked, aside)
+                    library = folder / f"{name}-{_sha256(aside / _MADE)}.so"
+                    os.replace(aside / _MADE, library)
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+            return library
+    except (CacheError, OSError) as error:
+        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
+
+
+def _whole(folder: Path, name: str) -> Path | None:
+    """The library of this name, marked as used. One that is damaged is removed: to load it may end the process."""
+    for library in folder.glob(f"{name}-*.so"):
+        if library.stem == f"{name}-{_sha256(library)}":
+            os.utime(library)
+            return library
+        library.unlink()
+    return None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _tidy(folder: Path) -> None:
+    sweep(folder)
+    for library in folder.glob("*.so"):
+        if library.stat().st_mtime < time.time() - _UNUSED_S:
+            library.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _here() -> dict[str, str]:
+    """What else decides which code comes out, and whether this processor can run it."""
+    code, core = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(core.rglob("*.py")):
+        code.update(path.read_bytes())
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.node()]
+    cpu = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", platform.node()))})
+    return {"code": code.hexdigest(), "torch": torch.__version__, "machine": platform.machine(), "cpu": "\n".join(cpu)}
+
+
+_MADE = "made.so"
+
+
+def _make_elsewhere(asked: dict[str, Any], folder: Path) -> None:
+    """In a process of its own, which makes `_MADE` in the folder.
+
+    Raises:
+        CompileError: if it does not.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import make; make()", str(folder)],
+        input=json.dumps(asked),
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        },
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        why = process.stdout.strip() or f"its process ended with {process.returncode}"
+        raise CompileError(f"it could not be compiled ({why})")
+
+
+def make() -> None:
+    """What that process does; why it cannot is printed in one line."""
+    asked, folder = json.load(sys.stdin), Path(sys.argv[1])
+    passes = from_json(Passes, asked["passes"])
+    torch.set_num_threads(asked["threads"])
+    network = passes.config.build_network().eval().requires_grad_(False)
+    try:
+        _make(network, passes, folder / _MADE)
+        _check(network, passes, folder / _MADE)
+    except Exception as error:
+        print(_first_line(error))
+        sys.exit(1)
+
+
+def _make(network: UNet, passes: Passes, library: Path) -> None:
+    with torch.no_grad():
+        program = torch.export.export(network, passes.example(torch.device("cpu")))
+    package = torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(library.with_suffix(".pt2")),
+        # No weight in it: not even one of a few numbers, which the compiler would else write into the code.
+        inductor_configs={"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True},
+    )
+    with zipfile.ZipFile(package) as files, open(library, "wb") as file:
+        (name,) = (each for each in files.namelist() if each.endswith(".so"))
+        file.write(files.read(name))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check(network: UNet, passes: Passes, library: Path) -> None:
+    """Refuse a library that does not compute what the network does with other weights than it was compiled with."""
+    for each in network.parameters():
+        each.mul_(1.25).add_(0.01)
+    numbers = torch.arange(passes.batch_size)
+    x_t = normals(0, Purpose.SAMPLING, numbers, passes.config.image_shape)
+    given = (
+        (x_t, numbers, (3 * numbers + 1) % passes.config.num_classes) if passes.config.num_classes else (x_t, numbers)
+    )
+    expected, found = network(*given), _Library(library, network, passes)(*given)
+    if not (found - expected).norm() < 1e-4 * expected.norm():
+        raise CompileError("what it computes is not what the network does")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

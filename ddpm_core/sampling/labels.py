@@ -6,9 +6,8 @@ import torch
 
 from ddpm_core.diffusion.reverse import guided
 from ddpm_core.errors import InputError
-from ddpm_core.model.compiled import Network
 from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.types import Denoiser, Int, Tensor
+from ddpm_core.types import Denoiser, Int, Network, Tensor
 
 
 def check_labels(

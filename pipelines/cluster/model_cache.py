@@ -30,9 +30,10 @@ def compiled_model(shared: tuple[ray.ObjectRef], device: torch.device, request: 
     What was compiled is kept in the user's cache, where a later process finds it. Left alone, torch would take a folder in /tmp
     that anybody may have made before, and run what lies there.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(platformdirs.user_cache_dir("ddpm"), "compiled"))
+    folder = platformdirs.user_cache_path("ddpm") / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     model = loaded_model(shared, device)
     try:
-        return model.compile(request), ""
+        return model.compile(request, folder), ""
     except CompileError as error:
-        return model, f"{error}; expected g++ on each node, or --sample.compile off"
+        return model, f"{error}; expected g++ and a cache folder to write to on each node, or --sample.compile off"

@@ -123,7 +123,7 @@ def _generate_blocks(weights: Weights, config: SampleStage, samples: SampleSet, 
     shared, ask = (ray.put(weights),), for_sampling(config)
     is_compiled, why_not = compiles(read_model_config(weights.config), config), ""
     if is_compiled:
-        say("sample: each process compiles the network first, which takes up to a minute")
+        say("sample: the network is compiled first, which takes up to a minute, unless this machine has done so before")
     with progress("sample", sum(map(samples.asked_of, missing)), "image") as shown:
         made = 0
         more = shared, config, samples.uri, is_compiled

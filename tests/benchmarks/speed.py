@@ -11,7 +11,7 @@ wait; a ratio is that of the images a second of two sides in the same turn, and 
 `train` is a whole step on images in memory: ours as `train.py` does it (keyed draws, dropout, loss, backward, clipping, Adam,
 averaged weights), diffusers' as its training example does it (its scheduler's add_noise, squared error, backward, clipping, AdamW,
 EMAModel). `forward` is the network alone without gradients; `sample` a whole DDIM chain, ours by `generate`, theirs
-DDIMPipeline's. Of each side the network is taken as it is written and under torch.compile, whose time is not counted; ours trains
+DDIMPipeline's. Of each side the network is taken as it is written and compiled, whose time is not counted; ours trains
 as it is written. The share of the roofline is that of the network's convolutions and matrix products alone (roofline.py) in the
 time of our fastest. Memory is the peak of the process.
 """
@@ -42,7 +42,7 @@ from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
 from ddpm_core.interop.unet_json import Form, unet_json
-from ddpm_core.model.compiled import compile_network
+from ddpm_core.model.compiled import Passes, compile_network
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNet
@@ -95,6 +95,13 @@ def shape_of(recipe: Recipe) -> tuple[int, int, int]:
     return recipe.data.channels, size, size
 
 
+def config_of(recipe: Recipe) -> ModelConfig:
+    channels, height, _ = shape_of(recipe)
+    return ModelConfig(
+        unet=recipe.unet, image_size=height, channels=channels, schedule=ScheduleConfig(), reverse=ReverseConfig()
+    )
+
+
 def autocast(precision: Precision) -> torch.autocast:
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
 
@@ -111,7 +118,7 @@ def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dic
 
     def ours_compiled() -> Work:
         network = our_network(recipe).eval().requires_grad_(False)
-        fast = compile_network(network, lambda call: quietly(lambda: call(x_t, t))())
+        fast = compile_network(network, Passes(config=config_of(recipe), batch_size=batch, precision=precision))
         return quietly(lambda: fast(x_t, t))
 
     def theirs(*, compiled: bool) -> Work:
@@ -182,10 +189,7 @@ def their_step(recipe: Recipe, batch: int, pictures: torch.Tensor, *, compiled: 
 
 
 def sample(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    channels, height, _ = shape_of(recipe)
-    config = ModelConfig(
-        unet=recipe.unet, image_size=height, channels=channels, schedule=ScheduleConfig(), reverse=ReverseConfig()
-    )
+    config = config_of(recipe)
     sampler = SamplerConfig(name="ddim", num_steps=steps)
     request = SampleConfig(sampler=sampler, batch_size=batch, precision=precision)
     seeds = torch.arange(batch, device=DEVICE)

@@ -1,7 +1,6 @@
 """A compiled network makes the same images; where none can be compiled, that is said; and what a pass costs is counted right."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from ddpm_core.api.model import Model
 from ddpm_core.diffusion.reverse import ReverseConfig
 from ddpm_core.diffusion.sampler_config import SamplerConfig
 from ddpm_core.diffusion.schedule import ScheduleConfig
-from ddpm_core.model.compiled import CompileError
+from ddpm_core.model import compiled
+from ddpm_core.model.compiled import CompileError, Passes
 from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.cost import forward_flops, forward_flops_at_most
+from ddpm_core.model.form import UNetForm
 from ddpm_core.model.init import init_unet
 from ddpm_core.model.unet import UNetConfig
 from ddpm_core.sampling.config import SampleConfig
@@ -31,50 +32,95 @@ CONFIG = ModelConfig(
 REQUEST = SampleConfig(sampler=SamplerConfig(num_steps=10), batch_size=16)
 
 
-def lively() -> Model:
+def lively(seed: int = 0, config: ModelConfig = CONFIG) -> Model:
     """A model whose images are neither black nor white."""
-    network, generator = CONFIG.build_network(), torch.Generator().manual_seed(0)
+    network, generator = config.build_network(), torch.Generator().manual_seed(seed)
     init_unet(network, 0)
     noise = {name: 0.02 * torch.randn(p.shape, generator=generator) for name, p in network.named_parameters()}
-    return Model.from_tensors(CONFIG, {name: p.detach() + noise[name] for name, p in network.named_parameters()})
+    return Model.from_tensors(config, {name: p.detach() + noise[name] for name, p in network.named_parameters()})
 
 
-def elsewhere(work: Callable[[int, Path], None], folder: Path) -> None:
-    """In a process of its own: here shapes are checked at every call, which torch.compile cannot see through."""
-    torch.multiprocessing.spawn(work, (folder,), nprocs=1)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the library of CONFIG's network in it."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "killed.arriving").mkdir()  # of a process that came to no end
+    lively().compile(REQUEST, folder)
+    return folder
 
 
-def _both(rank: int, folder: Path) -> None:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
-    model = lively()
-    fast, seeds, told = model.compile(REQUEST), torch.arange(40), list[int]()
-    found = fast.generate(seeds, REQUEST, on_step=lambda t, x_t, x_0_hat: told.append(len(x_t)))
-    torch.save([found, model.generate(seeds, REQUEST), torch.tensor(told)], folder / "made.pt")
+def test_nothing_but_the_library_is_kept(folder: Path) -> None:
+    (library,) = folder.iterdir()
+    assert library.suffix == ".so"
 
 
-def test_the_same_images_compiled_and_not_whatever_the_batch(tmp_path: Path) -> None:
-    elsewhere(_both, tmp_path)
-    found, expected, told = torch.load(tmp_path / "made.pt", weights_only=True)
-    assert told.tolist() == [16] * 20 + [8] * 10  # the last batch is filled up, and nobody hears of it
+def same_but_for_rounding(found: torch.Tensor, expected: torch.Tensor, rare: float) -> bool:
     assert 30 < float(expected.float().std()) < 110
     apart = (found.int() - expected.int()).abs()
-    assert int(apart.max()) <= 1
-    assert float((apart > 0).float().mean()) < 1e-4
+    return int(apart.max()) <= 1 and float((apart > 0).float().mean()) < rare
 
 
-def _without_a_compiler(rank: int, folder: Path) -> None:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["PATH"] = str(folder / "cache"), str(folder)
-    try:
-        lively().compile(REQUEST)
-    except CompileError as error:
-        (folder / "said.txt").write_text(str(error))
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_the_same_images_compiled_and_not_whatever_the_batch(folder: Path, guidance: float) -> None:
+    request, model, seeds, told = replace(REQUEST, guidance=guidance), lively(), torch.arange(40), list[int]()
+    fast = model.compile(request, folder)
+    found = fast.generate(seeds, request, on_step=lambda t, x_t, x_0_hat: told.append(len(x_t)))
+    assert told == [16] * 20 + [8] * 10  # the last batch is filled up, and nobody hears of it
+    assert same_but_for_rounding(found, model.generate(seeds, request), rare=1e-4)
 
 
-def test_without_a_compiler_it_is_said_in_one_line(tmp_path: Path) -> None:
-    elsewhere(_without_a_compiler, tmp_path)
-    said = (tmp_path / "said.txt").read_text()
-    assert "No working C++ compiler" in said
-    assert "\n" not in said
+def test_other_weights_and_other_betas_need_no_other_library(folder: Path) -> None:
+    config = replace(CONFIG, schedule=ScheduleConfig(name="cosine", num_timesteps=30))
+    model, there = lively(1, config), list(folder.iterdir())
+    found = model.compile(REQUEST, folder).generate(torch.arange(16), REQUEST)
+    assert same_but_for_rounding(found, model.generate(torch.arange(16), REQUEST), rare=1e-4)
+    assert list(folder.iterdir()) == there
+
+
+def test_a_library_that_computes_something_else_is_refused(folder: Path) -> None:
+    (library,) = folder.glob("*.so")
+    # The same tensors, taken in another order.
+    network = replace(CONFIG, unet=replace(UNET, form=UNetForm(time_cos_first=True))).build_network()
+    passes = Passes(config=CONFIG, batch_size=REQUEST.batch_size, precision="float32")
+    with torch.no_grad(), pytest.raises(CompileError, match="not what the network does"):
+        compiled._check(network, passes, library)
+
+
+def test_a_damaged_library_is_removed(folder: Path, tmp_path: Path) -> None:
+    (library,) = folder.glob("*.so")
+    name, whole = library.name.partition("-")[0], library.read_bytes()
+    damaged = tmp_path / library.name
+    damaged.write_bytes(whole[:10_000])  # who loads this is ended by the kernel
+    assert compiled._whole(tmp_path, name) is None
+    assert not damaged.exists()
+    damaged.write_bytes(whole)
+    assert compiled._whole(tmp_path, name) == damaged
+
+
+def test_without_a_compiler_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CompileError, match=r"No working C\+\+ compiler[^\n]*$"):
+        lively().compile(REQUEST, tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CompileError, match=r"cannot write to the cache of compiled networks[^\n]*$"):
+        lively().compile(REQUEST, tmp_path / "file" / "kept")
+
+
+def _in_bfloat16(rank: int, folder: Path) -> None:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
+    model, request, seeds = lively(), replace(REQUEST, precision="bfloat16"), torch.arange(16)
+    torch.save([each.generate(seeds, request) for each in (model.compile(request), model)], folder / "made.pt")
+
+
+def test_in_bfloat16_the_compiler_rounds_less_often(tmp_path: Path) -> None:
+    # In a process of its own: here shapes are checked at every call, which torch.compile cannot see through.
+    torch.multiprocessing.spawn(_in_bfloat16, (tmp_path,), nprocs=1)
+    found, expected = torch.load(tmp_path / "made.pt", weights_only=True)
+    assert same_but_for_rounding(found, expected, rare=0.1)
 
 
 @pytest.mark.parametrize(

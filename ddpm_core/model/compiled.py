@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -117,8 +116,10 @@ class _Library:
     """What calls a library with the network's own weights, not with a copy."""
 
     def __init__(self, path: Path, network: UNet, passes: Passes) -> None:
-        named = chain(network.named_parameters(), network.named_buffers())
-        self._weights = {name: each.detach() for name, each in named}  # it is told their addresses alone
+        with torch.device("meta"):
+            usual = dict(passes.config.build_network().named_parameters())
+        # It knows only their addresses.
+        self._weights = {name: _laid_out_as(usual[name], each.detach()) for name, each in network.named_parameters()}
         self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
         own_names = self._runner.get_constant_names_to_original_fqns()
         self._runner.update_constant_buffer(
@@ -134,6 +135,13 @@ class _Library:
         assert [(each.shape, each.dtype) for each in given] == self._expected
         found: Tensor = self._runner.run([each.contiguous() for each in given])[0]
         return found
+
+
+def _laid_out_as(usual: Tensor, given: Tensor) -> Tensor:
+    """The tensor, or a copy that lies as the one does that a library was compiled with."""
+    if (given.stride(), given.dtype) == (usual.stride(), usual.dtype):
+        return given
+    return torch.empty_strided(usual.size(), usual.stride(), dtype=usual.dtype).copy_(given)
 
 
 def _kept(passes: Passes, folder: Path) -> Path:

@@ -107,7 +107,7 @@ class Model:
         """
         passes = Passes(config=self.config, batch_size=request.batch_size, precision=request.precision)
         network = compile_network(self.network, passes, folder)
-        return replace(self, compiled=Compiled(network, request.batch_size))
+        return replace(self, compiled=Compiled(network, request.batch_size, request.precision))
 
     def generate(
         self,
@@ -124,11 +124,13 @@ class Model:
         Raises:
             InputError: if a value of an image is not finite, naming its seed.
         """
-        network, size = self.compiled or (self.network, request.batch_size)
+        fits = self.compiled is not None and self.compiled.precision == request.precision and len(seeds) > 0
+        compiled = self.compiled if fits else None
+        network, size = (compiled.network, compiled.batch_size) if compiled else (self.network, request.batch_size)
         made = []
         for some in torch.split(seeds.to(self.device), size):
             # A compiled network knows one size of batch: what is missing is made, and thrown away.
-            whole = some if self.compiled is None else torch.cat((some, some[-1:].expand(size - len(some))))
+            whole = torch.cat((some, some[-1:].expand(size - len(some)))) if compiled else some
             p = self._reverse_process(
                 network, labels_of_seeds(whole, request, self.config.num_classes), request.guidance
             )

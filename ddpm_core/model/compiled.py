@@ -17,11 +17,12 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ from ddpm_core.model.config import ModelConfig
 from ddpm_core.model.unet import UNet
 from ddpm_core.random import Purpose, normals
 from ddpm_core.serialization import from_json, to_json
-from ddpm_core.storage.disk_cache import ARRIVING, CacheError, alone, make_folder, sweep
+from ddpm_core.storage.disk_cache import ARRIVING, alone, make_folder, sweep
+from ddpm_core.storage.uri import StorageError
 from ddpm_core.types import Network, Tensor
 
 _UNUSED_S = 90 * 24 * 3600
@@ -44,6 +46,7 @@ class Compiled(NamedTuple):
     network: Network
     batch_size: int
     """Images in each batch that it is given."""
+    precision: str
 
 
 class CompileError(Exception):
@@ -79,13 +82,10 @@ def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -
     Raises:
         CompileError: if there is no compiler, or it failed.
     """
-    if next(network.parameters()).device.type != "cpu" or passes.precision == "bfloat16":
-        call = _at_the_first_call(network, passes)
-    elif folder is not None:
-        call = _Library(_kept(passes, folder), network, passes)
-    else:
-        with TemporaryDirectory() as gone:  # what is loaded outlives its file
-            call = _Library(_kept(passes, Path(gone)), network, passes)
+    try:
+        call = _compiled(network, passes, folder)
+    except (OSError, StorageError, RuntimeError) as error:  # RuntimeError: what torch raises, its compiler, too
+        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
 
     def compiled(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         if not passes.config.num_classes:
@@ -95,20 +95,22 @@ def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -
     return compiled
 
 
-def _at_the_first_call(network: UNet, passes: Passes) -> Network:
-    """By torch.compile, with the weights laid once and for all as convolutions want them."""
+def _compiled(network: UNet, passes: Passes, folder: Path | None) -> Network:
+    if folder is None:
+        with TemporaryDirectory() as gone:  # what is loaded outlives its file
+            return _compiled(network, passes, Path(gone))
+    make_folder(folder, "the cache of compiled networks")
     device = next(network.parameters()).device
-    # On a CPU no Python between one operation and the next.
+    if device.type == "cpu" and passes.precision == "float32":
+        return _Library(_kept(passes, folder), network, passes)
+    # With the weights laid once and for all as convolutions want them; on a CPU no Python between one operation and the next.
     options: dict[str, str | int | bool | Callable[..., object]] = {
         "freezing": True,
         "cpp_wrapper": device.type == "cpu",
     }
     found: Network = torch.compile(network, dynamic=False, fullgraph=True, options=options)
-    try:
-        with torch.no_grad(), passes.autocast(device):
-            found(*passes.example(device))
-    except (torch._dynamo.exc.TorchDynamoException, OSError) as error:
-        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
+    with torch.no_grad(), passes.autocast(device):
+        found(*passes.example(device))
     return found
 
 
@@ -154,23 +156,19 @@ def _kept(passes: Passes, folder: Path) -> Path:
     asked = {"passes": to_json(any_schedule), "threads": torch.get_num_threads()}
     name = hashlib.sha256(json.dumps([asked, _here()], sort_keys=True).encode()).hexdigest()[:32]
     aside = folder / f"{name}{ARRIVING}"
-    try:
-        make_folder(folder, "the cache of compiled networks")
-        with alone(folder / f"{name}.lock"):
-            library = _whole(folder, name)
-            if library is None:
-                _tidy(folder)
-                shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
-                aside.mkdir()
-                try:
-                    _make_elsewhere(asked, aside)
-                    library = folder / f"{name}-{_sha256(aside / _MADE)}.so"
-                    os.replace(aside / _MADE, library)
-                finally:
-                    shutil.rmtree(aside, ignore_errors=True)
-            return library
-    except (CacheError, OSError) as error:
-        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
+    with alone(folder / f"{name}.lock"):
+        library = _whole(folder, name)
+        if library is None:
+            _tidy(folder)
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed here
+            aside.mkdir()
+            try:
+                _make_elsewhere(asked, aside)
+                library = folder / f"{name}-{_sha256(aside / _MADE)}.so"
+                os.replace(aside / _MADE, library)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        return library
 
 
 def _whole(folder: Path, name: str) -> Path | None:
@@ -215,25 +213,35 @@ def _make_elsewhere(asked: dict[str, Any], folder: Path) -> None:
     Raises:
         CompileError: if it does not.
     """
-    process = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import make; make()", str(folder)],
-        input=json.dumps(asked),
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder),
-        },
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-P", "-c", f"from {__name__} import make; make()", str(folder)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+    }
+    with (
+        open(folder / "said.txt", "w+") as said,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+        with suppress(BrokenPipeError):  # it has ended, and says why
+            print(json.dumps(asked), file=process.stdin, flush=True)
+        why = process.stdout.read().strip()
+        process.wait()
+        said.seek(0)
+        last = [line for line in said.read().splitlines() if line.strip()][-1:]
     if process.returncode:
-        why = process.stdout.strip() or f"its process ended with {process.returncode}"
-        raise CompileError(f"it could not be compiled ({why})")
+        how = f"ended by signal {-process.returncode}" if process.returncode < 0 else "failed"
+        raise CompileError(f"it could not be compiled ({why or ': '.join([f'its process {how}', *last])})")
 
 
 def make() -> None:
     """What that process does; why it cannot is printed in one line."""
-    asked, folder = json.load(sys.stdin), Path(sys.argv[1])
+    asked, folder = json.loads(sys.stdin.readline()), Path(sys.argv[1])
+    Thread(target=_end_with_who_asked, daemon=True).start()
     passes = from_json(Passes, asked["passes"])
     torch.set_num_threads(asked["threads"])
     network = passes.config.build_network().eval().requires_grad_(False)
@@ -243,6 +251,12 @@ def make() -> None:
     except Exception as error:
         print(_first_line(error))
         sys.exit(1)
+
+
+def _end_with_who_asked() -> None:
+    """What it asked for is nobody's once it is gone, and another process may make it anew in the same folder."""
+    os.read(sys.stdin.fileno(), 1)  # until the other end is closed
+    os._exit(1)
 
 
 def _make(network: UNet, passes: Passes, library: Path) -> None:

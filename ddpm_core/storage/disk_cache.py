@@ -78,5 +78,7 @@ def sweep(folder: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # it is being fetched now
+            if not stands(lock, file.fileno()):
+                continue  # it has come, and another has begun to fetch the like
             shutil.rmtree(aside, ignore_errors=True)
             lock.unlink(missing_ok=True)

@@ -1,6 +1,11 @@
 """A compiled network makes the same images; where none can be compiled, that is said; and what a pass costs is counted right."""
 
+import hashlib
 import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +74,13 @@ def test_the_same_images_compiled_and_not_whatever_the_batch(folder: Path, guida
     assert same_but_for_rounding(found, model.generate(seeds, request), rare=1e-4)
 
 
+def test_what_it_was_not_compiled_for_goes_as_it_is_written(folder: Path) -> None:
+    model, request = lively(), replace(REQUEST, precision="bfloat16")
+    fast = model.compile(REQUEST, folder)
+    assert torch.equal(fast.generate(torch.arange(3), request), model.generate(torch.arange(3), request))
+    assert fast.generate(torch.arange(0), REQUEST).shape == (0, 3, 16, 16)
+
+
 def test_other_weights_and_other_betas_need_no_other_library(folder: Path) -> None:
     config = replace(CONFIG, schedule=ScheduleConfig(name="cosine", num_timesteps=30))
     model, there = lively(1, config), list(folder.iterdir())
@@ -109,8 +121,42 @@ def test_without_a_compiler_it_is_said_in_one_line(tmp_path: Path, monkeypatch: 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CompileError, match=r"cannot write to the cache of compiled networks[^\n]*$"):
-        lively().compile(REQUEST, tmp_path / "file" / "kept")
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(CompileError, match=r"cannot write to the cache of compiled networks[^\n]*$"):
+            lively().compile(replace(REQUEST, precision=precision), tmp_path / "file" / "kept")
+
+
+def test_a_library_that_cannot_be_loaded_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+    (library,) = folder.glob("*.so")
+    no_library = b"from a machine of another kind"
+    (tmp_path / f"{library.name.partition('-')[0]}-{hashlib.sha256(no_library).hexdigest()}.so").write_bytes(no_library)
+    with pytest.raises(CompileError, match=r"could not be compiled \(Error in dlopen[^\n]*$"):
+        lively().compile(REQUEST, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+def test_the_compiler_ends_with_who_asked(tmp_path: Path) -> None:
+    def running() -> list[str]:
+        """The processes that were started for this folder."""
+        found = []
+        for each in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                found += [each.parent.name] if str(tmp_path) in each.read_text() else []
+        return found
+
+    def wait_until(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(running()) != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    code = "from test_compiled import REQUEST, Path, lively; import sys; lively().compile(REQUEST, Path(sys.argv[1]))"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    script = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(script, env={**os.environ, "PYTHONPATH": path}) as asking:
+        wait_until(2)
+        asking.kill()
+    wait_until(0)
 
 
 def _in_bfloat16(rank: int, folder: Path) -> None:

@@ -191,7 +191,7 @@ def test_an_upload_that_is_gone_has_succeeded_only_if_its_object_is_there(
 def test_an_upload_that_fails_leaves_no_parts(
     proxy: FaultProxy, small_parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DDPM_S3_DEADLINE_S", "0.3")
+    monkeypatch.setenv("DDPM_S3_DEADLINE_S", "2")
     (tmp_path / "up").write_bytes(b"x" * (5 * small_parts))
     proxy.plan = lambda _, method, path: Fault("slow_down") if "partNumber=3" in path else None
     with pytest.raises(storage.StorageError, match=r"failing: cannot write at http.*SlowDown"):

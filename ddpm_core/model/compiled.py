@@ -17,7 +17,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from ddpm_core.storage.disk_cache import ARRIVING, alone, make_folder, sweep
 from ddpm_core.storage.uri import StorageError
 from ddpm_core.types import Network, Tensor
 
+_MADE = "made.so"
 _UNUSED_S = 90 * 24 * 3600
 """A library that was not loaded for so long is removed when another one is made."""
 
@@ -204,9 +205,6 @@ def _here() -> dict[str, str]:
     return {"code": code.hexdigest(), "torch": torch.__version__, "machine": platform.machine(), "cpu": "\n".join(cpu)}
 
 
-_MADE = "made.so"
-
-
 def _make_elsewhere(asked: dict[str, Any], folder: Path) -> None:
     """In a process of its own, which makes `_MADE` in the folder.
 
@@ -227,8 +225,7 @@ def _make_elsewhere(asked: dict[str, Any], folder: Path) -> None:
     ):
         assert process.stdin
         assert process.stdout
-        with suppress(BrokenPipeError):  # it has ended, and says why
-            print(json.dumps(asked), file=process.stdin, flush=True)
+        print(json.dumps(asked), file=process.stdin, flush=True)
         why = process.stdout.read().strip()
         process.wait()
         said.seek(0)

@@ -106,8 +106,7 @@ class Model:
             CompileError: if this machine cannot compile: there is no compiler, or it failed.
         """
         passes = Passes(config=self.config, batch_size=request.batch_size, precision=request.precision)
-        network = compile_network(self.network, passes, folder)
-        return replace(self, compiled=Compiled(network, request.batch_size, request.precision))
+        return replace(self, compiled=compile_network(self.network, passes, folder))
 
     def generate(
         self,
@@ -124,15 +123,17 @@ class Model:
         Raises:
             InputError: if a value of an image is not finite, naming its seed.
         """
-        fits = self.compiled is not None and self.compiled.precision == request.precision and len(seeds) > 0
+        fits = self.compiled is not None and self.compiled.passes.precision == request.precision and len(seeds) > 0
         compiled = self.compiled if fits else None
-        network, size = (compiled.network, compiled.batch_size) if compiled else (self.network, request.batch_size)
+        size = compiled.passes.batch_size if compiled else request.batch_size
         made = []
         for some in torch.split(seeds.to(self.device), size):
             # A compiled network knows one size of batch: what is missing is made, and thrown away.
             whole = torch.cat((some, some[-1:].expand(size - len(some)))) if compiled else some
             p = self._reverse_process(
-                network, labels_of_seeds(whole, request, self.config.num_classes), request.guidance
+                compiled.network if compiled else self.network,
+                labels_of_seeds(whole, request, self.config.num_classes),
+                request.guidance,
             )
             told = on_step and _for_the_first(len(some), on_step)
             with self._precision(request):

@@ -17,7 +17,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,19 +40,6 @@ _UNUSED_S = 90 * 24 * 3600
 """A library that was not loaded for so long is removed when another one is made."""
 
 
-class Compiled(NamedTuple):
-    """A compiled network."""
-
-    network: Network
-    batch_size: int
-    """Images in each batch that it is given."""
-    precision: str
-
-
-class CompileError(Exception):
-    """This machine cannot compile a network; the message says why, in one line."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Passes:
     """What a network is compiled for."""
@@ -68,12 +54,19 @@ class Passes:
         t = torch.zeros(self.batch_size, dtype=torch.int64, device=device)
         return (x_t, t, t.clone()) if self.config.num_classes else (x_t, t)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The precision, for what is called in it."""
-        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
+class Compiled(NamedTuple):
+    """A compiled network, and what it was compiled for."""
+
+    network: Network
+    passes: Passes
 
 
-def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -> Network:
+class CompileError(Exception):
+    """This machine cannot compile a network; the message says why, in one line."""
+
+
+def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -> Compiled:
     """The network, compiled; its weights must stay as they are from then on.
 
     Args:
@@ -93,7 +86,7 @@ def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -
             return call(x_t, t)
         return call(x_t, t, torch.full_like(t, -1) if labels is None else labels)
 
-    return compiled
+    return Compiled(compiled, passes)
 
 
 def _compiled(network: UNet, passes: Passes, folder: Path | None) -> Network:
@@ -110,7 +103,7 @@ def _compiled(network: UNet, passes: Passes, folder: Path | None) -> Network:
         "cpp_wrapper": device.type == "cpu",
     }
     found: Network = torch.compile(network, dynamic=False, fullgraph=True, options=options)
-    with torch.no_grad(), passes.autocast(device):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=passes.precision == "bfloat16"):
         found(*passes.example(device))
     return found
 

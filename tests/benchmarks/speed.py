@@ -118,7 +118,7 @@ def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dic
 
     def ours_compiled() -> Work:
         network = our_network(recipe).eval().requires_grad_(False)
-        fast = compile_network(network, Passes(config=config_of(recipe), batch_size=batch, precision=precision))
+        fast = compile_network(network, Passes(config=config_of(recipe), batch_size=batch, precision=precision)).network
         return quietly(lambda: fast(x_t, t))
 
     def theirs(*, compiled: bool) -> Work:

@@ -157,6 +157,7 @@ def test_the_compiler_ends_with_who_asked(tmp_path: Path) -> None:
         wait_until(2)
         asking.kill()
     wait_until(0)
+    assert not list(tmp_path.rglob("made.so"))  # it did not go on to its own end
 
 
 def _in_bfloat16(rank: int, folder: Path) -> None:

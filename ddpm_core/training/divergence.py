@@ -86,7 +86,7 @@ def memory_for(state: TrainState, device: torch.device) -> Callable[[int], Abstr
     Raises:
         TooLargeError: instead of torch's own, inside the context.
     """
-    weights = sum(p.numel() * p.element_size() for p in state.network.parameters())
+    weights = sum(p.numel() * p.element_size() for p in state.weights.values())
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     to_come = weights if state.optimizer.state else 3 * weights
 

@@ -85,7 +85,7 @@ class FixedLosses:
     def _losses(self, state: TrainState, some: "_Images", *, averaged: bool) -> tuple[float, ...]:
         """The objective's mean over the images, at one t of each band for each image."""
         images, labels = some
-        weights = state.ema if averaged else dict(state.network.named_parameters())
+        weights = state.ema if averaged else state.weights
         index = torch.arange(len(images), device=self._device)
         at_once = max(1, _PIXELS // math.prod(images.shape[2:]))
 

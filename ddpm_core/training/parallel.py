@@ -37,7 +37,7 @@ def in_parallel(network: nn.Module, worker: Worker, image_shape: tuple[int, int,
     if worker.num_workers == 1:
         return network
     devices = [worker.device.index] if worker.device.type == "cuda" else None
-    parallel = DistributedDataParallel(network, device_ids=devices)
+    parallel = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
     one = torch.zeros(1, dtype=torch.int64, device=worker.device)
     for _ in range(2):
         nothing = torch.zeros(1, NUM_PARAMETERS, device=worker.device)

@@ -87,10 +87,12 @@ def draw(
         weights = torch.ones(len(t), device=t.device)
     else:
         t, weights = state.timesteps.draw(seed, positions)
-    dropped = uniforms(seed, Purpose.LABEL, positions, 1)[:, 0] < config.label_dropout
+    if config.label_dropout > 0:
+        dropped = uniforms(seed, Purpose.LABEL, positions, 1)[:, 0] < config.label_dropout
+        labels = labels.masked_fill(dropped, -1)
     return Draws(
         x_0=x_0,
-        labels=labels.masked_fill(dropped, -1),
+        labels=labels,
         t=t,
         weights=weights,
         eps=normals(seed, Purpose.EPS, positions, tuple(images.shape[1:])),
@@ -148,7 +150,7 @@ def backward(
             loss.backward()  # type: ignore[no-untyped-call]
         totals.append(loss.detach())
         losses.append(each.detach())
-    grad_norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.grad_clip)
+    grad_norm = nn.utils.clip_grad_norm_(state.weights.values(), config.grad_clip)
     return Backward(mean_over_workers(torch.stack(totals).sum()), grad_norm.detach(), torch.cat(losses))
 
 
@@ -179,7 +181,7 @@ def advance(state: TrainState, config: TrainConfig, *, update: bool) -> None:
             group["lr"] = warmup(state.step, config)
         state.optimizer.step()
         decay = decay_of(config, state.updates)
-        ema_update(state.ema, dict(state.network.named_parameters()), decay, num_updates=state.updates)
+        ema_update(state.ema, state.weights, decay, num_updates=state.updates)
     else:
         state.skipped += 1
     state.step += 1

@@ -41,6 +41,10 @@ class Model:
     compiled: Compiled | None = None
     """What `generate` calls instead of the network; see `compile`."""
 
+    def __getstate__(self) -> dict[str, object]:
+        """What is compiled stays in its process; another one compiles, or finds what was kept."""
+        return {**vars(self), "compiled": None}
+
     @classmethod
     def from_weights(cls, weights: Weights, device: torch.device | str = "cpu") -> "Model":
         """The model with averaged weights, on a device.

@@ -79,7 +79,7 @@ def compile_network(network: UNet, passes: Passes, folder: Path | None = None) -
     try:
         call = _compiled(network, passes, folder)
     except (OSError, StorageError, RuntimeError) as error:  # RuntimeError: what torch raises, its compiler, too
-        raise CompileError(f"it could not be compiled ({_first_line(error)})") from error
+        raise CompileError(f"it could not be compiled ({_in_a_line(error)})") from error
 
     def compiled(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         if not passes.config.num_classes:
@@ -239,7 +239,7 @@ def make() -> None:
         _make(network, passes, folder / _MADE)
         _check(network, passes, folder / _MADE)
     except Exception as error:
-        print(_first_line(error))
+        print(_in_a_line(error))
         sys.exit(1)
 
 
@@ -279,5 +279,7 @@ def _check(network: UNet, passes: Passes, library: Path) -> None:
         raise CompileError("what it computes is not what the network does")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _in_a_line(error: Exception) -> str:
+    """What a compiler says is wrong stands below the line that it failed."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)

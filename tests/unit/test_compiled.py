@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -81,6 +82,13 @@ def test_what_it_was_not_compiled_for_goes_as_it_is_written(folder: Path) -> Non
     assert fast.generate(torch.arange(0), REQUEST).shape == (0, 3, 16, 16)
 
 
+def test_a_compiled_model_goes_to_other_processes_as_it_is_written(folder: Path) -> None:
+    fast, seeds = lively().compile(REQUEST, folder), torch.arange(3)
+    sent = pickle.loads(pickle.dumps(fast))
+    assert sent.compiled is None
+    assert torch.equal(sent.generate(seeds, REQUEST), lively().generate(seeds, REQUEST))
+
+
 def test_other_weights_and_other_betas_need_no_other_library(folder: Path) -> None:
     config = replace(CONFIG, schedule=ScheduleConfig(name="cosine", num_timesteps=30))
     model, there = lively(1, config), list(folder.iterdir())
@@ -117,6 +125,21 @@ def test_without_a_compiler_it_is_said_in_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(CompileError, match=r"No working C\+\+ compiler[^\n]*$"):
         lively().compile(REQUEST, tmp_path / "kept")
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_the_compiler_said_is_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"""#!{sys.executable}
+import sys
+if "--version" not in sys.argv:
+    print("as usual\\na.cpp:1: fatal error: no room left\\nterminated", file=sys.stderr)
+    sys.exit(1)
+print("g++ 12")
+""")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(CompileError, match=r"\(a\.cpp:1: fatal error: no room left\)$"):
+        lively().compile(REQUEST, tmp_path / "kept")
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sides import DEVICE, finish
 from torch import nn
 
 from ddpm_core.model.blocks import Attention, Pointwise
@@ -44,25 +45,27 @@ def operations(network: UNet, x_t: torch.Tensor, t: torch.Tensor) -> Counter[Ope
     return found
 
 
-def floor_s(found: Counter[Operation], *, backward: bool) -> float:
+def floor_s(found: Counter[Operation], *, backward: bool, dtype: torch.dtype = torch.float32) -> float:
     """Seconds of all of them, each the best of some tries."""
-    return sum(count * _best_s(_alone(operation), backward=backward) for operation, count in found.items())
+    return sum(count * _best_s(_alone(operation, dtype), backward=backward) for operation, count in found.items())
 
 
-def _alone(operation: Operation) -> tuple[Callable[..., torch.Tensor], list[torch.Tensor]]:
+def _alone(operation: Operation, dtype: torch.dtype) -> tuple[Callable[..., torch.Tensor], list[torch.Tensor]]:
     """One operation, and what it is done on."""
     kind, *sizes = operation
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device=DEVICE)
+
     if kind == "attention":
         b, heads, pixels, channels = sizes
-        parts = [torch.randn(b, pixels, heads, channels).transpose(1, 2) for _ in range(3)]
+        parts = [random(b, pixels, heads, channels).transpose(1, 2) for _ in range(3)]
         return F.scaled_dot_product_attention, parts
     if kind == "linear":
         rows, inputs, outputs = sizes
-        return F.linear, [torch.randn(rows, inputs), torch.randn(outputs, inputs)]
+        return F.linear, [random(rows, inputs), random(outputs, inputs)]
     shape, outputs, stride, padding = sizes
-    x, weight = (
-        torch.randn(s).contiguous(memory_format=torch.channels_last) for s in (shape, (outputs, shape[1], 3, 3))
-    )
+    x, weight = (random(*s).contiguous(memory_format=torch.channels_last) for s in (shape, (outputs, shape[1], 3, 3)))
     if shape[1] <= 3:  # an image, of which no gradient is asked
         return lambda weight: F.conv2d(x, weight, stride=stride, padding=padding), [weight]
     return lambda x, weight: F.conv2d(x, weight, stride=stride, padding=padding), [x, weight]
@@ -73,6 +76,7 @@ def _best_s(alone: tuple[Callable[..., torch.Tensor], list[torch.Tensor]], *, ba
     with torch.set_grad_enabled(backward):
         given = [tensor.requires_grad_(backward) for tensor in tensors]
         upstream = torch.ones_like(call(*given))
+        finish()
 
         def once() -> None:
             out = call(*given)
@@ -83,5 +87,6 @@ def _best_s(alone: tuple[Callable[..., torch.Tensor], list[torch.Tensor]], *, ba
         for _ in range(_REPEATS):
             began = time.perf_counter()
             once()
+            finish()
             times.append(time.perf_counter() - began)
     return min(times)

@@ -8,12 +8,9 @@ Each side is a process, as its users would start it: ours with the memory settin
 (pipelines/cluster/session.py), theirs without. A turn is a few seconds of one side, then of the next, and so on, while the others
 wait; a ratio is that of the images a second of two sides in the same turn, and the median of the turns is printed.
 
-`train` is a whole step on images in memory: ours as `train.py` does it (keyed draws, dropout, loss, backward, clipping, Adam,
-averaged weights), diffusers' as its training example does it (its scheduler's add_noise, squared error, backward, clipping, AdamW,
-EMAModel). `forward` is the network alone without gradients; `sample` a whole DDIM chain, ours by `generate`, theirs
-DDIMPipeline's. Of each side the network is taken as it is written and compiled, whose time is not counted; ours trains
-as it is written. The share of the roofline is that of the network's convolutions and matrix products alone (roofline.py) in the
-time of our fastest. Memory is the peak of the process.
+What is timed stands in sides.py; on a GPU, gpu.py times the same. Of each side the network is taken as it is written and compiled,
+whose time is not counted; ours trains as it is written. The share of the roofline is that of the network's convolutions and matrix
+products alone (roofline.py) in the time of our fastest. Memory is the peak of the process.
 """
 
 import argparse
@@ -24,201 +21,48 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
 from nets import timed
 from roofline import floor_s, operations
+from sides import COMPILED, DEVICE, EAGER, OURS, OURS_COMPILED, PASSES, Net, finish
 
-from ddpm_core.api.model import Model
 from ddpm_core.diffusion.reverse import ReverseConfig
-from ddpm_core.diffusion.sampler_config import SamplerConfig
-from ddpm_core.diffusion.schedule import ScheduleConfig, make_schedule
-from ddpm_core.interop.unet_json import Form, unet_json
-from ddpm_core.model.compiled import Passes, compile_network
+from ddpm_core.diffusion.schedule import ScheduleConfig
 from ddpm_core.model.config import ModelConfig
-from ddpm_core.model.init import init_unet
-from ddpm_core.model.unet import UNet
-from ddpm_core.sampling.config import SampleConfig
-from ddpm_core.training.loop import autocast_for
-from ddpm_core.training.state import new_state
-from ddpm_core.training.step import Objective, advance, backward, draw
 from pipelines.cluster.session import worker_environment
-from pipelines.recipes.config import Recipe
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCHES = (
     {"digits": 64, "mnist": 64, "cifar10": 16} if DEVICE.type == "cpu" else dict.fromkeys(("mnist", "cifar10"), 512)
 )
 CHAINS = {"digits": 10, "mnist": 10, "cifar10": 3}
 """Steps of a DDIM chain."""
 RECORDED = Path(__file__).parent / "recorded" / "speed.json"
-OURS, OURS_COMPILED, EAGER, COMPILED = "ours", "ours, compiled", "diffusers", "diffusers, compiled"
-Work = Callable[[], object]
-"""One batch of it."""
-Make = Callable[[], Work]
-Precision = Literal["float32", "bfloat16"]
 
 
-def of_one_norm(recipe: Recipe) -> Recipe:
-    """The recipe with one number of groups in all norms, the only way that a UNet2DModel has, where its own differ."""
+def net_of(name: str) -> Net:
+    """With one number of groups in all norms, the only way that a UNet2DModel has, where the recipe's differ."""
+    recipe = timed(name)
     unet = recipe.unet
     if unet.base_channels % 128:
         unet = replace(unet, form=replace(unet.form, norm_groups=4))
-    return replace(recipe, unet=unet)
-
-
-def our_network(recipe: Recipe) -> UNet:
-    network = UNet(recipe.unet, image_size=recipe.data.image_size, channels=recipe.data.channels)
-    init_unet(network, 0)
-    return network.to(DEVICE)
-
-
-def their_network(recipe: Recipe) -> UNet2DModel:
-    channels = recipe.data.channels
-    form = Form(unet=recipe.unet, image_size=recipe.data.image_size, channels=channels, num_outputs=channels)
-    network = UNet2DModel(**unet_json(form)).to(DEVICE)
-    # As whoever looks for speed on a GPU lays it; on a CPU it is slower so, by a little.
-    return network.to(memory_format=torch.channels_last) if DEVICE.type == "cuda" else network
-
-
-def shape_of(recipe: Recipe) -> tuple[int, int, int]:
-    size = recipe.data.image_size
-    assert isinstance(size, int)
-    return recipe.data.channels, size, size
-
-
-def config_of(recipe: Recipe) -> ModelConfig:
-    channels, height, _ = shape_of(recipe)
-    return ModelConfig(
-        unet=recipe.unet, image_size=height, channels=channels, schedule=ScheduleConfig(), reverse=ReverseConfig()
+    model = ModelConfig(
+        unet=unet,
+        image_size=recipe.data.image_size,
+        channels=recipe.data.channels,
+        schedule=ScheduleConfig(),
+        reverse=ReverseConfig(),
     )
+    return Net(model=model, train=recipe.train, loss=recipe.loss)
 
 
-def autocast(precision: Precision) -> torch.autocast:
-    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def forward(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    x_t, t = torch.randn(batch, *shape_of(recipe), device=DEVICE), torch.arange(batch, device=DEVICE)
-
-    def quietly(work: Work) -> Work:
-        return torch.no_grad()(autocast(precision)(work))
-
-    def ours() -> Work:
-        network = our_network(recipe).eval()
-        return quietly(lambda: network(x_t, t))
-
-    def ours_compiled() -> Work:
-        network = our_network(recipe).eval().requires_grad_(False)
-        fast = compile_network(network, Passes(config=config_of(recipe), batch_size=batch, precision=precision)).network
-        return quietly(lambda: fast(x_t, t))
-
-    def theirs(*, compiled: bool) -> Work:
-        network = their_network(recipe).eval()
-        call = torch.compile(network) if compiled else network
-        return quietly(lambda: call(x_t, t).sample)
-
-    return {
-        OURS: ours,
-        OURS_COMPILED: ours_compiled,
-        EAGER: lambda: theirs(compiled=False),
-        COMPILED: lambda: theirs(compiled=True),
-    }
-
-
-def train(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    pictures = torch.randint(0, 256, (1024, *shape_of(recipe)), dtype=torch.uint8, device=DEVICE)
-    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
-    return {
-        OURS: lambda: our_step(recipe, batch, pictures),
-        EAGER: lambda: their_step(recipe, batch, pictures, compiled=False),
-        COMPILED: lambda: their_step(recipe, batch, pictures, compiled=True),
-    }
-
-
-def our_step(recipe: Recipe, batch: int, pictures: torch.Tensor) -> Work:
-    state = new_state(our_network(recipe).train(), recipe.train.learning_rate)
-    config = recipe.train
-    objective = Objective(schedule=make_schedule(recipe.schedule).to(DEVICE), reverse=recipe.reverse, loss=recipe.loss)
-    labels, weights = torch.full((batch,), -1, device=DEVICE), torch.ones(batch, device=DEVICE)
-    precision = autocast_for(config, DEVICE)
-
-    def step() -> None:
-        positions = torch.arange(state.step * batch, (state.step + 1) * batch, device=DEVICE)
-        draws = draw(
-            state, pictures[positions % len(pictures)], labels, positions, config, len(objective.schedule.betas)
-        )
-        rest = (positions, weights, objective, config)
-        found = backward(state, state.network, draws, *rest, num_workers=1, autocast=precision)
-        advance(state, config, update=found.is_finite)
-
-    return step
-
-
-def their_step(recipe: Recipe, batch: int, pictures: torch.Tensor, *, compiled: bool) -> Work:
-    network = their_network(recipe).train()
-    network_or_compiled = torch.compile(network) if compiled else network
-    optimizer, ema = (
-        torch.optim.AdamW(network.parameters(), lr=recipe.train.learning_rate),
-        EMAModel(network.parameters()),
-    )
-    scheduler, images = DDPMScheduler(), pictures.float() / 127.5 - 1
-
-    def step() -> None:
-        x_0 = images[torch.randint(len(images), (batch,), device=DEVICE)]
-        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (batch,), device=DEVICE)
-        with autocast_for(recipe.train, DEVICE):
-            predicted = network_or_compiled(scheduler.add_noise(x_0, eps, t), t).sample
-        loss = F.mse_loss(predicted.float(), eps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(network.parameters())
-        loss.item()
-
-    return step
-
-
-def sample(recipe: Recipe, batch: int, steps: int, precision: Precision) -> dict[str, Make]:
-    config = config_of(recipe)
-    sampler = SamplerConfig(name="ddim", num_steps=steps)
-    request = SampleConfig(sampler=sampler, batch_size=batch, precision=precision)
-    seeds = torch.arange(batch, device=DEVICE)
-
-    def ours(*, compiled: bool) -> Work:
-        model = Model(config=config, network=our_network(recipe).eval().requires_grad_(False))
-        ready = model.compile(request) if compiled else model
-        return lambda: ready.generate(seeds, request)
-
-    def chain(*, compiled: bool) -> Work:
-        theirs = their_network(recipe).eval()
-        pipeline = DDIMPipeline(torch.compile(theirs) if compiled else theirs, DDIMScheduler())
-        pipeline.set_progress_bar_config(disable=True)
-        return autocast(precision)(lambda: pipeline(batch_size=batch, num_inference_steps=steps, output_type="np"))
-
-    return {
-        OURS: lambda: ours(compiled=False),
-        OURS_COMPILED: lambda: ours(compiled=True),
-        EAGER: lambda: chain(compiled=False),
-        COMPILED: lambda: chain(compiled=True),
-    }
-
-
-PASSES = {"forward": forward, "train": train, "sample": sample}
-
-
-def roofline(recipe: Recipe, batch: int, name: str, steps: int) -> float:
+def roofline(net: Net, batch: int, name: str, steps: int) -> float:
     """Images a second of the convolutions and matrix products alone."""
-    found = operations(our_network(recipe).cpu(), torch.randn(batch, *shape_of(recipe)), torch.arange(batch))
+    found = operations(net.built(), torch.randn(batch, *net.model.image_shape), torch.arange(batch))
     return batch / floor_s(found, backward=name == "train") / (steps if name == "sample" else 1)
 
 
@@ -258,17 +102,16 @@ class Side:
 
 def be_a_side(args: argparse.Namespace) -> None:
     """A turn for each line that is read; the first one also builds, compiles and allocates."""
-    recipe, batch = of_one_norm(timed(args.nets[0])), BATCHES[args.nets[0]]
+    net, batch = net_of(args.nets[0]), BATCHES[args.nets[0]]
     torch.manual_seed(0)
-    work = PASSES[args.passes[0]](recipe, batch, CHAINS[args.nets[0]], args.precision)[args.side]()
+    work = PASSES[args.passes[0]](net, batch, CHAINS[args.nets[0]], args.precision)[args.side]()
     for _ in range(3):
         work()
     for _ in sys.stdin:
         began, count = time.perf_counter(), 0
         while count == 0 or time.perf_counter() - began < args.turn_s:
             work()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
+            finish()
             count += batch
         print(count / (time.perf_counter() - began), peak_mib(), flush=True)
 
@@ -308,18 +151,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def measured(net: str, name: str, args: argparse.Namespace) -> dict[str, float]:
-    recipe, batch = of_one_norm(timed(net)), BATCHES[net]
+def measured(of: str, name: str, args: argparse.Namespace) -> dict[str, float]:
+    net, batch = net_of(of), BATCHES[of]
     with ExitStack() as stack:
         sides = {
-            side: stack.enter_context(Side(net, name, side, args))
-            for side in PASSES[name](recipe, batch, CHAINS[net], args.precision)
+            side: stack.enter_context(Side(of, name, side, args))
+            for side in PASSES[name](net, batch, CHAINS[of], args.precision)
         }
         turns = [{side: each.turn() for side, each in sides.items()} for _ in range(args.turns)]
     rates = {side: [turn[side][0] for turn in turns] for side in sides}
     row = row_of(
         rates,
-        roofline(recipe, batch, name, CHAINS[net]) if (DEVICE.type, args.precision) == ("cpu", "float32") else None,
+        roofline(net, batch, name, CHAINS[of]) if (DEVICE.type, args.precision) == ("cpu", "float32") else None,
     )
     best = OURS_COMPILED if OURS_COMPILED in rates else OURS
     return {**row, **{f"MiB {side}": turns[-1][side][1] for side in (best, EAGER, COMPILED)}}

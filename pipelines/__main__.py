@@ -1,7 +1,6 @@
 """`ddpm COMMAND ...`: each command of this folder by its name, from anywhere."""
 
 import ast
-import os
 import runpy
 import sys
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from ddpm_core.errors import nearest
 from pipelines.cli import invocation
+from pipelines.cli.written import written
 
 _FOLDER = Path(__file__).parent
 _STAGES = "new", "workflow", "shard", "train", "sample", "evaluate", "sweep"
@@ -18,9 +18,13 @@ _COMMANDS = {name: _FOLDER / f"{name}.py" for name in (*_STAGES, *_OTHERS)}
 
 def main() -> None:
     """Run what the first word names, as if its file had been typed."""
-    name, *words = sys.argv[1:] or ["--help"]
+    with written():
+        _run(*(sys.argv[1:] or ["--help"]))
+
+
+def _run(name: str, *words: str) -> None:
     if name in ("-h", "--help"):
-        _print(_overview())
+        print(_overview())
     elif name == "--version":
         print(f"ddpm-pipeline {version('ddpm-pipeline')}")
     elif name in _COMMANDS:
@@ -31,13 +35,6 @@ def main() -> None:
         known = f"expected {', '.join(_COMMANDS)}{nearest(name, _COMMANDS)}"
         print(f"error: ddpm has no command {name!r}; {known}", file=sys.stderr)
         sys.exit(2)
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # --help | head: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

@@ -221,5 +221,5 @@ if __name__ == "__main__":
         plan=lambda args: list(_EXAMINED),
         run=run,
         read=parse_alone,
-        uses_store=False,
+        store="leaves",
     )

@@ -141,5 +141,5 @@ if __name__ == "__main__":
         plan=plan,
         run=run,
         read=partial(parse_named, field="model", word=_WORD, often=_OFTEN),
-        uses_store=False,
+        store="leaves",
     )

@@ -178,4 +178,4 @@ def run(args: NewArgs) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_command(NewArgs, __doc__, check=check, plan=plan, run=run, read=read, uses_store=False)
+    run_command(NewArgs, __doc__, check=check, plan=plan, run=run, read=read, store="leaves")

@@ -49,6 +49,8 @@ from pipelines.tracking.registry import (
     registered,
     versions,
 )
+from pipelines.tracking.resolve import none_registered
+from pipelines.tracking.store import is_there
 
 _OF_MODELS = "model", "aliases", "why the champion is one"
 _OF_VERSIONS = "version", "aliases", "figures", "trained to", "the gate"
@@ -75,7 +77,7 @@ class RegistryArgs:
     """Whose registry, a folder or s3://bucket/prefix; MLFLOW_TRACKING_URI names another MLflow than the store's own."""
 
     def open(self) -> Server:
-        """MLflow, as every command finds it."""
+        """MLflow, which `check` has found."""
         return open_server(self.store)
 
 
@@ -95,16 +97,18 @@ class PromoteArgs(RollbackArgs):
     """Also a version that was judged on other data than the champion, or not at all."""
 
 
-def check_models(args: RegistryArgs) -> None:
-    """Refuse what names no model."""
+def check(args: RegistryArgs) -> None:
+    """Refuse what names no model, and to make a registry in order to find that there is nothing in it."""
     for uri in (args.model, args.other):
         if uri:
             model_name(uri)
+    if not is_there(args.store):
+        raise InputError(none_registered(args.store))
 
 
 def check_reason(args: PromoteArgs) -> None:
     """Whoever overrules the gate says why."""
-    check_models(args)
+    check(args)
     if not args.reason.strip():
         raise InputError("promote has no --reason; expected in a few words why another one is the champion now")
 
@@ -112,33 +116,56 @@ def check_reason(args: PromoteArgs) -> None:
 def listing(args: RegistryArgs) -> Outcome:
     """A line a model, or a line a version."""
     server = args.open()
-    rows = _versions(server, args.name) if args.name else [_model(model) for model in models(server)]
-    if rows:
-        print_table(_OF_VERSIONS if args.name else _OF_MODELS, rows)
+    if args.name:
+        told = _versions(server, args.name)
+        print_table(_OF_VERSIONS, [_version_row(version, of) for version, of in told.items()])
+        return Outcome(made={}, metrics={"versions": told})
+    told = {model.name: _model(model) for model in models(server)}
+    if told:
+        print_table(_OF_MODELS, [_model_row(name, of) for name, of in told.items()])
     else:
         print(f"no model is registered in {args.store}; train.py and workflow.py register theirs")
-    return Outcome(made={}, metrics={"rows": rows})
+    return Outcome(made={}, metrics={"models": told})
 
 
-def _model(model: Any) -> list[str]:
-    aliases = ", ".join(f"{alias} {version}" for alias, version in sorted(dict(model.aliases).items()))
-    reason = [f"since {last.at[:10]}: {last.reason}" for last in champions(model)[-1:]]
-    return [model.name, aliases or "no champion", *(reason or [""])]
+def _model(model: Any) -> dict[str, Any]:
+    aliases = {alias: int(version) for alias, version in sorted(dict(model.aliases).items())}
+    crowned = champions(model)[-1:]
+    return {"aliases": aliases, "champion": {"since": crowned[0].at, "reason": crowned[0].reason} if crowned else None}
 
 
-def _versions(server: Server, name: str) -> list[list[str]]:
-    aliases = aliases_of(registered(server.client, name))
+def _model_row(name: str, told: dict[str, Any]) -> list[str]:
+    aliases = ", ".join(f"{alias} {version}" for alias, version in told["aliases"].items())
+    crowned = told["champion"]
     return [
-        [
-            str(version.version),
-            ", ".join(aliases.get(int(version.version), [])),
-            "; ".join(f"{each.metric} {number(each.value)}" for each in judged_by(version.tags).values())
-            if "weights_sha256" in version.tags
-            else "by another tool",
-            f"step {version.tags['step']}" if "step" in version.tags else "",
-            version.tags.get("gate", "").partition(" ")[2],
-        ]
+        name,
+        aliases or "no champion",
+        f"since {crowned['since'][:10]}: {crowned['reason']}" if crowned else "",
+    ]
+
+
+def _versions(server: Server, name: str) -> dict[str, dict[str, Any]]:
+    aliases = aliases_of(registered(server.client, name))
+    return {
+        str(version.version): {
+            "aliases": aliases.get(int(version.version), []),
+            "ours": "weights_sha256" in version.tags,
+            "figures": {each.metric: each.value for each in judged_by(version.tags).values()},
+            "step": int(version.tags["step"]) if "step" in version.tags else None,
+            "gate": version.tags.get("gate", "").partition(" ")[2],
+        }
         for version in versions(server, name)
+    }
+
+
+def _version_row(version: str, told: dict[str, Any]) -> list[str]:
+    figures = "; ".join(f"{metric} {number(value)}" for metric, value in told["figures"].items())
+    return [
+        version,
+        ", ".join(told["aliases"]),
+        figures if told["ours"] else "by another tool",
+        "" if told["step"] is None else f"step {told['step']}",
+        told["gate"],
     ]
 
 
@@ -193,7 +220,10 @@ def rolling_back(args: RollbackArgs) -> Outcome:
 def _crowned(args: RegistryArgs, name: str, version: int) -> Outcome:
     uri = f"models:/{name}@{CHAMPION}"
     return Outcome(
-        made={"champion": f"{uri} is version {version}"}, next=typed("registry.py", "show", uri, store=args.store)
+        made={"champion": uri},
+        metrics={"version": version},
+        notes={"version": str(version)},
+        next=typed("registry.py", "show", uri, store=args.store),
     )
 
 
@@ -202,28 +232,42 @@ COMMANDS = {
         about="The models of a registry, or the versions of one.",
         args=RegistryArgs,
         do=listing,
+        store="leaves",
         words=("name",),
         optional=True,
+        check=check,
     ),
     "show": Subcommand(
-        about="A version, and how it was judged.", args=RegistryArgs, do=show, words=("model",), check=check_models
+        about="A version, and how it was judged.",
+        args=RegistryArgs,
+        do=show,
+        store="leaves",
+        words=("model",),
+        check=check,
     ),
     "compare": Subcommand(
         about="Two versions, figure by figure.",
         args=RegistryArgs,
         do=comparing,
+        store="leaves",
         words=("model", "other"),
-        check=check_models,
+        check=check,
     ),
     "promote": Subcommand(
         about="Make a version the champion, whatever the gate said.",
         args=PromoteArgs,
         do=promoting,
+        store="makes",
         words=("model",),
         check=check_reason,
     ),
     "rollback": Subcommand(
-        about="The champion before this one, again.", args=RollbackArgs, do=rolling_back, words=("name",)
+        about="The champion before this one, again.",
+        args=RollbackArgs,
+        do=rolling_back,
+        store="makes",
+        words=("name",),
+        check=check,
     ),
 }
 

@@ -38,13 +38,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from datetime import datetime
 from itertools import islice
 
 import tyro
 
 from ddpm_core.errors import InputError
-from pipelines.cli.command import Outcome
+from pipelines.cli.command import Outcome, Use
 from pipelines.cli.invocation import typed
 from pipelines.cli.subcommands import Subcommand, run_subcommand
 from pipelines.progress import say, shown
@@ -54,6 +53,7 @@ from pipelines.scheduling.jobs import ray_address
 from pipelines.scheduling.loop import AT_ONCE, keep_passing, passing, until_told, utc_now
 from pipelines.scheduling.records import Schedule, Schedules, Terms, Tick, said
 from pipelines.scheduling.resolve import DEFAULT_COMMAND, check_command, pin, rehearse
+from pipelines.scheduling.state import local, state_of
 from pipelines.scheduling.tick import Ticker, do_due, do_now
 from pipelines.scheduling.units import units
 
@@ -88,16 +88,21 @@ class AddArgs(Terms, ScheduleArgs):
     command: tyro.conf.Suppress[tuple[str, ...]] = DEFAULT_COMMAND
 
     def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise InputError(f"retries is {self.retries}; expected 0 or more")
-        self.calendar  # noqa: B018, refuses what is none
         object.__setattr__(self, "command", check_command(self.command))
+
+
+def check_add(args: AddArgs) -> None:
+    """Refuse a name, a calendar or a number that is none."""
+    check_name(args.name)
+    if args.retries < 0:
+        raise InputError(f"retries is {args.retries}; expected 0 or more")
+    args.calendar  # noqa: B018, refuses what is none
 
 
 def plan_add(args: AddArgs) -> list[str]:
     """The next five ticks; nothing is touched."""
     ticks = islice(args.calendar.after(utc_now()), 5)
-    return [f"schedule: {args.name} in {args.store}"] + [f"tick: {_local(args, tick)}" for tick in ticks]
+    return [f"schedule: {args.name} in {args.store}"] + [f"tick: {local(args, tick)}" for tick in ticks]
 
 
 def add(args: AddArgs) -> Outcome:
@@ -108,46 +113,36 @@ def add(args: AddArgs) -> Outcome:
     rehearse(pin(args.store, args.command, utc_now()), ray_address())
     terms = {f.name: getattr(args, f.name) for f in fields(Terms)}
     args.schedules.create(args.name, Schedule(**terms, since=said(utc_now())))
-    first = _local(args, next(args.calendar.after(utc_now())))
+    first = local(args, next(args.calendar.after(utc_now())))
     print(f"first tick {first}, if `run` or `tick` is there to do it")
-    return Outcome(made={"schedule": args.name}, next=typed("schedule.py", "run", store=args.store))
+    made = {"schedule": args.name, "command": shlex.join(args.command)}
+    return Outcome(made=made, next=typed("schedule.py", "run", store=args.store))
 
 
 def listing(args: ScheduleArgs) -> Outcome:
     """A line a schedule."""
-    rows = {name: _row(args.schedules, name) for name in args.names}
-    width = max(map(len, rows), default=0)
-    for name, row in rows.items():
-        print(f"{name:{width}}  {row['cron']:13} {row['time_zone']:16} next {row['next'] or 'paused':23} {row['last']}")
-    if not rows:
+    states = {name: state_of(args.schedules, name) for name in args.names}
+    width = max(map(len, states), default=0)
+    for name, state in states.items():
+        schedule, last = state.schedule, state.last
+        ended = f"last {local(schedule, parse_tick(last.due))} {last.status}" if last else "no tick yet"
+        told = "; ".join(filter(None, [state.doing, ended]))
+        print(f"{name:{width}}  {schedule.cron:13} {schedule.time_zone:16} next {state.coming:23} {told}")
+    if not states:
         print(f"no schedule in {args.store}")
-    return Outcome(made={}, metrics={"schedules": rows})
-
-
-def _row(schedules: Schedules, name: str) -> dict[str, str]:
-    schedule = schedules.read(name)
-    last = schedules.standing(name, schedule)[0].last
-    ended = f"last {_local(schedule, parse_tick(last.due))} {last.status}" if last else "no tick yet"
-    return {"cron": schedule.cron, "time_zone": schedule.time_zone, "next": _next(schedule), "last": ended}
-
-
-def _next(schedule: Schedule) -> str:
-    """Empty if it is paused."""
-    return "" if schedule.paused else _local(schedule, next(schedule.calendar.after(utc_now())))
-
-
-def _local(terms: Terms, moment: datetime) -> str:
-    return f"{moment.astimezone(terms.calendar.zone):%a %Y-%m-%d %H:%M %Z}"
+    return Outcome(made={}, metrics={"schedules": {name: state.told for name, state in states.items()}})
 
 
 def show(args: ScheduleArgs) -> Outcome:
     """What it says, where it stands, and its last ticks."""
-    schedule, ticks = args.schedules.read(args.name), args.schedules.history(args.name)
-    standing, _ = args.schedules.standing(args.name, schedule)
+    state, ticks = state_of(args.schedules, args.name), args.schedules.history(args.name)
+    schedule = state.schedule
     print(f"{args.name}  {schedule.cron}, {schedule.time_zone}; missed: {schedule.missed}, overlap: {schedule.overlap}")
     print(f"command  {shlex.join(schedule.command)}")
-    print(f"next     {_next(schedule) or 'none: it is paused'}")
-    for tick in filter(None, (standing.current, *ticks)):
+    print(f"next     {state.coming}")
+    if state.doing:
+        print(f"now      {state.doing}")
+    for tick in filter(None, (state.current, *ticks)):
         facts = [
             "" if tick.seconds is None else f"{tick.seconds:.0f} s",
             f"attempt {tick.attempt}" if tick.attempt > 1 else "",
@@ -155,7 +150,8 @@ def show(args: ScheduleArgs) -> Outcome:
             tick.outcome or tick.by,
         ]
         print(f"{tick.due}  {tick.status:9}  {', '.join(filter(None, facts))}{f'; {tick.log}' if tick.log else ''}")
-    return Outcome(made={}, metrics={"schedule": vars(schedule), "ticks": [vars(tick) for tick in ticks]})
+    told = {"schedule": vars(schedule), **state.told, "ticks": [vars(tick) for tick in ticks]}
+    return Outcome(made={}, metrics=told)
 
 
 def pause(args: ScheduleArgs) -> Outcome:
@@ -222,8 +218,10 @@ def check(args: ScheduleArgs) -> None:
         args.schedules.read(args.name)
 
 
-def _word(about: str, do: Callable[[ScheduleArgs], Outcome], *words: str, optional: bool = False) -> Subcommand:
-    return Subcommand(about=about, args=ScheduleArgs, do=do, words=words, optional=optional, check=check)
+def _word(
+    about: str, do: Callable[[ScheduleArgs], Outcome], store: Use, *words: str, optional: bool = False
+) -> Subcommand:
+    return Subcommand(about=about, args=ScheduleArgs, do=do, store=store, words=words, optional=optional, check=check)
 
 
 COMMANDS = {
@@ -231,20 +229,21 @@ COMMANDS = {
         about="A new schedule: what follows -- is its command.",
         args=AddArgs,
         do=add,
+        store="makes",
         words=("name",),
         rest="command",
-        check=lambda args: check_name(args.name),
+        check=check_add,
         plan=plan_add,
     ),
-    "list": _word("All schedules of a store.", listing),
-    "show": _word("A schedule, and its last ticks.", show, "name"),
-    "pause": _word("No ticks from now on.", pause, "name"),
-    "resume": _word("Ticks again, from now on.", resume, "name"),
-    "remove": _word("Forget a schedule; what it made stays.", remove, "name"),
-    "run-now": _word("Do it now, whenever it is due.", run_now, "name"),
-    "tick": _word("Do what is due now, once; exit code 1 if something failed.", tick, "name", optional=True),
-    "run": _word("Do what is due, until Ctrl-C.", run, "name", optional=True),
-    "units": _word("A crontab line and systemd units that call `tick` each minute.", print_units),
+    "list": _word("All schedules of a store.", listing, "reads"),
+    "show": _word("A schedule, and its last ticks.", show, "reads", "name"),
+    "pause": _word("No ticks from now on.", pause, "changes", "name"),
+    "resume": _word("Ticks again, from now on.", resume, "changes", "name"),
+    "remove": _word("Forget a schedule; what it made stays.", remove, "changes", "name"),
+    "run-now": _word("Do it now, whenever it is due.", run_now, "changes", "name"),
+    "tick": _word("Do what is due now, once; exit code 1 if something failed.", tick, "changes", "name", optional=True),
+    "run": _word("Do what is due, until Ctrl-C.", run, "changes", "name", optional=True),
+    "units": _word("A crontab line and systemd units that call `tick` each minute.", print_units, "leaves"),
 }
 
 

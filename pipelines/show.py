@@ -43,7 +43,7 @@ from pipelines.housekeeping.outside import describe_outside, is_outside
 from pipelines.progress import say
 from pipelines.recipes.config import default_store
 from pipelines.recipes.files import SUFFIX, find_recipe
-from pipelines.tracking import Server, default_model, import_meanwhile, open_server
+from pipelines.tracking import Server, default_model, import_meanwhile, standing_server
 from pipelines.tracking.registry import aliases_of, find_version, models, registered
 from pipelines.tracking.store import is_server, is_there, tracking_uri
 
@@ -106,10 +106,8 @@ def _thing(name: str, args: ShowArgs) -> Description:
 
 def _server(store: str) -> Server | None:
     """The store's MLflow; none where nothing was ever tracked, or where it cannot be had, which is said: the rest is known."""
-    if not is_there(store):
-        return None
     try:
-        return open_server(store)
+        return standing_server(store)
     except (UserError, OSError) as error:
         say(f"which models are registered is not known: {error}")
         return None
@@ -158,5 +156,5 @@ if __name__ == "__main__":
         plan=lambda args: [f"show: {args.thing}, of {args.store}"],
         run=run,
         read=partial(parse_named, field="thing", word=_WORD, often=_OFTEN),
-        uses_store=False,
+        store="leaves",
     )

@@ -51,9 +51,9 @@ from pipelines.housekeeping.inventory import (
 )
 from pipelines.housekeeping.removal import old_cache, remove, remove_unused, unused
 from pipelines.housekeeping.soundness import problems
-from pipelines.progress import counted
+from pipelines.progress import counted, shown
 from pipelines.recipes.config import default_store
-from pipelines.tracking import open_server
+from pipelines.tracking import standing_server, tracking_uri
 
 _SHOWN = 3
 _ORDER = (*KINDS, "cache", "records", "other")
@@ -98,14 +98,14 @@ def _items(args: StoreArgs, *, removing: bool = True) -> tuple[dict[str, Item], 
     Raises:
         InputError: if something is to be removed, and this MLflow does not know a model that was registered from the store.
     """
-    items, server = inventory(args.store), open_server(args.store)
-    where = server.shown_uri
+    items, server = inventory(args.store), standing_server(args.store)
+    where = shown(tracking_uri(args.store))
     if removing and (unknown := unknown_models(items, server)):
         raise InputError(
             f"{unknown[0]} was registered from {args.store}, and {where} knows no such model; expected the MLflow that keeps it: "
             f"set MLFLOW_TRACKING_URI, or delete {storage.join(args.store, 'registry', unknown[0])} if it is gone for good"
         )
-    return items, f"{counted(add_registered(items, server), 'model version')} of {where}"
+    return items, f"{counted(add_registered(items, server) if server else 0, 'model version')} of {where}"
 
 
 def listing(args: StoreArgs) -> Outcome:
@@ -132,12 +132,19 @@ def verifying(args: ItemArgs) -> Outcome:
     return Outcome(made={}, metrics={"checked": len(chosen), "wrong": wrong}, exit_code=1 if wrong else 0)
 
 
+def what_would_be_removed(args: ItemArgs) -> list[str]:
+    """What rm would remove, if nothing refers to it."""
+    items, _ = _items(args)
+    item = find(items, args.item)
+    return [_sized(item), f"stays: {_referred(item)} refers to it" if item.referred_by else "nothing refers to it"]
+
+
 def removing(args: ItemArgs) -> Outcome:
     """One."""
     items, _ = _items(args)
     item = find(items, args.item)
     remove(args.store, items, item)
-    return Outcome(made={"removed": f"{item.name}, {size_words(item.size_bytes)}"})
+    return Outcome(made={"removed": _sized(item)})
 
 
 def check_age(args: GcArgs) -> None:
@@ -152,7 +159,7 @@ def what_would_go(args: GcArgs) -> list[str]:
     """What gc would remove now."""
     items, registry = _items(args)
     found, cached = unused(args.store, items, _since_s(args)), _cached(args, items)
-    lines = [f"{item.name}  {size_words(item.size_bytes)}, {age(item)}" for item in found]
+    lines = [f"{_sized(item)}, {age(item)}" for item in found]
     lines += [f"{len(cached):,} files of features and bounds"] if cached else []
     kept = len([item for item in items.values() if item.kind in KINDS]) - len(found)
     size_bytes = _total(found) + sum(entry.size_bytes or 0 for entry in cached)
@@ -188,18 +195,37 @@ def _cached(args: GcArgs, items: dict[str, Item]) -> list[storage.Entry]:
     return old_cache(items, _since_s(args)) if args.caches else []
 
 
-def copying(args: CopyArgs) -> Outcome:
-    """One, and what it needs."""
-    to = storage.absolute(args.to)
-    if to == storage.absolute(args.store):
+def _copied(args: CopyArgs) -> list[Item]:
+    """What is copied, the item itself last.
+
+    Raises:
+        InputError: in one line, if it is to go where it lies, or there is none.
+    """
+    if storage.absolute(args.to) == storage.absolute(args.store):
         raise InputError(f"{args.to} is the store itself; expected another one")
-    storage.check_store(to)
     items = inventory(args.store)
     item = find(items, args.item)
-    for each in (*needed_by(items, item), item):
+    return [*needed_by(items, item), item]
+
+
+def what_would_be_copied(args: CopyArgs) -> list[str]:
+    """What copy would copy."""
+    copied = _copied(args)
+    return [*map(_sized, copied), f"{size_words(_total(copied))} would be copied to {storage.absolute(args.to)}"]
+
+
+def copying(args: CopyArgs) -> Outcome:
+    """One, and what it needs."""
+    copied, to = _copied(args), storage.absolute(args.to)
+    storage.check_store(to)
+    for each in copied:
         copy(args.store, each, to)
-        print(f"copied {each.name}, {size_words(each.size_bytes)}", flush=True)
-    return Outcome(made={"to": to}, next=typed("store.py", "verify", item.name, store=to))
+        print(f"copied {_sized(each)}", flush=True)
+    return Outcome(
+        made={"to": to},
+        metrics={"bytes": _total(copied), "copied": [each.name for each in copied]},
+        next=typed("store.py", "verify", copied[-1].name, store=to),
+    )
 
 
 def _row(item: Item) -> list[str]:
@@ -213,6 +239,10 @@ def _told(item: Item) -> dict[str, Any]:
     return {**told, "referred_by": item.referred_by}
 
 
+def _sized(item: Item) -> str:
+    return f"{item.name}, {size_words(item.size_bytes)}"
+
+
 def _total(items: list[Item]) -> int:
     return sum(item.size_bytes for item in items)
 
@@ -223,20 +253,38 @@ def _referred(item: Item) -> str:
 
 
 COMMANDS = {
-    "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing),
+    "list": Subcommand(about="What lies in a store, and what refers to it.", args=StoreArgs, do=listing, store="reads"),
     "verify": Subcommand(
-        about="Hold each file against its sum.", args=ItemArgs, do=verifying, words=("item",), optional=True
+        about="Hold each file against its sum.",
+        args=ItemArgs,
+        do=verifying,
+        store="reads",
+        words=("item",),
+        optional=True,
     ),
-    "rm": Subcommand(about="Delete an item that nothing refers to.", args=ItemArgs, do=removing, words=("item",)),
+    "rm": Subcommand(
+        about="Delete an item that nothing refers to.",
+        args=ItemArgs,
+        do=removing,
+        store="changes",
+        words=("item",),
+        plan=what_would_be_removed,
+    ),
     "gc": Subcommand(
         about="Delete what nobody has used for long and nothing refers to.",
         args=GcArgs,
         do=collecting,
+        store="changes",
         check=check_age,
         plan=what_would_go,
     ),
     "copy": Subcommand(
-        about="An item, and what it refers to, into another store.", args=CopyArgs, do=copying, words=("item", "to")
+        about="An item, and what it refers to, into another store.",
+        args=CopyArgs,
+        do=copying,
+        store="reads",
+        words=("item", "to"),
+        plan=what_would_be_copied,
     ),
 }
 

@@ -56,7 +56,8 @@ def run(args: UIArgs) -> Outcome:
         raise InputError(
             f"nothing is on record in {args.store}; expected the --store of the runs that MLflow is to show"
         )
-    return Outcome(made={name: counted(runs, "run") for name, runs in filled.items()}, metrics={"runs": filled})
+    notes = {name: counted(runs, "run") for name, runs in filled.items()}
+    return Outcome(made={}, metrics={"runs": filled}, notes=notes)
 
 
 if __name__ == "__main__":
@@ -66,5 +67,5 @@ if __name__ == "__main__":
         plan=lambda args: [f"{args.what}: {args.store}"],
         run=run,
         read=parse_alone,
-        uses_store=False,
+        store="leaves",
     )

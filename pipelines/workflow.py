@@ -146,11 +146,10 @@ def _run(pipeline: "Pipeline", seeds: int) -> Outcome:
         return Outcome(made=made, metrics={**metrics, **clock.took}, exit_code=1)
     clock.done("promote", f"version {version}: {promotion.reason}")
     shown = pipeline.tracker.shown_uri
-    if not is_server(shown):  # which is a page of its own
-        shown += f"   ({ui(pipeline.recipe.store)} shows it)"
     return Outcome(
         made={**made, "model": f"models:/{pipeline.model_name}/{version}", "MLflow": shown},
         metrics={**metrics, **clock.took, "promoted": promotion.promoted},
+        notes={} if is_server(shown) else {"pages": ui(pipeline.recipe.store)},
         next=typed("sample.py", as_named(pipeline.recipe), "--num-images", "4096", store=pipeline.recipe.store),
     )
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ddpm_core.errors import MissingError
+from ddpm_core.errors import InputError, MissingError
 from ddpm_core.optional import late
 from ddpm_core.storage import local
 from ddpm_core.storage.entries import UNREADABLE, Entry, printable
@@ -45,6 +45,7 @@ __all__ = [
     "check_absent",
     "check_store",
     "check_temporary",
+    "check_there",
     "copy",
     "create_bytes",
     "delete",
@@ -307,6 +308,18 @@ def check_store(uri: str) -> None:
         _s3.check_store(uri)
     else:
         local.check_store(local_path(uri))
+
+
+def check_there(uri: str) -> None:
+    """Make sure that a store stands, as it is, by looking: a folder, or on S3 a prefix with something below it.
+
+    Raises:
+        InputError: in one line, if there is none.
+        StorageError: if that cannot be told: no such bucket, credentials missing or refused, server out of reach.
+    """
+    if not (any(True for _ in walk(uri)) if is_s3(uri) else local_path(uri).is_dir()):
+        file = not is_s3(uri) and local_path(uri).exists()
+        raise InputError(f"there is no store at {uri}{', a file' if file else ''}; expected one that a command made")
 
 
 def free_bytes(uri: str) -> int | None:

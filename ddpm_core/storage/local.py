@@ -145,7 +145,10 @@ def describe(path: Path) -> tuple[int, str] | None:
 @contextmanager
 def _written_aside(path: Path) -> Iterator[Path]:
     """A name in the same folder to write to; flushed to disk on leaving, and gone afterwards whatever happened."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as below /proc: no file is missing, none can be made
+        raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
     aside = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         yield aside

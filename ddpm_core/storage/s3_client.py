@@ -65,11 +65,17 @@ _CUT_OFF = (
 _NO_CREDENTIALS = (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError)
 _DEADLINE = "DDPM_S3_DEADLINE_S"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
 _lock = threading.Lock()
 
 
+def _endpoint_variable() -> str:
+    """The one that names the server, for messages; the first of them where none does. An empty one counts as none."""
+    return next((name for name in _ENDPOINTS if os.environ.get(name)), _ENDPOINTS[0])
+
+
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return os.environ.get(_endpoint_variable()) or None
 
 
 def default_deadline_s() -> float:
@@ -95,8 +101,8 @@ def client() -> S3Client:
 def _make_client(process: int, settings: tuple[tuple[str, str], ...], deadline_s: float) -> S3Client:
     endpoint = _endpoint()
     if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise InputError(f"AWS_ENDPOINT_URL_S3 is {endpoint}; expected http://host:port or https://host:port")
-    config = Config(
+        raise InputError(f"{_endpoint_variable()} is {endpoint}; expected http://host:port or https://host:port")
+    config = Config(  # type: ignore[call-arg]  # whose types do not know the last one
         retries={"mode": "standard", "total_max_attempts": 1},  # see persistently
         connect_timeout=min(10, deadline_s),
         read_timeout=min(60, deadline_s),
@@ -105,6 +111,8 @@ def _make_client(process: int, settings: tuple[tuple[str, str], ...], deadline_s
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if endpoint else "auto"},  # servers other than AWS seldom answer to bucket.host
+        # A variable that is set to nothing counts as none, where boto3 would take that for an address.
+        ignore_configured_endpoint_urls=any(os.environ.get(name) == "" for name in _ENDPOINTS) or None,
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     session = boto3.session.Session(region_name=region)
@@ -159,7 +167,7 @@ def with_retries(uri: str, what: str, request: Callable[[S3Client], T], deadline
                 if spent + pause > deadline_s:
                     raise StorageError(
                         f"{uri}: cannot {what} at {_endpoint() or 'AWS'}: tried {tries} times in {spent:.1f} s, at last: "
-                        f"{' '.join(str(error).split())}; check the server and AWS_ENDPOINT_URL_S3 "
+                        f"{' '.join(str(error).split())}; check the server and {_endpoint_variable()} "
                         f"({_DEADLINE} is {default_deadline_s():g})"
                     ) from error
         time.sleep(pause)

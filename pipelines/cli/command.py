@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Literal, Never
 
 from ddpm_core import storage
 from ddpm_core.data.sources import source_uri
@@ -17,6 +18,7 @@ from ddpm_core.serialization import to_json
 from pipelines.cli.invocation import program
 from pipelines.cli.opening import take_away
 from pipelines.cli.parsing import A, parse
+from pipelines.cli.written import UnwrittenError, written
 from pipelines.cluster.address import cluster_address
 from pipelines.cluster.failures import last_words
 from pipelines.cluster.session import Terminated
@@ -29,6 +31,9 @@ _INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C ended,"""
 _TERMINATED = 143
 """and of one that SIGTERM ended."""
+Use = Literal["makes", "changes", "reads", "leaves"]
+"""What a command does with its store: writes there, and makes it where there is none; writes into one that stands; reads one that
+stands; or sees to it by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class Outcome:
     """What it is and where it lies, in the order to show."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Numbers for --json."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What a person is told beside it, and a program is not."""
     next: str = ""
     """The command that comes next."""
     exit_code: int = 0
@@ -56,7 +63,7 @@ def run_command(
     often: Sequence[str] = (),
     read: Callable[[type[A], list[str], str, str], A] | None = None,
     argv: list[str] | None = None,
-    uses_store: bool = True,
+    store: Use = "makes",
 ) -> None:
     """Parse the command line, check it, and run the stage.
 
@@ -69,26 +76,40 @@ def run_command(
         run: does it. Imports the pipeline by itself: with it come Ray and MLflow, for seconds, which no mistake needs to wait for.
         often: the flags that most people use, for --help, dotted: train.steps.
         read: makes the flags of the command line, as `parse` does, for a command without a recipe.
-        uses_store: the store and the folder for temporary files are tried first.
+        store: what it does with its store, which is tried first.
 
     Exits:
         0 when done, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 1 if a process or a node was lost once too
-        often, and with a traceback for a mistake of ours.
+        often, and with a traceback for a mistake of ours; or as `written` does.
     """
+    with written():
+        _run(args_type, about, check, plan, run, cost, read or partial(parse, often=often), argv, store)
+
+
+def _run(
+    args_type: type[A],
+    about: str,
+    check: Callable[[A], None],
+    plan: Callable[[A], list[str]],
+    run: Callable[[A], Outcome],
+    cost: Callable[[A], list[str]],
+    read: Callable[[type[A], list[str], str, str], A],
+    argv: list[str] | None,
+    store: Use,
+) -> None:
     take_away()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     as_json, dry_run = _take(argv, "--json"), _take(argv, "--dry-run")
     try:
-        args = (read or partial(parse, often=often))(args_type, argv, program(Path(sys.argv[0]).name), about)
+        args = read(args_type, argv, program(Path(sys.argv[0]).name), about)
         check(args)
+        if store in ("changes", "reads"):
+            storage.check_there(args.store)  # type: ignore[attr-defined]
         lines = plan(args) + ([] if as_json else cost(args)) if dry_run else []
-        if uses_store and not dry_run:
+        if store != "leaves" and not dry_run:
             storage.check_temporary()
-            _check_store(args.store)  # type: ignore[attr-defined]
-    except BrokenPipeError:  # --help | head: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit()
+            _check_store(args.store, writes=store != "reads")  # type: ignore[attr-defined]
     except (ValueError, OSError, UserError) as error:
         sys.exit(_mistake(error))
     if dry_run:
@@ -127,14 +148,15 @@ def _end_now(exit_code: int) -> Never:
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, UnwrittenError):  # Ctrl-C ends who reads it, too
+            stream.flush()
     os._exit(exit_code)
 
 
-def _check_store(store: str) -> None:
+def _check_store(store: str, *, writes: bool) -> None:
     """Try it by really writing; on a cluster a folder may be one of another machine, so it is asked there."""
     check_place(store)
-    if storage.is_s3(store) or cluster_address() is None:
+    if writes and (storage.is_s3(store) or cluster_address() is None):
         storage.check_store(store)
 
 
@@ -154,8 +176,9 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**outcome.made, **outcome.metrics}))
         return
-    width = max(map(len, outcome.made), default=0)
-    for what, where in outcome.made.items():
+    told = outcome.made | outcome.notes
+    width = max(map(len, told), default=0)
+    for what, where in told.items():
         print(f"{what:{width}}  {where}")
     if outcome.next:
         print(f"{'next':{width}}  {outcome.next}")

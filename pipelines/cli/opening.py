@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,11 @@ _TAKE_AWAY = "\r\x1b[K"
 
 def begin() -> None:
     """Say that the command starts, and have it start and end a second sooner each."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if (
+            os.environ.get(name) == ""
+        ):  # as a file of variables leaves it; MLflow's boto3 would take that for an address
+            del os.environ[name]
     # Libraries make half a million objects that stay. Python would look through them again and again as they come, and once more
     # in the end.
     gc.set_threshold(100_000, 50, 100)

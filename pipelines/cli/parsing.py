@@ -26,7 +26,7 @@ from pipelines.recipes.fitting import fitted
 from pipelines.recipes.recipes import RECIPES
 from pipelines.tracking.registry import find_version
 from pipelines.tracking.resolve import here, places
-from pipelines.tracking.store import is_there, open_server
+from pipelines.tracking.store import standing_server
 
 A = TypeVar("A")
 R = TypeVar("R", bound=Recipe)
@@ -55,7 +55,7 @@ def parse(args_type: type[A], argv: list[str], program: str, about: str, often: 
     of_recipe = {f.name for f in fields(Recipe)}
     default = args_type(**{f.name: getattr(recipe, f.name) for f in fields(args_type) if f.name in of_recipe})  # type: ignore[arg-type]
     if often and {"-h", "--help"} & set(argv):
-        print(short_help(program, about, default, often), flush=True)  # here, where a reader who has gone is known
+        print(short_help(program, about, default, often))
         raise SystemExit(0)
     parsed = parse_flags(args_type, argv, default, f"{program} [RECIPE]", f"{about}\n\n{_recipes()}")
     if hasattr(parsed, "train"):
@@ -94,7 +94,7 @@ def parse_named(
         SystemExit: with 0, after --help.
     """
     if {"-h", "--help"} & set(argv):
-        print(short_help(program, about, args_type(), often, word), flush=True)
+        print(short_help(program, about, args_type(), often, word))
         raise SystemExit(0)
     parsed = parse_flags(args_type, argv, args_type(), program, about)
     if not getattr(parsed, field):
@@ -147,9 +147,10 @@ def _checkpoint_of(registered: str, store: str) -> str | None:
     Raises:
         InputError: in one line, if there is no such version.
     """
-    if not is_there(store):
+    server = standing_server(store)
+    if server is None:
         return None
-    version = find_version(open_server(store).client, registered)
+    version = find_version(server.client, registered)
     return find_checkpoint(here(store, "runs", version.tags.get("checkpoint_uri", ""), "state.json"))
 
 
@@ -218,7 +219,8 @@ def _one_line(box: str) -> str:
     _title, inside = re.sub(r"^╰.*$|│", " ", plain, flags=re.M).split("\n", 1)
     parts = (" ".join(part.split()) for part in re.split(r"^\s*[-─]{5,}\s*$", inside, flags=re.M))
     said, *more = (part for part in parts if part)  # where no lines can be drawn, a rule of dashes follows the title
-    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?").replace("('None', ", "(")  # not given, that is
+    said = re.sub(r"^Error parsing (?!-)\w+: ", "", said).rstrip(".?")
+    said = re.sub(r"'None', |, 'None'", "", said)  # not given, that is
     if number := re.match(
         r"Error parsing (--\S+): (?:invalid literal for int|could not convert string to float).*?('.*')$", said
     ):

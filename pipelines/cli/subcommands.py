@@ -7,9 +7,10 @@ from typing import Any
 
 from ddpm_core.errors import InputError, nearest
 from pipelines.cli import command as cli
-from pipelines.cli.command import Outcome
+from pipelines.cli.command import Outcome, Use
 from pipelines.cli.invocation import as_typed
 from pipelines.cli.parsing import parse_flags
+from pipelines.cli.written import written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Subcommand:
     args: type[Any]
     """Its flags, a dataclass with a `store`, and its words, which are no flags."""
     do: Callable[[Any], Outcome]
+    store: Use
     words: tuple[str, ...] = ()
     """Fields that are typed before the flags, without their names."""
     optional: bool = False
@@ -28,7 +30,8 @@ class Subcommand:
     rest: str = ""
     """The field of all that follows `--`."""
     check: Callable[[Any], None] = lambda args: None
-    plan: Callable[[Any], list[str]] = lambda args: []
+    plan: Callable[[Any], list[str]] | None = None
+    """For --dry-run; unless told, a line of what it is about."""
 
     def usage(self) -> str:
         """How it is typed after its own word."""
@@ -54,6 +57,11 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
 
 def run_subcommand(script: str, about: str, commands: Mapping[str, Subcommand], argv: list[str]) -> None:
     """Run what the first word names, as `run_command` does."""
+    with written():
+        _run_named(script, about, commands, argv)
+
+
+def _run_named(script: str, about: str, commands: Mapping[str, Subcommand], argv: list[str]) -> None:
     word = argv[0] if argv and not argv[0].startswith("-") else ""
     if word in commands:
         _run(script, word, commands[word], argv[1:])
@@ -81,12 +89,17 @@ def _run(script: str, word: str, command: Subcommand, argv: list[str]) -> None:
                 raise InputError(f"{word} has no {name}; expected `{typed}`")
         return parse_flags(args_type, flags, args_type(**words, **given), f"{program} {word} {command.usage()}", about)
 
+    def plan(args: Any) -> list[str]:
+        named = [getattr(args, name) for name in command.words]
+        return [f"{word}: {' '.join([*filter(None, named), 'in', args.store])}; {command.about}"]
+
     cli.run_command(
         command.args,
         command.about,
         check=command.check,
-        plan=command.plan,
+        plan=command.plan or plan,
         run=command.do,
         read=read,
         argv=argv[:place],
+        store=command.store,
     )

@@ -109,10 +109,10 @@ def add_registered(items: dict[str, Item], server: Server) -> int:
     return len(found)
 
 
-def unknown_models(items: dict[str, Item], server: Server) -> list[str]:
-    """Models that were registered from this store, and that this MLflow does not know."""
+def unknown_models(items: dict[str, Item], server: Server | None) -> list[str]:
+    """Models that were registered from this store, and that this MLflow, which may not exist, does not know."""
     told = {name.split("/")[1] for name in items["registry"].files} if "registry" in items else set()
-    return sorted(told - {model.name for model in models(server)})
+    return sorted(told - {model.name for model in (models(server) if server else ())})
 
 
 def names_in(store: str, files: Iterable[str]) -> set[str]:
@@ -143,7 +143,9 @@ def find(items: dict[str, Item], name: str) -> Item:
         InputError: in one line, with the nearest, if there is none.
     """
     item = items.get(name.strip("/"))
-    if item is None or item.kind not in KINDS:
+    if item is not None and item.kind not in KINDS:
+        raise InputError(f"{item.name} is {item.kind}, and no item; expected KIND/NAME as `store.py list` prints it")
+    if item is None:
         known = [each.name for each in items.values() if each.kind in KINDS]
         raise InputError(
             f"no {name} in the store; expected KIND/NAME as `store.py list` prints it{nearest(name, known)}"

@@ -11,10 +11,9 @@ from ddpm_core.artifacts.checkpoint_store import CheckpointStore, find_checkpoin
 from ddpm_core.errors import InputError, nearest
 from pipelines.housekeeping.inventory import KINDS, Item
 from pipelines.recipes.files import SUFFIX, find_recipe
-from pipelines.tracking import Server, default_model, open_server
+from pipelines.tracking import Server, default_model, open_server, standing_server
 from pipelines.tracking.registry import champion_of, model_name, models
 from pipelines.tracking.resolve import check_registry, find_weights
-from pipelines.tracking.store import is_there
 
 MODELS = "models:/"
 _IN_STORE = re.compile(rf"(?P<store>.+)/(?P<name>(?:{'|'.join(KINDS)})/[^/]+)(?:/.*)?")
@@ -102,7 +101,7 @@ def weights_of(named: str, store: str, *, step: int | None = None, part: Literal
     if named.startswith(MODELS):
         weights = find_weights(named, open_registry(named, store), store)
     else:
-        server = open_server(store) if is_there(store) else None
+        server = standing_server(store)
         if server is None or named not in [model.name for model in models(server)]:
             raise InputError(
                 f"no run and no model {named} in {store}; {_REMEDY}{nearest(named, _known(store, server))}"

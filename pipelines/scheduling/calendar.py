@@ -36,7 +36,8 @@ class Calendar:
     def __post_init__(self) -> None:
         if self.time_zone not in _zones():
             near = nearest(self.time_zone, _zones())
-            raise InputError(f"time-zone is {self.time_zone!r}; expected a name as Europe/Berlin{near}")
+            of = " (this machine's TZ)" if self.time_zone == _given() else ""
+            raise InputError(f"time-zone is {self.time_zone!r}{of}; expected a name as Europe/Berlin{near}")
         if len(self.cron.split()) != 5:  # the parser would take a sixth, for seconds
             raise InputError(f"cron is {self.cron!r}; expected {_FIELDS}")
         try:
@@ -90,10 +91,14 @@ def parse_tick(name: str) -> datetime:
 
 
 def local_time_zone() -> str:
-    """This machine's zone by name: TZ, else what /etc/localtime points at or is a copy of, else UTC."""
-    given = os.environ.get("TZ", "").removeprefix(":")
+    """This machine's zone by name: TZ, be it one or not, else what /etc/localtime points at or is a copy of, else UTC."""
     linked = os.path.realpath(_LOCALTIME).rpartition("/zoneinfo/")[2]
-    return next((name for name in (given, linked) if name in _zones()), None) or _copied() or "UTC"
+    return _given() or (linked if linked in _zones() else None) or _copied() or "UTC"
+
+
+def _given() -> str:
+    """What TZ says, as a name or as a file of zoneinfo; empty if nothing."""
+    return os.environ.get("TZ", "").removeprefix(":").rpartition("/zoneinfo/")[2]
 
 
 def _copied() -> str | None:

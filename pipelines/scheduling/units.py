@@ -8,6 +8,8 @@ from pipelines.scheduling.jobs import project_root
 _UNITS = """\
 # a line of `crontab -e`:
 * * * * * {tick}
+# Neither cron nor systemd has your shell's variables: say there, too, what is set here of AWS_*, MLFLOW_TRACKING_URI and
+# RAY_API_SERVER_ADDRESS (a line NAME=VALUE each above it; below [Service] as Environment=NAME=VALUE, or EnvironmentFile=).
 
 # or ~/.config/systemd/user/ddpm-tick.service:
 [Unit]

@@ -8,7 +8,7 @@ from pipelines.tracking.outage import TrackingError
 from pipelines.tracking.promotion import Promotion, is_champion, promote
 from pipelines.tracking.registry import ResolvedModel, default_model, register_model, resolve_model
 from pipelines.tracking.runs import RunHandle
-from pipelines.tracking.store import Server, import_meanwhile, is_server, open_server, tracking_uri
+from pipelines.tracking.store import Server, import_meanwhile, is_server, open_server, standing_server, tracking_uri
 from pipelines.tracking.tracker import Tracker, open_tracking, sync
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "promote",
     "register_model",
     "resolve_model",
+    "standing_server",
     "sync",
     "tracking_uri",
 ]

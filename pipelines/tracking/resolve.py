@@ -7,7 +7,8 @@ from ddpm_core.api import loading
 from ddpm_core.artifacts.checkpoint import Weights
 from ddpm_core.errors import InputError
 from ddpm_core.interop.model_folder import read_model
-from pipelines.tracking import Server, resolve_model
+from pipelines.progress import shown
+from pipelines.tracking import Server, resolve_model, tracking_uri
 from pipelines.tracking.store import is_there
 
 
@@ -33,9 +34,15 @@ def check_registry(model: str, store: str) -> None:
         InputError: in one line.
     """
     if not is_there(store):
-        raise InputError(
-            f"{model}: no model is registered in {store}; expected another --store, or a model by its folder"
-        )
+        raise InputError(f"{model}: {none_registered(store)}, or a model by its folder")
+
+
+def none_registered(store: str) -> str:
+    """What is said where no MLflow stands that could know a model."""
+    return (
+        f"no model is registered in {store}; expected another --store, or MLFLOW_TRACKING_URI of the MLflow that keeps them "
+        f"(as it is, {shown(tracking_uri(store))}, which does not exist)"
+    )
 
 
 def no_model(model: str) -> InputError:

@@ -70,6 +70,15 @@ def is_there(store: str) -> bool:
     return not uri.startswith(_SQLITE) or _database(uri).is_file()
 
 
+def standing_server(store: str) -> "Server | None":
+    """The MLflow of a store; None where nothing was ever tracked, and none is made to find that out.
+
+    Raises:
+        InputError: one line, if it does not open.
+    """
+    return open_server(store) if is_there(store) else None
+
+
 def _database_uri(folder: Path) -> str:
     """Of the SQLite in a folder; what would mean something in a URI as %NN, which SQLAlchemy (from 2.1 on) takes back."""
     return _SQLITE + str(folder / "mlflow.db").replace("%", "%25").replace("?", "%3F")
@@ -116,7 +125,7 @@ def follow_move(store: str, uri: str) -> None:
 
     MLflow records absolute places, and has no call that changes them.
     """
-    if uri != _database_uri(Path(storage.absolute(store))):
+    if uri != _database_uri(Path(storage.absolute(store))) or not _is_writable(_database(uri)):
         return
     now = artifact_location(store, uri)
     with lock(uri), closing(sqlite3.connect(_database(uri))) as database, database:
@@ -249,12 +258,17 @@ def _why(uri: str, error: Exception) -> str:
 
 @contextmanager
 def lock(uri: str) -> Iterator[None]:
-    """Hold a SQLite store for oneself against other drivers on this machine; a server needs no such thing."""
-    if not uri.startswith(_SQLITE):
+    """Hold a SQLite store for oneself against other drivers on this machine; a server needs no such thing, nor one only read."""
+    path = _database(uri)
+    if not uri.startswith(_SQLITE) or not _is_writable(path):
         yield
         return
-    path = _database(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _is_writable(database: Path) -> bool:
+    """Whether it, or one that is still to be made, may be written."""
+    return not database.exists() or os.access(database, os.W_OK)

@@ -947,7 +947,18 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     assert re.match(
         r"digits +candidate 3, champion 1 +since 20..-..-..: the first champion, with fd 2$", out.splitlines()[1]
     )
-    assert json.loads(_typed(capsys, store, "list", "--json")[1].splitlines()[-1])["rows"][0][0] == "digits"
+    told = json.loads(_typed(capsys, store, "list", "--json")[1].splitlines()[-1])["models"]
+    assert told["digits"]["aliases"] == {"candidate": 3, "champion": 1}
+    assert (told["digits"]["champion"]["reason"], told["of another tool"]["champion"]) == (
+        "the first champion, with fd 2",
+        None,
+    )
+    told = json.loads(_typed(capsys, store, "list", "digits", "--json")[1].splitlines()[-1])["versions"]
+    assert {number: (of["aliases"], of["figures"]) for number, of in told.items()} == {
+        "3": (["candidate"], {"fd": 9.0}),
+        "2": ([], {"fd": 3.0}),
+        "1": (["champion"], {"fd": 2.0}),
+    }
     code, out, _ = _typed(capsys, store, "list", "digits")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["3", "2", "1"]
     assert "not promoted: fd 3, the champion's (version 1) 2; no interval" in out
@@ -955,7 +966,7 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     assert out == f"fd 3, that of {champion} 2; no interval is known of the difference\n"
 
     code, out, _ = _typed(capsys, store, "promote", "models:/digits/2", "--reason", "cleaner")
-    assert (code, out.splitlines()[0]) == (0, f"champion  {champion} is version 2")
+    assert (code, out.splitlines()[:2]) == (0, [f"champion  {champion}", "version   2"])
     code, _, err = _typed(capsys, store, "promote", "models:/digits/3", "--reason", "newer")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "models:/digits/3 was judged fd against other; the champion, version 2, fd against heldout: their fig" in err
@@ -971,9 +982,26 @@ def test_a_person_chooses_the_champion_and_takes_it_back(
     ]
 
     tracker.client.delete_model_version("digits", "2")  # it cannot be the one before any more
-    code, out, _ = _typed(capsys, store, "rollback", "digits", "--reason", "worse strokes")
-    assert (code, out.splitlines()[0]) == (0, f"champion  {champion} is version 1")
+    code, out, _ = _typed(capsys, store, "rollback", "digits", "--reason", "worse strokes", "--json")
+    assert (code, json.loads(out.splitlines()[-1])) == (0, {"champion": champion, "version": 1})
     assert _typed(capsys, store, "rollback", "digits")[0] == 2  # and not forth to what was left
+
+
+def test_a_registry_that_may_only_be_read_is_read(
+    tracker: tracking.Tracker,
+    store: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _register(tracker, tmp_path, 0)
+    database = Path(store, "mlflow.db")
+    Path(f"{database}.lock").unlink()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != database and may(path, mode))
+    code, out, _ = _typed(capsys, store, "list")
+    assert (code, out.splitlines()[1].split()[0]) == (0, "digits")
+    assert not Path(f"{database}.lock").exists()
 
 
 def test_a_model_is_shown_and_exported_by_any_of_its_names(

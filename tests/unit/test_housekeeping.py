@@ -11,9 +11,11 @@ import pytest
 from ddpm_core import storage
 from ddpm_core.artifacts import run_record
 from ddpm_core.artifacts.run_record import hold
+from pipelines.cli.subcommands import run_subcommand
 from pipelines.housekeeping import removal
 from pipelines.housekeeping.inventory import add_registered, inventory, unknown_models
 from pipelines.housekeeping.removal import old_cache, remove_unused, unused
+from pipelines.store import COMMANDS
 
 DAY_S = 24 * 3600.0
 DATASET, RUN, SAMPLES, REPORT = (
@@ -59,6 +61,33 @@ def found(store: str, days: float = 30) -> list[str]:
     return [item.name for item in unused(store, inventory(store), time.time() - days * DAY_S)]
 
 
+def test_what_would_be_done_is_told_by_items_and_sizes_and_not_done(
+    store: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to, before = str(tmp_path_factory.mktemp("to") / "other"), sorted(Path(store).rglob("*"))
+
+    def told(*words: str) -> list[str]:
+        run_subcommand("store.py", "", COMMANDS, [*words, "--store", store, "--dry-run"])
+        return capsys.readouterr().out.splitlines()
+
+    sizes = {name: sum(len(FILES[file]) for file in FILES if file.startswith(name)) for name in (DATASET, RUN, SAMPLES)}
+    *items, total = told("copy", SAMPLES, to)
+    assert sorted(items) == [f"{name}, {size} B" for name, size in sizes.items()]
+    assert items[-1].startswith(SAMPLES)
+    assert total == f"{sum(sizes.values())} B would be copied to {to}"
+    assert told("rm", RUN) == [f"{RUN}, {sizes[RUN]} B", f"stays: {SAMPLES} refers to it"]
+    assert told("rm", REPORT)[1] == "nothing refers to it"
+    assert told("list") == [f"list: in {store}; What lies in a store, and what refers to it."]
+    with pytest.raises(SystemExit):
+        told("rm", "registry")
+    assert "no registry in the store" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        told("rm", "bounds")
+    assert "bounds is cache, and no item; expected KIND/NAME" in capsys.readouterr().err
+    assert sorted(Path(store).rglob("*")) == before
+    assert not Path(to).exists()
+
+
 def test_all_that_nobody_used_goes_what_refers_to_it_first(store: str) -> None:
     assert found(store) == [REPORT, SAMPLES, RUN, DATASET]
     assert found(store, days=50) == []
@@ -99,6 +128,7 @@ def test_what_a_registered_model_came_from_stays(store: str) -> None:
     write(store, {"registry/ddpm/run.json": "", "registry/other/run.json": ""})
     items, server = inventory(store), SimpleNamespace(client=client, uri="")
     assert unknown_models(items, server) == ["other"]
+    assert unknown_models(items, None) == ["ddpm", "other"]
     assert add_registered(items, server) == 1
     assert items[REPORT].referred_by == ["models:/ddpm/1"]
     assert unused(store, items, time.time()) == []

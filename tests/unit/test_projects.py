@@ -542,7 +542,7 @@ def typed(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
             run=new.run,
             read=new.read,
             argv=argv,
-            uses_store=False,
+            store="leaves",
         )
     except SystemExit as ended:
         return int(ended.code or 0)

@@ -23,12 +23,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ddpm_core import storage
+from ddpm_core.artifacts.run_record import hold
 from ddpm_core.errors import HeldError
 from pipelines import schedule
 from pipelines.cli.subcommands import run_subcommand
 from pipelines.scheduling import calendar as calendars
 from pipelines.scheduling import jobs as launch
-from pipelines.scheduling import loop
+from pipelines.scheduling import loop, state
 from pipelines.scheduling.calendar import Calendar, local_time_zone, parse_tick, tick_name
 from pipelines.scheduling.jobs import JobResult, LaunchError, Started, Wait, local_job, open_launcher, ray_job
 from pipelines.scheduling.loop import Passed, passing
@@ -378,8 +379,21 @@ def test_a_copy_of_a_zone_s_file_is_known_by_its_rules(tmp_path: Path, monkeypat
     )
     copied.write_bytes(source.read_bytes())
     assert local_time_zone() in ("Asia/Kathmandu", "Asia/Katmandu")
-    monkeypatch.setenv("TZ", "Europe/Paris")
-    assert local_time_zone() == "Europe/Paris"
+    for given in ("Europe/Paris", ":Europe/Paris", ":/usr/share/zoneinfo/Europe/Paris"):
+        monkeypatch.setenv("TZ", given)
+        assert local_time_zone() == "Europe/Paris"
+
+
+def test_a_tz_that_names_no_zone_is_refused_and_not_taken_for_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST")
+    with pytest.raises(SystemExit):
+        command("add", "a", "--store", str(tmp_path / "store"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "time-zone is 'CET-1CEST' (this machine's TZ); expected a name as Europe/Berlin" in line
+    command("add", "a", "--store", str(tmp_path / "store"), "--time-zone", "Europe/Berlin", "--dry-run")
+    assert "CE" in capsys.readouterr().out.splitlines()[1]
 
 
 def test_in_lord_howe_the_half_hour_neither_drops_nor_doubles_a_daily_tick() -> None:
@@ -983,7 +997,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert told.out == ""
 
 
-def test_list_show_pause_resume_and_remove(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_show_pause_resume_and_remove(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "utc_now", lambda: world.clock.now())
     world, store = World(str(tmp_path)), ["--store", str(tmp_path)]
     world.add("nightly", missed="skip")
     world.add("hourly", "0 * * * *", "Europe/Berlin")
@@ -1007,6 +1024,50 @@ def test_list_show_pause_resume_and_remove(tmp_path: Path, capsys: pytest.Captur
     assert "next paused" not in told("list")[0]
     told("remove", "hourly")
     assert len(told("list")) == 1
+
+
+def test_a_tick_for_which_nobody_comes_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule is a record and no process: without `run` or `tick` nothing would ever say that nothing happens."""
+    since = parse_tick("20261125T020000Z")
+    world, store = World(str(tmp_path), clock=Clock(since - timedelta(hours=1))), ["--store", str(tmp_path)]
+    world.add(time_zone="Europe/Berlin")
+    monkeypatch.setattr(state, "utc_now", lambda: now)
+
+    def told(word: str, *more: str) -> Any:
+        command(*[word, *(["nightly"] if word == "show" else []), *more, *store])
+        out = capsys.readouterr().out
+        return json.loads(out.splitlines()[-1]) if more else out
+
+    now = since + timedelta(minutes=1)  # cron's `tick` may be at it in a moment
+    assert "nobody" not in told("list") + told("show")
+    now = since + timedelta(days=1, hours=1)
+    words = "due since Wed 2026-11-25 03:00 CET, and nobody came: neither `run` nor `tick` is at work"
+    assert words in told("list")
+    assert words in told("show")
+    facts = told("list", "--json")["schedules"]["nightly"]
+    assert facts == {
+        "cron": "0 3 * * *",
+        "time_zone": "Europe/Berlin",
+        "paused": False,
+        "next": "2026-11-27T02:00:00+00:00",
+        "waits_since": "2026-11-25T02:00:00+00:00",
+        "at_work": None,
+        "last": None,
+    }
+    with hold(world.schedules.folder("nightly"), say=print):
+        assert "nobody" not in told("list")
+    before = world.schedules.standing("nightly", world.schedules.read("nightly"))
+    begun = Tick(due=TICK, started_at=said(now))  # and killed with its starter
+    world.schedules.stand("nightly", replace(before[0], current=begun), before[1])
+    with hold(world.schedules.folder("nightly"), say=print):
+        assert "at work on Mon 2026-11-23 04:00 CET; no tick yet" in told("list")
+        assert told("list", "--json")["schedules"]["nightly"]["at_work"] == TICK
+    assert "nobody came" in told("list")
+    world.schedules.change("nightly", paused=True)
+    assert "nobody" not in told("list")
+    assert told("show", "--json")["next"] is None
 
 
 def test_what_is_said_at_each_pass_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -322,6 +322,33 @@ def test_a_server_out_of_reach_is_told(bucket: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "localhost:9")
     with pytest.raises(ValueError, match="AWS_ENDPOINT_URL_S3 is localhost:9; expected http"):
         storage.check_store(f"s3://{bucket}/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9")
+    with pytest.raises(ValueError, match="AWS_ENDPOINT_URL is localhost:9; expected http"):
+        storage.check_store(f"s3://{bucket}/x")
+
+
+def test_an_endpoint_set_to_nothing_is_none(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    """As a file of variables leaves it; boto3 itself would take it for an address."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "")
+    assert s3_client.client().meta.endpoint_url == "https://s3.amazonaws.com"
+
+
+def test_a_store_that_does_not_stand_is_refused_and_not_made(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "file").touch()
+    for uri, said in {
+        str(tmp_path / "none"): "there is no store at .*/none; expected one that a command made",
+        str(tmp_path / "file"): "there is no store at .*/file, a file; expected",
+        f"s3://{bucket}/none": "there is no store at s3://.*/none; expected",
+        "s3://nobody-has-this-bucket/none": "there is no bucket nobody-has-this-bucket",
+    }.items():
+        with pytest.raises((ValueError, OSError), match=said):
+            storage.check_there(uri)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    storage.write_bytes(f"s3://{bucket}/some/file", b"")
+    storage.check_there(f"s3://{bucket}/some")
+    storage.check_there(str(tmp_path))
 
 
 def _answers(monkeypatch: pytest.MonkeyPatch, codes: list[str]) -> list[str]:

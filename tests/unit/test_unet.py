@@ -1,5 +1,6 @@
 """The network: each detail of the published code that has a closed form."""
 
+import copy
 import math
 
 import numpy as np
@@ -242,6 +243,43 @@ def gradients(model: UNet, precision: torch.dtype = torch.float32) -> tuple[torc
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), found, sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("size", [4, 32])
+def test_a_norm_of_bfloat16_is_that_of_the_same_numbers(size: int) -> None:
+    """Both ways, whatever it is computed in; with and without a gradient the same bits."""
+    norm = group_norm(16)
+    generator = torch.Generator().manual_seed(0)
+    x, g = ((3 + torch.randn(4, 16, size, size, generator=generator)).bfloat16() for _ in range(2))
+    x, g = (each.contiguous(memory_format=torch.channels_last) for each in (x, g))
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2.0, 16))
+        norm.bias.copy_(torch.linspace(-1.0, 1.0, 16))
+    found = []
+    for dtype, of in ((torch.bfloat16, norm), (torch.float64, copy.deepcopy(norm).double())):
+        given = x.to(dtype, copy=True).requires_grad_()
+        out = of(given)
+        found.append([out, *torch.autograd.grad(out, [given, *of.parameters()], g.to(dtype))])
+    for ours, expected in zip(*found, strict=True):
+        assert (ours.double() - expected).norm() < 2**-8 * expected.norm()
+    assert found[0][0].dtype == torch.bfloat16
+    assert found[0][0].is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(norm(x), found[0][0])
+
+
+@pytest.mark.parametrize(("pixels", "heads"), [(9, 2), (1024, 1), (1156, 1)])
+def test_attention_in_bfloat16_is_that_of_the_same_numbers(pixels: int, heads: int) -> None:
+    """Both ways, whichever way it is computed."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, heads, pixels, 8, generator=generator).bfloat16() for _ in range(4)]
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        query, key, value, g = (each.to(dtype, copy=True).requires_grad_() for each in given)
+        out = blocks.attended(query, key, value)
+        found.append([out, *torch.autograd.grad(out, (query, key, value), g)])
+    for ours, expected in zip(*found, strict=True):
+        assert (ours.double() - expected).norm() < 2**-6 * expected.norm()
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -18,6 +18,11 @@ from pipelines.recipes.config import Recipe, SweepStage
 from pipelines.recipes.recipes import make
 
 
+@pytest.fixture(autouse=True)
+def _a_processor_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+
+
 def digits(store: Path, **changes: object) -> Recipe:
     recipe = make("digits")
     return replace(recipe, store=str(store), train=replace(recipe.train, batch_size=64, **changes))  # type: ignore[arg-type]
@@ -46,6 +51,21 @@ def test_the_time_follows_from_the_speed_and_a_worker_has_its_share_of_the_batch
     assert seconds == pytest.approx((10_000 * 32 + passes / 3) / float(said[3].replace(",", "")), rel=0.06)
     assert torch.get_num_threads() == threads
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("amx", "speed", "told"), [(True, 2.0, True), (True, 1.05, False), (False, 2.0, False)])
+def test_a_processor_that_multiplies_bfloat16_is_worth_a_word(
+    amx: bool, speed: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(
+        "ddpm_core.training.probe.images_per_s",
+        lambda model, objective, train, *_: (500.0 * (speed if train.precision == "bfloat16" else 1), 32),
+    )
+    time = costs.training_cost(digits(tmp_path, num_workers=2))[1]
+    assert time.endswith("operations in all; 1,000 images/s by --train.precision bfloat16") == told
+    assert ("bfloat16" in time) == told
+    assert "bfloat16 " not in costs.training_cost(digits(tmp_path, precision="bfloat16"))[1]
 
 
 def test_a_batch_in_parts_takes_less_memory(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def what_would_go(args: GcArgs) -> list[str]:
     """What gc would remove now."""
     items, registry = _items(args)
     found, cached = unused(args.store, items, _since_s(args)), _cached(args, items)
-    lines = [f"{_sized(item)}, {age(item)}" for item in found]
+    lines = [f"{item.name}  {size_words(item.size_bytes)}, {age(item)}" for item in found]
     lines += [f"{len(cached):,} files of features and bounds"] if cached else []
     kept = len([item for item in items.values() if item.kind in KINDS]) - len(found)
     size_bytes = _total(found) + sum(entry.size_bytes or 0 for entry in cached)

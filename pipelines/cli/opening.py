@@ -12,10 +12,9 @@ _TAKE_AWAY = "\r\x1b[K"
 def begin() -> None:
     """Say that the command starts, and have it start and end a second sooner each."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        if (
-            os.environ.get(name) == ""
-        ):  # as a file of variables leaves it; MLflow's boto3 would take that for an address
-            del os.environ[name]
+        # Set to nothing, as a file of variables leaves it, MLflow's boto3 would take it for an address.
+        if not os.environ.get(name):
+            os.environ.pop(name, None)
     # Libraries make half a million objects that stay. Python would look through them again and again as they come, and once more
     # in the end.
     gc.set_threshold(100_000, 50, 100)

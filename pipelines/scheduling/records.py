@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ddpm_core import storage
 from ddpm_core.artifacts.records import read_record, record_bytes
-from ddpm_core.artifacts.run_record import PATIENCE_S, RECORD, Holder
+from ddpm_core.artifacts.run_record import PATIENCE_S, RECORD
 from ddpm_core.artifacts.run_record import read_record as read_holder
 from ddpm_core.errors import HeldError, InputError, nearest
 from pipelines.scheduling.calendar import Calendar, parse_tick, tick_name
@@ -172,17 +172,15 @@ class Schedules:
         if not (storage.create_bytes(uri, data) if before is None else storage.replace_bytes(uri, data, before)):
             raise HeldError(f"schedule {name} was taken over by another job, which goes on with it")
 
-    def at_work(self, name: str) -> Holder | None:
-        """Who is at a schedule's ticks, as far as the record tells that a holder changes all the while."""
-        record, now_s = read_holder(self.folder(name)), time.time()
-        changed_s = max(
-            (entry.changed_s for entry in storage.walk(self.folder(name)) if entry.name == RECORD), default=0
-        )
-        return record.holder if record and now_s - changed_s < 2 * PATIENCE_S else None
+    def _is_held(self, name: str) -> bool:
+        """Whether somebody is at it, as far as the record tells, which a holder changes all the while."""
+        record = read_holder(self.folder(name))
+        changed_s = (entry.changed_s for entry in storage.walk(self.folder(name)) if entry.name == RECORD)
+        return bool(record and record.holder) and time.time() - max(changed_s, default=0) < 2 * PATIENCE_S
 
     def waits_since(self, name: str, schedule: Schedule, now: datetime) -> datetime | None:
         """Since when there is a tick to do that nobody does; None if there is none, or somebody is at it."""
-        if schedule.paused or self.at_work(name):
+        if schedule.paused or self._is_held(name):
             return None
         standing, _ = self.standing(name, schedule)
         if standing.current is not None:  # its job, and who started it, were killed
